@@ -1,1 +1,1 @@
-"""model."""
+"""Resources, the manifest and its JSON Schema."""

@@ -1,0 +1,157 @@
+"""What a manifest declares, as types; the published JSON Schema is generated from them.
+
+Rules:
+- Unknown keys are errors. Keys that this version has not built yet are known, so that they can be
+  refused by name (`UNBUILT`), never ignored.
+- Descriptions are for users: they are shown by editors through the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"),
+    Field(
+        description="A DNS label: lower-case letters, digits and hyphens, 40 characters at most."
+    ),
+]
+Duration = Annotated[
+    float, Field(gt=0, le=86400, description="Seconds; in a manifest also as 500ms, 2s, 5m.")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Path = Annotated[str, StringConstraints(pattern=r"^/[^\s?#]*$")]
+
+
+class Spec(BaseModel):
+    """An immutable part of a manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Route(Spec):
+    """Requests whose path starts with `path` go to workload `to`; the longest path wins."""
+
+    path: Path = "/"
+    to: Name
+    strip: bool = Field(False, description="Remove `path` from the request before it is sent on.")
+    host: str | None = Field(None, description="Only requests for this host name.")
+    timeout: Duration | None = Field(None, description="Deadline for the whole request.")
+
+
+class Gateway(Spec):
+    """Where requests from outside enter."""
+
+    port: Port = 8080
+    address: str = Field("127.0.0.1", description="The IP address to listen on.")
+    routes: tuple[Route, ...] = Field(min_length=1)
+
+
+class HttpProbe(Spec):
+    """Ready when a GET of `path` answers with a status below 400."""
+
+    path: Path
+    interval: Duration = 1.0
+    timeout: Duration = 1.0
+    failures: int = Field(3, ge=1, description="Consecutive failures that make it unready.")
+
+
+class TcpProbe(Spec):
+    """Ready when `$PORT` accepts a connection."""
+
+    tcp: Literal[True] = True
+    interval: Duration = 1.0
+    timeout: Duration = 1.0
+    failures: int = Field(3, ge=1)
+
+
+class ExecProbe(Spec):
+    """Ready when a command exits with 0."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+    interval: Duration = 2.0
+    timeout: Duration = 5.0
+    failures: int = Field(3, ge=1)
+
+
+Probe = HttpProbe | TcpProbe | ExecProbe
+
+
+class Limits(Spec):
+    """What one instance may use at most, where the operating system can limit it."""
+
+    memory: int | None = Field(None, gt=0, description="Bytes; in a manifest also as 256MiB.")
+    cpu: float | None = Field(None, gt=0, description="Cores.")
+    files: int | None = Field(None, gt=0, description="Open file descriptors.")
+    processes: int | None = Field(None, gt=0)
+
+
+class WorkloadSpec(Spec):
+    """A service: how to run it and what it may reach."""
+
+    run: str | None = Field(None, description="An ASGI application, as `module:attribute`.")
+    command: tuple[str, ...] | None = Field(
+        None, min_length=1, description="A program that listens on `$PORT`."
+    )
+    image: str | None = None
+    path: str = Field(".", description="Its source directory, relative to the manifest.")
+    python: str | None = Field(
+        None, description="Its interpreter; default: the nearest `.venv`, else Bedstone's own."
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment; `${databases.NAME.url}` and `${env.NAME}` are replaced.",
+    )
+    prepare: tuple[str, ...] | None = Field(
+        None, min_length=1, description="A command run once per revision before it starts."
+    )
+    replicas: int = Field(1, ge=0, le=1000)
+    isolation: Literal["process", "container", "gvisor", "microvm", "enclave"] = "process"
+    protocol: Literal["http", "http2", "grpc"] = Field(
+        "http", description="What the program speaks on `$PORT`: HTTP/1.1, or HTTP/2 without TLS."
+    )
+    uses: tuple[Name, ...] = Field(
+        (), description="All that it may reach: workloads and databases. All else is denied."
+    )
+    ready: Probe | None = Field(
+        None, description="Readiness probe; default: `$PORT` accepts a connection."
+    )
+    live: Probe | None = Field(None, description="Liveness probe; a failing instance is restarted.")
+    start_timeout: Duration = Field(60.0, description="How long it may take to become ready.")
+    stop_timeout: Duration = Field(10.0, description="From SIGTERM to SIGKILL.")
+    timeout: Duration | None = Field(None, description="Deadline of requests to it; default 60 s.")
+    limits: Limits | None = None
+    per_cell: bool = False
+
+
+class DatabaseSpec(Spec):
+    """A database: an embedded engine, or any server by URL."""
+
+    engine: Literal["postgres"] = "postgres"
+    url: str | None = Field(None, description="Use this server instead of the embedded engine.")
+    per_cell: bool = False
+    standby: Literal["sync", "async"] | None = None
+
+
+class AppSpec(Spec):
+    """A manifest."""
+
+    app: Name
+    gateway: Gateway | None = None
+    workloads: dict[Name, WorkloadSpec] = Field(min_length=1)
+    databases: dict[Name, DatabaseSpec] = Field(default_factory=dict)
+
+
+UNBUILT: dict[tuple[str, ...], str] = {
+    ("cells",): "cells are not built yet",
+    ("secrets",): "secrets are not built yet",
+    ("workloads", "*", "image"): "images are not built yet",
+    ("workloads", "*", "per_cell"): "cells are not built yet",
+    ("databases", "*", "per_cell"): "cells are not built yet",
+    ("databases", "*", "standby"): "standby databases are not built yet",
+}
+"""Keys of the design that this version refuses, with the reason. `isolation` other than `process`
+is refused likewise."""
