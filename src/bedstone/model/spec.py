@@ -15,9 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"),
-    Field(
-        description="A DNS label: lower-case letters, digits and hyphens, 40 characters at most."
-    ),
+    Field(description="A DNS label: lower-case letters, digits, hyphens; at most 40."),
 ]
 Duration = Annotated[
     float, Field(gt=0, le=86400, description="Seconds; in a manifest also as 500ms, 2s, 5m.")
@@ -37,7 +35,9 @@ class Route(Spec):
 
     path: Path = "/"
     to: Name
-    strip: bool = Field(False, description="Remove `path` from the request before it is sent on.")
+    strip: bool = Field(
+        default=False, description="Remove `path` from the request before it is sent on."
+    )
     host: str | None = Field(None, description="Only requests for this host name.")
     timeout: Duration | None = Field(None, description="Deadline for the whole request.")
 
