@@ -1,0 +1,190 @@
+"""What a node and the server say to each other, on one stream that the node opens.
+
+The stream is the gRPC method `/bedstone.node.v1.Node/Session` (bidirectional), over mutual TLS with
+the node's identity; each message is one JSON object. The node speaks first with `Hello`.
+
+Invariants:
+- After `Hello`, the server sends one `Assignments` with `complete` set: exactly what the node
+  shall run. Later ones carry changes only.
+- `Report` is last-writer-wins per key; after a reconnect, `Hello` carries everything again, and
+  what it does not carry the server removes.
+- A `Command` has an `id`; every `Reply` to it carries that id, the last one has `final` set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from bedstone.model.resources import (
+    App,
+    Database,
+    DatabaseStatus,
+    Frozen,
+    Instance,
+    InstanceStatus,
+    Node,
+    Preparation,
+    Revision,
+)
+
+SESSION_METHOD = "/bedstone.node.v1.Node/Session"
+
+
+class Hello(Frozen):
+    """The node's first message: who it is and all that it runs."""
+
+    type: Literal["hello"] = "hello"
+    node: Node
+    instances: tuple[InstanceStatus, ...] = ()
+    databases: tuple[DatabaseStatus, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
+
+
+class Report(Frozen):
+    """What changed on the node. Also the sign of life: sent empty when nothing changes."""
+
+    type: Literal["report"] = "report"
+    node: Node | None = None
+    instances: tuple[InstanceStatus, ...] = ()
+    databases: tuple[DatabaseStatus, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
+    removed: tuple[str, ...] = ()
+    """Keys of statuses that exist no more."""
+
+
+class Digests(Frozen):
+    """Digests of what the node's proxy really has, by `type/name`, for comparison and repair."""
+
+    type: Literal["digests"] = "digests"
+    digests: dict[str, str]
+
+
+class CertificateRequest(Frozen):
+    """A certificate signing request (PEM, RFC 2986) for a SPIFFE id placed on this node."""
+
+    type: Literal["certificate-request"] = "certificate-request"
+    id: str
+    spiffe_id: str
+    request: str
+
+
+class Reply(Frozen):
+    """A part of the answer to a `Command`.
+
+    For `logs`: `lines` (each `time`, `instance`, `text`). For `call`: `status`, `headers`, `body`
+    (base64). For failures: `error` (a code of `bedstone.errors`) and `message`.
+    """
+
+    type: Literal["reply"] = "reply"
+    id: str
+    final: bool = False
+    lines: tuple[LogLine, ...] = ()
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+    error: str | None = None
+    message: str = ""
+
+
+class LogLine(Frozen):
+    """One line of an instance's or engine's output; `time` is seconds since the epoch."""
+
+    time: float
+    source: str
+    text: str
+
+
+class Assignments(Frozen):
+    """What the node shall run: `complete` replaces everything, otherwise these are changes."""
+
+    type: Literal["assignments"] = "assignments"
+    complete: bool = False
+    domain: str
+    apps: tuple[App, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    databases: tuple[Database, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
+    removed: tuple[str, ...] = ()
+    available: dict[str, bool] = Field(default_factory=dict)
+    """For each `APP/CELL/WORKLOAD` in the domain whose availability changed: has it a ready
+    instance? A node starts an instance only when what it uses is available (or forms a cycle
+    with it)."""
+
+
+class Certificate(Frozen):
+    """The answer to a `CertificateRequest`: a chain (PEM, leaf first) and the trust bundle."""
+
+    type: Literal["certificate"] = "certificate"
+    id: str
+    chain: str = ""
+    bundle: str = ""
+    error: str | None = None
+    message: str = ""
+
+
+class Command(Frozen):
+    """Something to do on the node now.
+
+    `logs`: of `subject` (a prefix of `APP/CELL/WORKLOAD/INSTANCE`, or `engine:NAME`), from `since`
+    (seconds since the epoch), at most the last `tail` lines, going on when `follow`.
+    `call`: one HTTP request into the mesh as `identity`, to `url` (`http://WORKLOAD/PATH`).
+    `cancel`: stop answering command `subject`.
+    """
+
+    type: Literal["command"] = "command"
+    id: str
+    action: Literal["logs", "call", "cancel"]
+    subject: str = ""
+    since: float | None = None
+    tail: int | None = None
+    follow: bool = False
+    app: str = ""
+    identity: str = "operator"
+    method: str = "GET"
+    url: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+    timeout: float = 60.0
+
+
+class ProxyState(Frozen):
+    """What the server knows of the node's proxy: tells the node when an instance may start.
+
+    `listening` names the instances (by path) whose listeners the proxy has acknowledged.
+    """
+
+    type: Literal["proxy-state"] = "proxy-state"
+    acknowledged: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    complete: bool = False
+
+
+FromNode = Annotated[
+    Hello | Report | Digests | CertificateRequest | Reply, Field(discriminator="type")
+]
+FromServer = Annotated[
+    Assignments | Certificate | Command | ProxyState, Field(discriminator="type")
+]
+
+Reply.model_rebuild()
+
+_FROM_NODE: TypeAdapter[FromNode] = TypeAdapter(FromNode)
+_FROM_SERVER: TypeAdapter[FromServer] = TypeAdapter(FromServer)
+
+
+def encode(message: FromNode | FromServer) -> bytes:
+    """One message as JSON, UTF-8."""
+    return message.model_dump_json(exclude_defaults=False).encode()
+
+
+def decode_from_node(data: bytes) -> FromNode:
+    """Parse what a node sent; raises `pydantic.ValidationError`."""
+    return _FROM_NODE.validate_json(data)
+
+
+def decode_from_server(data: bytes) -> FromServer:
+    """Parse what the server sent; raises `pydantic.ValidationError`."""
+    return _FROM_SERVER.validate_json(data)
