@@ -5,7 +5,7 @@ Paths (all under `/v1`, JSON unless said otherwise; errors are `Problem` with th
 
 | method and path | role | takes | gives |
 |---|---|---|---|
-| GET `/healthz` (no `/v1`, no credential) | – | | `{"status": "ok"}` |
+| GET `/healthz` (no `/v1`, no credential) | none | | `{"status": "ok"}` |
 | GET `/openapi.json` | reader | | OpenAPI 3.1 |
 | GET `/status` | reader | | `DomainStatus` |
 | GET `/apps/APP/status` | reader | | `AppStatus` |
@@ -95,8 +95,10 @@ class Part(Frozen):
 
 
 class AppStatus(Frozen):
-    """An app at one glance. `ready`: every part of the applied generation is ready, and no older
-    revision is left."""
+    """An app at one glance.
+
+    `ready`: every part of the applied generation is ready, and no older revision is left.
+    """
 
     app: str
     generation: int
