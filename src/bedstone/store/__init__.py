@@ -4,8 +4,8 @@
 """
 
 from bedstone.store.protocol import (
-    ANY,
     ABSENT,
+    ANY,
     CompactedError,
     Delete,
     Entry,

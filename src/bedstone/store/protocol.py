@@ -7,7 +7,7 @@ Invariants, checked by `bedstone.testing` for every driver:
 2. A commit is atomic and durable before it returns: all its operations are applied or none, and
    after a crash it is still there.
 3. A watch from revision R yields every commit after R that touches its prefix, once, in order, as
-   one batch per commit; or it raises `CompactedError` when that history is gone. It never has a gap.
+   one batch per commit; or it raises `CompactedError` when that history is gone. It has no gap.
 4. A list plus a watch from the list's revision equals the truth.
 5. A lease ends only after its time to live has passed without a keep-alive *as observed by a
    running store*: time in which no store runs ends no lease. Its keys go in one atomic commit.
