@@ -1,0 +1,68 @@
+"""The Linux calls that Python 3.11 has no function for.
+
+Each raises OSError with the call's name. ctypes is loaded on import, before any fork, so that a
+forked child only calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, call: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    argument = ctypes.c_ulong(value)
+    zero = ctypes.c_ulong(0)
+    _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(path: str, kind: int) -> None:
+    """Enter the namespace that `path` names, setns(2)."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(handle, kind), f"setns {path}")
+    finally:
+        os.close(handle)
+
+
+def mount(source: str | None, target: str, flags: int) -> None:
+    """mount(2) without file system type and data: binds, remounts and propagation."""
+    from_path = source.encode() if source is not None else None
+    _check(
+        _libc.mount(from_path, target.encode(), None, ctypes.c_ulong(flags), None),
+        f"mount {target}",
+    )
+
+
+def umount(target: str) -> None:
+    """umount2(2), detaching what is busy."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")

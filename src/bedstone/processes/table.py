@@ -1,0 +1,231 @@
+"""The processes of one supervisor: forks them, reaps them, and ends what they leave behind.
+
+Rules:
+- A child is found dead with WNOWAIT first: while it is a zombie its number, and its process group's,
+  can't be given to another, so what it left in its group is killed without a doubt, and then it is
+  reaped.
+- The supervisor is a subreaper, so whatever is orphaned becomes its child. An orphan carries, in
+  its environment, the number of the launch that it came from; when that launch has ended, the
+  orphan is killed.
+- Every launch is written to the journal before its program runs, for the warden.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bedstone.processes import warden
+from bedstone.processes.cgroups import ControlGroups, Membership
+from bedstone.processes.identity import boot_id, read_stat
+from bedstone.processes.launcher import launch
+from bedstone.processes.spec import NAME_MARKER, RUN_MARKER, ProcessInfo, ProcessSpec
+
+
+@dataclass(slots=True)
+class Process:
+    """One name's record. `report` is open from the fork until the program runs or has failed."""
+
+    spec: ProcessSpec
+    info: ProcessInfo
+    launch: int = 0
+    report: int = -1
+    stopping: bool = False
+    delay: float = 0.0
+    membership: Membership = field(default_factory=Membership)
+
+    @property
+    def pid(self) -> int | None:
+        """The running program's, or None."""
+        return self.info.pid if self.info.running else None
+
+
+class ProcessTable:
+    """Forks and reaps.
+
+    Args:
+        marker: value of the run's marker.
+        journal: file that every launch is appended to.
+        groups: control groups for limits.
+        ended: called with a process after it was reaped.
+    """
+
+    def __init__(
+        self,
+        marker: str,
+        journal: Path,
+        groups: ControlGroups,
+        ended: Callable[[Process], None],
+    ) -> None:
+        self._marker = marker
+        self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._groups = groups
+        self._ended = ended
+        self._launches = 0
+        self.by_name: dict[str, Process] = {}
+        self._by_pid: dict[int, Process] = {}
+        self._kept: set[int] = set()
+        """Children that are no process of the table: the warden."""
+
+    def running(self) -> Iterator[Process]:
+        """The processes that run."""
+        return iter(tuple(self._by_pid.values()))
+
+    def keep(self, pid: int) -> None:
+        """Take a child of the supervisor's own out of the orphans."""
+        self._kept.add(pid)
+
+    def kept(self, pid: int) -> bool:
+        """Whether the supervisor's own child has not been reaped yet."""
+        return pid in self._kept
+
+    def start(self, process: Process) -> None:
+        """Fork a process; its `report` tells later whether its program runs."""
+        spec = process.spec
+        self._launches += 1
+        process.launch = self._launches
+        process.stopping = False
+        process.membership = self._groups.prepare(spec.name, spec.limits)
+        env = dict(spec.env)
+        env[RUN_MARKER] = self._marker
+        env[NAME_MARKER] = f"{spec.name}/{process.launch}"
+        parent = os.getpid()
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        # A signal that reached the child before it has its own handlers would be written to the
+        # supervisor's wake-up descriptor, and be taken for the supervisor's.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        pid = os.fork()
+        if pid == 0:
+            launch(spec, env, parent, write, process.membership)
+        stat = read_stat(pid)
+        start_time = stat[2] if stat else 0
+        os.write(self._journal, f"{pid} {start_time} {json.dumps(spec.name)}\n".encode())
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(write)
+        process.report = read
+        process.info = replace(
+            process.info,
+            state="running",
+            pid=pid,
+            start_time=start_time,
+            boot_id=boot_id(),
+            started_at=time.time(),
+            exited_at=None,
+            exit_code=None,
+            exit_signal=None,
+            message=None,
+            applied=process.membership.applied + _isolation(spec),
+        )
+        self._by_pid[pid] = process
+
+    def read_report(self, process: Process) -> bool:
+        """Take the launcher's report; False if there is none yet."""
+        if process.report < 0:
+            return True
+        try:
+            text = os.read(process.report, 8192)
+        except BlockingIOError:
+            return False
+        os.close(process.report)
+        process.report = -1
+        if text:
+            try:
+                message = json.loads(text)["message"]
+            except (ValueError, KeyError):
+                message = "the launcher failed"
+            process.info = replace(process.info, message=message)
+        return True
+
+    def reap(self) -> None:
+        """Reap every dead child, and end what dead launches left behind."""
+        reaped = False
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None:
+                break
+            reaped = True
+            process = self._by_pid.get(found.si_pid)
+            if process is not None:
+                self.kill_group(found.si_pid)
+            os.waitpid(found.si_pid, 0)
+            self._kept.discard(found.si_pid)
+            if process is not None:
+                self._finish(process, found)
+        if reaped:
+            self._end_orphans()
+
+    def kill_group(self, pid: int) -> None:
+        """SIGKILL the process group of a child that has not been reaped."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def kill_children(self) -> bool:
+        """SIGKILL every child but the supervisor's own; False when there was none."""
+        pids = [pid for pid in _children() if pid not in self._kept]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)  # ours and not reaped, so nobody else has the number
+        return bool(pids)
+
+    def _finish(self, process: Process, found: os.waitid_result) -> None:
+        del self._by_pid[found.si_pid]
+        self.read_report(process)
+        if process.report >= 0:
+            os.close(process.report)
+            process.report = -1
+        exited = found.si_code == os.CLD_EXITED
+        process.info = replace(
+            process.info,
+            state="failed" if process.info.message else "exited",
+            exited_at=time.time(),
+            exit_code=found.si_status if exited else None,
+            exit_signal=None if exited else found.si_status,
+        )
+        self._groups.release(process.membership)
+        self._ended(process)
+
+    def _end_orphans(self) -> None:
+        live = {
+            f"{NAME_MARKER}={process.spec.name}/{process.launch}".encode()
+            for process in self._by_pid.values()
+        }
+        prefix = f"{NAME_MARKER}=".encode()
+        run = f"{RUN_MARKER}={self._marker}".encode()
+        for pid in _children():
+            if pid in self._by_pid or pid in self._kept:
+                continue
+            variables = warden.environment(pid)
+            if run in variables and not any(
+                variable in live for variable in variables if variable.startswith(prefix)
+            ):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    pid = os.getpid()
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+        return [number for number in numbers if (read_stat(number) or ("", 0, 0))[1] == pid]
+
+
+def _isolation(spec: ProcessSpec) -> tuple[str, ...]:
+    applied = []
+    if spec.uid is not None:
+        applied.append(f"uid {spec.uid}")
+    if spec.netns is not None:
+        applied.append("own network namespace")
+    if spec.mounts:
+        applied.append("own mount namespace")
+    return tuple(applied)
