@@ -1,1 +1,29 @@
-"""runtime."""
+"""What applications import: the context of the request being served.
+
+Rules: flat, imports fast, pulls in no server code. Without Bedstone around it, `current()` is empty
+and everything here works.
+"""
+
+from bedstone.runtime.errors import DeadlineExceededError
+from bedstone.telemetry.context import (
+    RequestContext,
+    Trace,
+    current,
+    deadline,
+    extract,
+    inject,
+    shard_key,
+    with_transaction,
+)
+
+__all__ = [
+    "DeadlineExceededError",
+    "RequestContext",
+    "Trace",
+    "current",
+    "deadline",
+    "extract",
+    "inject",
+    "shard_key",
+    "with_transaction",
+]
