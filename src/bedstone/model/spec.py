@@ -8,20 +8,64 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+)
+
+from bedstone.model.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
+
+NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+RUN_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+PATH_PATTERN = r"^/[^\s?#]*$"
+MAX_DURATION = 86400.0
 
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"),
+    StringConstraints(pattern=NAME_PATTERN),
     Field(description="A DNS label: lower-case letters, digits, hyphens; at most 40."),
 ]
 Duration = Annotated[
-    float, Field(gt=0, le=86400, description="Seconds; in a manifest also as 500ms, 2s, 5m.")
+    float,
+    Strict(),
+    Field(gt=0, le=MAX_DURATION, description="Seconds; in a manifest also as 500ms, 2s, 5m."),
+    BeforeValidator(parse_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DURATION},
+                {"type": "string", "pattern": DURATION_PATTERN},
+            ]
+        }
+    ),
 ]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Path = Annotated[str, StringConstraints(pattern=r"^/[^\s?#]*$")]
+Size = Annotated[
+    int,
+    Strict(),
+    Field(gt=0),
+    BeforeValidator(parse_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": SIZE_PATTERN},
+            ]
+        }
+    ),
+]
+Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
+Path = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
+Flag = Annotated[bool, Strict()]
+Failures = Annotated[int, Strict(), Field(ge=1)]
 
 
 class Spec(BaseModel):
@@ -35,7 +79,7 @@ class Route(Spec):
 
     path: Path = "/"
     to: Name
-    strip: bool = Field(
+    strip: Flag = Field(
         default=False, description="Remove `path` from the request before it is sent on."
     )
     host: str | None = Field(None, description="Only requests for this host name.")
@@ -56,7 +100,7 @@ class HttpProbe(Spec):
     path: Path
     interval: Duration = 1.0
     timeout: Duration = 1.0
-    failures: int = Field(3, ge=1, description="Consecutive failures that make it unready.")
+    failures: Failures = Field(3, description="Consecutive failures that make it unready.")
 
 
 class TcpProbe(Spec):
@@ -65,7 +109,7 @@ class TcpProbe(Spec):
     tcp: Literal[True] = True
     interval: Duration = 1.0
     timeout: Duration = 1.0
-    failures: int = Field(3, ge=1)
+    failures: Failures = 3
 
 
 class ExecProbe(Spec):
@@ -74,25 +118,67 @@ class ExecProbe(Spec):
     command: tuple[str, ...] = Field(min_length=1)
     interval: Duration = 2.0
     timeout: Duration = 5.0
-    failures: int = Field(3, ge=1)
+    failures: Failures = 3
 
 
-Probe = HttpProbe | TcpProbe | ExecProbe
+PROBE_TAG = "probe:"
+"""Prefix of the tags below, which pydantic puts into the locations of its errors."""
+
+
+def expand_probe(value: Any) -> Any:
+    """Write a probe's short form (`/healthz`, `tcp`) in full; anything else is left alone.
+
+    Raises:
+        ValueError: the string is neither.
+    """
+    match value:
+        case "tcp":
+            return {"tcp": True}
+        case str() if value.startswith("/"):
+            return {"path": value}
+        case str():
+            raise ValueError("neither a path nor 'tcp'")
+        case _:
+            return value
+
+
+def probe_kind(value: Any) -> str | None:
+    """The tag of the probe that a value in full form declares, or None."""
+    match value:
+        case HttpProbe() | {"path": _}:
+            return PROBE_TAG + "http"
+        case ExecProbe() | {"command": _}:
+            return PROBE_TAG + "exec"
+        case TcpProbe() | {}:
+            return PROBE_TAG + "tcp"
+        case _:
+            return None
+
+
+Probe = Annotated[
+    Annotated[HttpProbe, Tag(PROBE_TAG + "http")]
+    | Annotated[TcpProbe, Tag(PROBE_TAG + "tcp")]
+    | Annotated[ExecProbe, Tag(PROBE_TAG + "exec")],
+    Discriminator(probe_kind),
+    BeforeValidator(expand_probe),
+]
 
 
 class Limits(Spec):
     """What one instance may use at most, where the operating system can limit it."""
 
-    memory: int | None = Field(None, gt=0, description="Bytes; in a manifest also as 256MiB.")
-    cpu: float | None = Field(None, gt=0, description="Cores.")
-    files: int | None = Field(None, gt=0, description="Open file descriptors.")
-    processes: int | None = Field(None, gt=0)
+    memory: Size | None = Field(None, description="Bytes; in a manifest also as 256MiB.")
+    cpu: float | None = Field(None, gt=0, strict=True, description="Cores.")
+    files: int | None = Field(None, gt=0, strict=True, description="Open file descriptors.")
+    processes: int | None = Field(None, gt=0, strict=True, description="Processes and threads.")
 
 
 class WorkloadSpec(Spec):
     """A service: how to run it and what it may reach."""
 
-    run: str | None = Field(None, description="An ASGI application, as `module:attribute`.")
+    run: Annotated[str, StringConstraints(pattern=RUN_PATTERN)] | None = Field(
+        None, description="An ASGI application, as `module:attribute`."
+    )
     command: tuple[str, ...] | None = Field(
         None, min_length=1, description="A program that listens on `$PORT`."
     )
@@ -108,8 +194,10 @@ class WorkloadSpec(Spec):
     prepare: tuple[str, ...] | None = Field(
         None, min_length=1, description="A command run once per revision before it starts."
     )
-    replicas: int = Field(1, ge=0, le=1000)
-    isolation: Literal["process", "container", "gvisor", "microvm", "enclave"] = "process"
+    replicas: int = Field(1, ge=0, le=1000, strict=True, description="How many instances run.")
+    isolation: Literal["process", "container", "gvisor", "microvm", "enclave"] = Field(
+        "process", description="What separates it from the rest of the machine."
+    )
     protocol: Literal["http", "http2", "grpc"] = Field(
         "http", description="What the program speaks on `$PORT`: HTTP/1.1, or HTTP/2 without TLS."
     )
@@ -124,7 +212,7 @@ class WorkloadSpec(Spec):
     stop_timeout: Duration = Field(10.0, description="From SIGTERM to SIGKILL.")
     timeout: Duration | None = Field(None, description="Deadline of requests to it; default 60 s.")
     limits: Limits | None = None
-    per_cell: bool = False
+    per_cell: Flag = False
 
 
 class DatabaseSpec(Spec):
@@ -132,7 +220,7 @@ class DatabaseSpec(Spec):
 
     engine: Literal["postgres"] = "postgres"
     url: str | None = Field(None, description="Use this server instead of the embedded engine.")
-    per_cell: bool = False
+    per_cell: Flag = False
     standby: Literal["sync", "async"] | None = None
 
 

@@ -1,0 +1,281 @@
+"""The JSON Schema of a manifest, generated from the types, and the words for its parts.
+
+Rules:
+- The schema accepts exactly the forms that the parser accepts (short forms included); what spans
+  several places, such as a name in `uses` that nothing has, only the parser can tell.
+- Keys that are not built yet are absent. Null is no value.
+- Messages of the parser describe what was expected from this schema, so that both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Final, cast
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from bedstone.model.positions import Location
+from bedstone.model.spec import (
+    NAME_PATTERN,
+    PATH_PATTERN,
+    PROBE_TAG,
+    RUN_PATTERN,
+    UNBUILT,
+    AppSpec,
+    expand_probe,
+    probe_kind,
+)
+from bedstone.model.units import DURATION_PATTERN, SIZE_PATTERN
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+SCHEMA_ID: Final = "urn:bedstone:schema:manifest:1"
+
+Schema = dict[str, Any]
+
+_PATTERNS: Final = {
+    NAME_PATTERN: "a name of at most 40 lower-case letters, digits and hyphens, from a letter",
+    PATH_PATTERN: "a path such as /healthz",
+    RUN_PATTERN: "an ASGI application as module:attribute",
+    DURATION_PATTERN: "a duration such as 500ms, 2s, 5m or 1h",
+    SIZE_PATTERN: "a size such as 256MiB or 1GB",
+}
+_PROBES: Final = {
+    "HttpProbe": PROBE_TAG + "http",
+    "TcpProbe": PROBE_TAG + "tcp",
+    "ExecProbe": PROBE_TAG + "exec",
+}
+
+
+class _Generator(GenerateJsonSchema):
+    """Leaves out the titles that pydantic makes from field names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - overrides
+        return False
+
+
+def json_schema() -> Schema:
+    """The manifest's JSON Schema (Draft 2020-12), a new copy each time."""
+    schema = AppSpec.model_json_schema(schema_generator=_Generator)
+    definitions: Schema = schema.pop("$defs")
+    for part in (schema, *definitions.values()):
+        _name_keys(part)
+    for location in UNBUILT:
+        _remove(schema, definitions, location)
+    for part in (schema, *definitions.values()):
+        _strip_null(part)
+    workload = definitions["WorkloadSpec"]
+    workload["properties"]["isolation"] = {
+        "const": "process",
+        "default": "process",
+        "description": workload["properties"]["isolation"]["description"],
+    }
+    workload["oneOf"] = [{"required": ["run"]}, {"required": ["command"]}]
+    definitions["Probe"] = {
+        "description": "A probe: a path such as `/healthz`, `tcp`, or a mapping.",
+        "anyOf": [
+            {"type": "string", "pattern": PATH_PATTERN},
+            {"const": "tcp"},
+            *({"$ref": f"#/$defs/{name}"} for name in _PROBES),
+        ],
+    }
+    for key in ("ready", "live"):
+        given = workload["properties"][key]
+        workload["properties"][key] = {
+            "$ref": "#/$defs/Probe",
+            "description": given["description"],
+        }
+    return {
+        "$schema": DIALECT,
+        "$id": SCHEMA_ID,
+        **schema,
+        "title": "Bedstone manifest",
+        "description": "What a bedstone.yaml declares: an app, its workloads and its databases.",
+        "$defs": definitions,
+    }
+
+
+def _name_keys(part: Schema) -> None:
+    """Say of mappings by name that *every* key must be a name; pydantic constrains none else."""
+    for value in part.get("properties", {}).values():
+        if patterns := value.pop("patternProperties", None):
+            ((pattern, item),) = patterns.items()
+            value["propertyNames"] = {"pattern": pattern}
+            value["additionalProperties"] = item
+
+
+def _remove(schema: Schema, definitions: Schema, location: tuple[str, ...]) -> None:
+    """Take a key that is not built yet out of the object that has it."""
+    if location[0] not in schema["properties"]:
+        return
+    node = schema
+    for part in location[:-1]:
+        node = node["additionalProperties"] if part == "*" else node["properties"][part]
+        if "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]]
+    node["properties"].pop(location[-1], None)
+
+
+def _strip_null(node: Any) -> None:
+    """Remove null from alternatives and defaults, at every depth."""
+    match node:
+        case dict():
+            if "default" in node and node["default"] is None:
+                del node["default"]
+            options = [option for option in node.get("anyOf", ()) if option != {"type": "null"}]
+            if len(options) == 1:
+                del node["anyOf"]
+                kept = {key: value for key, value in options[0].items() if key not in node}
+                node.update(kept)
+            elif options:
+                node["anyOf"] = options
+            for value in node.values():
+                _strip_null(value)
+        case list():
+            for value in node:
+                _strip_null(value)
+        case _:
+            pass
+
+
+@cache
+def _schema() -> Schema:
+    return json_schema()
+
+
+def _resolve(node: Schema) -> Schema:
+    while "$ref" in node:
+        target = cast("Schema", _schema()["$defs"][node["$ref"].rpartition("/")[2]])
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    return node
+
+
+def schema_at(data: Any, location: Location) -> Schema | None:
+    """The part of the schema for a place in a manifest, or None for a place it does not know.
+
+    Args:
+        data: the manifest; it decides which kind of probe a probe is.
+        location: the place.
+    """
+    node = _resolve(_schema())
+    for part in location:
+        node = _narrow(node, data)
+        data = _child(data, part)
+        if isinstance(part, int):
+            following = node.get("items")
+        else:
+            following = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        if not isinstance(following, dict):
+            return None
+        node = _resolve(following)
+    return node
+
+
+def _child(data: Any, part: str | int) -> Any:
+    try:
+        return data[part]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _narrow(node: Schema, data: Any) -> Schema:
+    """Choose the probe that the data declares, where a probe may be."""
+    if node.get("anyOf", [{}])[-1].get("$ref", "").rpartition("/")[2] not in _PROBES:
+        return node
+    try:
+        kind = probe_kind(expand_probe(data))
+    except ValueError:
+        kind = None
+    for name, tag in _PROBES.items():
+        if tag == kind:
+            return cast("Schema", _schema()["$defs"][name])
+    return node
+
+
+def keys_at(data: Any, location: Location) -> list[str]:
+    """The keys that a mapping at a place may have, in the order of their declaration."""
+    node = schema_at(data, location)
+    if node is None:
+        return []
+    return list(_narrow(node, _lookup(data, location)).get("properties", {}))
+
+
+def _lookup(data: Any, location: Location) -> Any:
+    for part in location:
+        data = _child(data, part)
+    return data
+
+
+def describe(node: Schema) -> str:
+    """What a part of the schema accepts, as a phrase that follows "expected"."""
+    node = _resolve(node)
+    match node:
+        case {"const": value}:
+            return _literal(value)
+        case {"enum": values}:
+            return "one of " + ", ".join(map(_literal, values))
+        case {"anyOf": options}:
+            return _alternatives(options)
+        case {"pattern": pattern} if pattern in _PATTERNS:
+            return _PATTERNS[pattern]
+        case _:
+            return _of_type(node)
+
+
+def _of_type(node: Schema) -> str:
+    empty = ", not empty" if node.get("minItems") or node.get("minProperties") else ""
+    match node.get("type"):
+        case "integer":
+            return "an integer" + _bounds(node)
+        case "number":
+            return "a number" + _bounds(node)
+        case "boolean":
+            return "true or false"
+        case "array":
+            return f"a list of {_plural(describe(node.get('items', {})))}{empty}"
+        case "object":
+            return "a mapping" + empty
+        case _:
+            return "a string"
+
+
+def _literal(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plural(phrase: str) -> str:
+    if phrase == "a mapping":
+        return "mappings"
+    return "names" if phrase == _PATTERNS[NAME_PATTERN] else "strings"
+
+
+def _alternatives(options: list[Schema]) -> str:
+    def phrases() -> Iterator[str]:
+        objects: list[str] = []
+        for option in options:
+            resolved = _resolve(option)
+            if resolved.get("type") == "object":
+                objects += [
+                    key
+                    for key in ("path", "tcp", "command")
+                    if key in resolved.get("properties", {})
+                ]
+            else:
+                yield describe(resolved)
+        if objects:
+            yield f"a mapping with one of {', '.join(objects)}"
+
+    *most, last = phrases()
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _bounds(node: Schema) -> str:
+    low, high = node.get("minimum"), node.get("maximum")
+    above = node.get("exclusiveMinimum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    if low is not None:
+        return f" ≥ {low:g}"
+    if above is not None:
+        return f" > {above:g}" + (f" and ≤ {high:g}" if high is not None else "")
+    return ""
