@@ -12,10 +12,16 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+from bedstone.errors import Error
+from bedstone.store.planning import Request, Revoke
+
+_log = logging.getLogger(__name__)
 
 INTERVAL: Final = 0.5
 """Seconds between two observations."""
@@ -109,3 +115,19 @@ class Observer:
     def _advance(self, now: float) -> None:
         self._observed += min(max(now - self._last, 0.0), self._longest_step)
         self._last = now
+
+
+async def end_lapsed(
+    lapsed: Sequence[tuple[str, int]], submit: Callable[[Request], Awaitable[int]]
+) -> None:
+    """End the leases that lapsed, unless they were renewed since; one that fails stays lapsed."""
+
+    async def end(lease: str, renewal: int) -> None:
+        try:
+            await submit(Revoke(lease, renewal))
+        except Error as error:
+            _log.warning("store.lease.not_ended", extra={"lease": lease, "error": str(error)})
+
+    async with asyncio.TaskGroup() as tasks:  # together, so that they share a group
+        for lease, renewal in lapsed:
+            tasks.create_task(end(lease, renewal), name=f"end lease {lease}")

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
+from bedstone.errors import InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.store.batching import Batcher, closed
-from bedstone.store.leases import INTERVAL, Clock, Observer, SystemClock
+from bedstone.store.leases import INTERVAL, Clock, Observer, SystemClock, end_lapsed
 from bedstone.store.planning import (
     Commit,
     Draft,
@@ -33,14 +32,12 @@ from bedstone.store.planning import (
     check_lease,
     check_operations,
 )
-from bedstone.store.protocol import Entry, Event, Listing, Operation
+from bedstone.store.protocol import Entry, Listing, Operation
 from bedstone.store.state import State
 from bedstone.store.watching import Batch, Hub, Watch
 
 HISTORY: Final = 10_000
 """Revisions of history kept by default."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +148,11 @@ class LocalStore:
 
     def watch(self, prefix: str, after: int) -> Watch:
         """Every commit under `prefix` after revision `after`, one batch a commit, for ever."""
-        if after > self._opened().revision:
-            after = -1  # a revision of some other store: its history is not ours
-        return self._hub.watch(prefix, after)
+        state = self._opened()
+        watch = self._hub.watch(prefix, after)
+        if after > state.revision:  # a revision of some other store
+            self._hub.lose(watch)
+        return watch
 
     async def grant(self, lease: str, ttl: float) -> None:
         """Create a lease of `ttl` seconds, or renew it; its time starts anew."""
@@ -261,24 +260,4 @@ class LocalStore:
     async def _observe(self) -> None:
         while True:
             await self._clock.sleep(INTERVAL)
-            lapsed = self._observer.lapsed(self._clock.monotonic())
-            if not lapsed:
-                continue
-            # Submitted together, so that they share a group; each is still its own commit.
-            ended = await asyncio.gather(
-                *(self._batcher.submit(Revoke(lease, renewal)) for lease, renewal in lapsed),
-                return_exceptions=True,
-            )
-            for (lease, _), outcome in zip(lapsed, ended, strict=True):
-                match outcome:
-                    case Error() as error:  # it stays lapsed: the next round tries again
-                        _log.warning(
-                            "store.lease.not_ended", extra={"lease": lease, "error": str(error)}
-                        )
-                    case BaseException() as error:
-                        raise error
-
-
-def events_by_revision(events: Iterable[Event]) -> list[Batch]:
-    """Group events that are sorted by revision into one batch a commit."""
-    return [tuple(batch) for _, batch in itertools.groupby(events, lambda event: event.revision)]
+            await end_lapsed(self._observer.lapsed(self._clock.monotonic()), self._batcher.submit)

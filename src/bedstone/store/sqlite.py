@@ -26,10 +26,11 @@ from urllib.parse import unquote
 
 from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.store.leases import Clock
-from bedstone.store.local import HISTORY, Loaded, LocalStore, events_by_revision
+from bedstone.store.local import HISTORY, Loaded, LocalStore
 from bedstone.store.planning import Draft
-from bedstone.store.protocol import Entry, Event
+from bedstone.store.protocol import Entry
 from bedstone.store.urls import number, split_options
+from bedstone.store.watching import batches
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class SqliteJournal:
                     "SELECT key, value, revision, created, lease FROM entries"
                 )
             ],
-            events_by_revision(_event(*row) for row in events),
+            batches(events),
             dict(database.execute("SELECT lease, ttl FROM leases")),
         )
 
@@ -273,11 +274,6 @@ class SqliteJournal:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
-
-
-def _event(revision: int, key: str, value: bytes | None, created: int, lease: str | None) -> Event:
-    entry = None if value is None else Entry(key, value, revision, created, lease)
-    return Event(key, revision, entry)
 
 
 def _acquire(path: Path) -> int:

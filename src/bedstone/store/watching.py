@@ -21,9 +21,20 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from bedstone.errors import Error
-from bedstone.store.protocol import CompactedError, Event
+from bedstone.store.protocol import CompactedError, Entry, Event
 
 Batch = tuple[Event, ...]
+Row = tuple[int, str, bytes | None, int, str | None]
+"""Revision, key, value (None when deleted), revision of creation, lease."""
+
+
+def batches(rows: Iterable[Row]) -> list[Batch]:
+    """History as databases keep it, sorted by revision, as one batch a commit."""
+    events = (
+        Event(key, revision, None if value is None else Entry(key, value, revision, created, lease))
+        for revision, key, value, created, lease in rows
+    )
+    return [tuple(batch) for _, batch in itertools.groupby(events, lambda event: event.revision)]
 
 
 class Watch:
@@ -101,8 +112,7 @@ class Hub:
 
         The history is contiguous: one batch for each revision up to `revision`.
         """
-        batches = list(history)
-        self._history = deque(batches, self._limit)
+        self._history = deque(history, self._limit)
         self.revision = revision
         self.compacted = revision - len(self._history)
         for watch in self._all():
@@ -147,6 +157,10 @@ class Hub:
                     watch.push(events)
             self._register(watch)
         return watch
+
+    def lose(self, watch: Watch) -> None:
+        """Fail a watch whose history is not this store's."""
+        watch.fail(_compacted(watch.after))
 
     def ahead(self) -> list[Watch]:
         """The watches that ask for a revision which is not published yet."""
