@@ -4,7 +4,7 @@ Rules:
 - A call after the deadline is not sent: `DeadlineExceededError`; with gRPC, its own
   `DEADLINE_EXCEEDED`, which its callers already handle.
 - A time-out of the application's only gets shorter, to what remains.
-- Each function changes one library in place, once, and imports nothing that it does not find loaded.
+- Each function changes one library in place, once, when that library has been imported.
 """
 
 from __future__ import annotations

@@ -54,40 +54,49 @@ def _clipped(details: Any) -> Any:
     )
 
 
+def _continue(_self: Any, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+    return continuation(_clipped(details), request)
+
+
+_intercept: Any = _continue  # one function stands in for eight differently typed methods
+
+
 class _Blocking(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    def _intercept(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return continuation(_clipped(details), request)
-
     intercept_unary_unary = _intercept
     intercept_unary_stream = _intercept
     intercept_stream_unary = _intercept
     intercept_stream_stream = _intercept
 
 
-async def _pass(_self: Any, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+async def _continue_async(
+    _self: Any, continuation: Callable[..., Any], details: Any, request: Any
+) -> Any:
     return await continuation(_clipped(details), request)
+
+
+_intercept_async: Any = _continue_async
 
 
 # grpc.aio takes an interceptor for one kind of call only, whatever else it can do.
 class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
-    intercept_unary_unary = _pass
+    intercept_unary_unary = _intercept_async
 
 
 class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
-    intercept_unary_stream = _pass
+    intercept_unary_stream = _intercept_async
 
 
 class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
-    intercept_stream_unary = _pass
+    intercept_stream_unary = _intercept_async
 
 
 class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
-    intercept_stream_stream = _pass
+    intercept_stream_stream = _intercept_async
 
 
 def install(module: ModuleType) -> None:

@@ -48,7 +48,7 @@ def load(target: str) -> Application:
             f"{target} is a {type(found).__name__}, expected an ASGI application",
             hint="name what FastAPI(), Starlette() or the like returned",
         )
-    return found  # type: ignore[return-value]  # a callable of another kind fails at its first use
+    return found
 
 
 def _syntax(error: SyntaxError) -> InvalidError:
