@@ -1,1 +1,1 @@
-"""engines."""
+"""Finds, starts, checks and stops the engines: Envoy and PostgreSQL, all under the supervisor."""

@@ -263,10 +263,10 @@ async def _read_answer(read: int, timeout: float) -> dict[str, Any]:
     try:
         async with asyncio.timeout(timeout):
             while not text.endswith(b"\n"):
-                readable = loop.create_future()
-                loop.add_reader(read, lambda f=readable: f.done() or f.set_result(None))
+                readable = asyncio.Event()
+                loop.add_reader(read, readable.set)
                 try:
-                    await readable
+                    await readable.wait()
                 finally:
                     loop.remove_reader(read)
                 chunk = os.read(read, 65536)

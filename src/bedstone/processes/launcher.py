@@ -123,6 +123,7 @@ def _mount(spec: ProcessSpec) -> None:
     linux.unshare(linux.CLONE_NEWNS)
     # A slave still sees network namespaces that are mounted later, but shows nothing of its own.
     linux.mount(None, "/", linux.MS_REC | linux.MS_SLAVE)
+    os.umask(0o022)  # the program's user has to pass through what is made here
     for mount in spec.mounts:
         if os.path.isdir(mount.source):  # noqa: PTH112
             os.makedirs(mount.target, 0o755, exist_ok=True)  # noqa: PTH103

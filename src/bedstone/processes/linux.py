@@ -34,19 +34,19 @@ def _check(result: int, call: str) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
+    """Call prctl(2) with one argument."""
     argument = ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Leave the namespaces that `flags` name, unshare(2)."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def setns(path: str, kind: int) -> None:
-    """Enter the namespace that `path` names, setns(2)."""
+    """Enter the namespace kept at `path`, by setns(2)."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.setns(handle, kind), f"setns {path}")
@@ -55,7 +55,7 @@ def setns(path: str, kind: int) -> None:
 
 
 def mount(source: str | None, target: str, flags: int) -> None:
-    """mount(2) without file system type and data: binds, remounts and propagation."""
+    """Call mount(2) without file system type and data: bind, remount, set propagation."""
     from_path = source.encode() if source is not None else None
     _check(
         _libc.mount(from_path, target.encode(), None, ctypes.c_ulong(flags), None),
@@ -64,5 +64,5 @@ def mount(source: str | None, target: str, flags: int) -> None:
 
 
 def umount(target: str) -> None:
-    """umount2(2), detaching what is busy."""
+    """Unmount, detaching what is busy."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
