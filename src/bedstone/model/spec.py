@@ -25,7 +25,10 @@ from pydantic import (
 from bedstone.model.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
-RUN_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+RUN_PATTERN = (
+    r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+    r":[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
+)
 PATH_PATTERN = r"^/[^\s?#]*$"
 MAX_DURATION = 86400.0
 
