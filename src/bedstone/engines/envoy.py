@@ -133,7 +133,8 @@ class EnvoyEngine:
                 {
                     "name": "envoy.bootstrap.internal_listener",
                     "typed_config": {
-                        "@type": f"{_TYPE}extensions.bootstrap.internal_listener.v3.InternalListener"
+                        "@type": f"{_TYPE}extensions.bootstrap.internal_listener.v3"
+                        ".InternalListener"
                     },
                 }
             ],

@@ -14,6 +14,7 @@ may have by now.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -154,10 +155,8 @@ class PostgresEngine:
             return
         initialiser = f"{self.name}-initialise"
         # One that a dead node left running would write into the directory that is cleared here.
-        try:
+        with contextlib.suppress(NotFoundError):
             await supervisor.stop(initialiser, 0.0)
-        except NotFoundError:
-            pass
         draft = self.directory / "initialising"
         shutil.rmtree(draft, ignore_errors=True)
         _write_private(self.directory / "superuser.password", secrets.token_urlsafe(32), self._uid)
@@ -325,7 +324,7 @@ class PostgresEngine:
                 passwd.write_text(f"{SUPERUSER}:x:{uid}:{uid}::/:/bin/false\n")
                 passwd.chmod(0o644)
                 os.chown(self.socket_dir, uid, uid)
-                os.chown(self.directory, uid, uid)
+                _give(self.directory, uid)
             _write_private(self.directory / "pg_hba.conf", _HBA, uid)
         except OSError as error:
             raise UnavailableError(
@@ -392,21 +391,19 @@ class PostgresEngine:
 
 
 async def _run_to_end(supervisor: SupervisorClient, spec: ProcessSpec) -> ProcessInfo:
-    async for event in supervisor.watch():
-        match event.kind:
-            case "synced":
-                info = await supervisor.spawn(spec)
-                if info.state == "failed":
-                    await supervisor.forget(spec.name)
-                    return info
-                started = info.started_at
-            case "exited" | "failed" if event.process and event.process.name == spec.name:
-                if event.process.started_at == started:
-                    await supervisor.forget(spec.name)
-                    return event.process
-            case _:
-                continue
-    raise UnavailableError("the supervisor is gone")
+    async with contextlib.aclosing(supervisor.watch()) as events:
+        async for event in events:
+            if event.kind == "synced":
+                break
+        started = await supervisor.spawn(spec)
+        end = started if started.state == "failed" else None
+        while end is None:
+            found = (await anext(events)).process
+            if found and found.name == spec.name and not found.running:
+                # The number tells this start from an earlier one of the same name.
+                end = found if found.started_at == started.started_at else None
+    await supervisor.forget(spec.name)
+    return end
 
 
 def _working_in(folder: Path) -> list[int]:
@@ -421,13 +418,23 @@ def _working_in(folder: Path) -> list[int]:
             continue
         try:
             there = (entry / "cwd").stat()
-            program = Path(os.readlink(entry / "exe")).name
+            program = (entry / "exe").readlink().name
         except OSError:
             continue
         same = (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
         if same and program.startswith("postgres"):
             found.append(int(entry.name))
     return found
+
+
+def _give(folder: Path, uid: int) -> None:
+    """Make a user the owner of a directory that is ours, and of what is in it (after a copy)."""
+    os.chown(folder, uid, uid)
+    data = folder / "data"
+    if data.exists() and (data / "PG_VERSION").stat().st_uid != uid:
+        for root, folders, files in os.walk(data):
+            for name in (".", *folders, *files):
+                os.chown(Path(root, name), uid, uid, follow_symlinks=False)
 
 
 def _write_private(path: Path, text: str, uid: int | None) -> None:

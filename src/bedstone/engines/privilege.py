@@ -1,5 +1,6 @@
-"""How an engine that refuses to run as root runs under a user of its own, without touching the
-permissions of anybody's directories.
+"""A user of its own for an engine that refuses to run as root.
+
+The permissions of other people's directories are not touched.
 
 The user is a number that no account has. What it can't reach, because some parent directory is
 closed to others, is bound into the run directory, in a mount namespace that only the engine sees.

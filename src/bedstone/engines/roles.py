@@ -1,12 +1,13 @@
 """Roles and databases in a PostgreSQL, made so by repetition: every function may be run again.
 
-A database is owned by a role that can't log in. Each workload has a role of its own that is a member
-of the owner, and works as the owner in that database: what one workload's migrations create, another
-may use, and the server's log still shows who was connected. PUBLIC has no right at all.
+A database is owned by a role that can't log in. Each workload has a role of its own that is a
+member of the owner, and works as the owner in that database: what one workload's migrations create,
+another may use, and the server's log still shows who was connected. PUBLIC has no right at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,9 @@ async def ensure_role(connection: psycopg.AsyncConnection, role: str, password: 
     rights = sql.SQL("NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS")
     try:
         if not await _exists(connection, "pg_roles", "rolname", role):
-            try:
+            # Another may make it at the same time.
+            with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
                 await connection.execute(sql.SQL("CREATE ROLE {}").format(name))
-            except (errors.DuplicateObject, errors.UniqueViolation):
-                pass  # made by another at the same time
         if password is None:
             await connection.execute(
                 sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL {}").format(name, rights)
@@ -62,10 +62,8 @@ async def ensure_database(
         if not await _exists(connection, "pg_roles", "rolname", owner):
             await ensure_role(connection, owner, None)
         if not await _exists(connection, "pg_database", "datname", database):
-            try:
+            with contextlib.suppress(errors.DuplicateDatabase, errors.UniqueViolation):
                 await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, group))
-            except (errors.DuplicateDatabase, errors.UniqueViolation):
-                pass
         await connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, group))
         await connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
         rows = await connection.execute(

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -118,7 +118,7 @@ class SupervisorClient:
         """Every process, ended ones included until they are forgotten."""
         return [ProcessInfo.from_json(item) for item in await self._request("list")]
 
-    async def watch(self) -> AsyncIterator[ProcessEvent]:
+    async def watch(self) -> AsyncGenerator[ProcessEvent, None]:
         """What is, then what changes, without a gap, on a connection of its own.
 
         Raises:

@@ -1,7 +1,9 @@
 """The supervisor's control socket: line-delimited JSON over a Unix socket, without threads.
 
-A request is `{"id": N, "op": NAME, ...}`; its answer `{"id": N, "ok": VALUE}` or `{"id": N, "error":
-{"code", "message", "hint"}}`, possibly much later; a watcher gets `{"event": {...}}` lines besides.
+A request is `{"id": N, "op": NAME, ...}`; its answer `{"id": N, "ok": VALUE}` or
+`{"id": N, "error": {"code", "message", "hint"}}`, possibly much later; a watcher gets
+`{"event": {...}}` lines besides.
+
 Only the supervisor's own user and root are heard (SO_PEERCRED). A client that does not read what it
 asked for is dropped rather than kept in memory.
 """
@@ -111,7 +113,7 @@ class ControlServer:
         self._handle = handle
         self.connections: set[Connection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
+        self._listener.settimeout(0)
         mask = os.umask(0o177)
         try:
             self._listener.bind(str(path))
@@ -158,7 +160,7 @@ class ControlServer:
         if uid not in (0, os.getuid()):
             link.close()
             return
-        link.setblocking(False)
+        link.settimeout(0)
         connection = Connection(self, link)
         self.connections.add(connection)
 

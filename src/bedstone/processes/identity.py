@@ -1,8 +1,8 @@
 """Which process a number means.
 
-A pid alone names whatever runs under it now. A pid, its start time and the kernel's boot id name one
-process for ever. Signals go through a pidfd that is opened first and verified after, so that none
-can reach a process that took over the number.
+A pid alone names whatever runs under it now. A pid, its start time and the kernel's boot id name
+one process for ever. Signals go through a pidfd that is opened first and verified after, so that
+none can reach a process that took over the number.
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
 """Turns a forked child into the program of a specification. Runs in the child; never returns.
 
-The order matters: namespaces and mounts need root, so they come before the credentials change; a
-change of credentials clears the death signal (prctl(2)), so that is set after, and the parent is
-checked once more because it may have died in between. Whatever fails is written to the report pipe
-as one JSON line; a successful exec closes that pipe.
+The order matters. The supervisor's descriptors go first: one of them tells the warden that the
+supervisor lives. The death signal is set at once, for a step that hangs. Namespaces and mounts need
+root, so they come before the credentials change; that change clears the death signal (prctl(2)),
+so it is set again after, and the parent is checked once more because it may have died in between.
+Whatever fails is written to the report pipe as one JSON line; a successful exec closes that pipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from bedstone.processes import linux
@@ -39,37 +43,42 @@ def launch(
         report: write end of a close-on-exec pipe for the failure.
         membership: the control groups to join.
     """
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("bind to the supervisor's life", lambda: _bind_life(spec, parent)),
+        ("open a session", os.setsid),
+        ("reset signals", _reset_signals),
+        ("join the control group", lambda: _join(membership)),
+        ("enter the network namespace", lambda: _enter(spec)),
+        ("mount", lambda: _mount(spec)),
+        ("open the output", lambda: _redirect(spec)),
+        ("set the limits", lambda: _limit(spec, memory_limited=membership.memory_limited)),
+        ("change the user", lambda: _become(spec)),
+        ("bind to the supervisor's life", lambda: _bind_life(spec, parent)),
+        ("give up new privileges", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)),
+        ("enter the working directory", lambda: os.chdir(spec.cwd)),
+    )
     step = "start"
     try:
-        for step, action in (
-            ("open a session", os.setsid),
-            ("reset signals", _reset_signals),
-            ("join the control group", lambda: _join(membership)),
-            ("enter the network namespace", lambda: _enter(spec)),
-            ("mount", lambda: _mount(spec)),
-            ("open the output", lambda: _redirect(spec)),
-            ("set the limits", lambda: _limit(spec, memory_limited=membership.memory_limited)),
-            ("change the user", lambda: _become(spec)),
-            ("bind to the supervisor's life", lambda: _bind_life(spec, parent)),
-            ("enter the working directory", lambda: os.chdir(spec.cwd)),
-        ):
+        _close_all_but(report)
+        for name, action in steps:
+            step = name
             action()
         step = "run the program"
         os.umask(spec.umask)
-        _close_from(3, keep=report)
-        program = spec.argv[0]
-        if "/" not in program:
-            found = shutil.which(program, path=env.get("PATH", os.defpath))
-            if found is None:
-                raise FileNotFoundError(errno.ENOENT, "not on PATH", program)
-            program = found
-        os.execve(program, list(spec.argv), env)
+        # Without a folder the name is sought on PATH; the name itself, if not there, will fail.
+        found = shutil.which(spec.argv[0], path=env.get("PATH", os.defpath))
+        os.execve(found or _lost(spec.argv[0]), list(spec.argv), env)  # noqa: S606 - an exec, not a shell
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's loop
         _tell(report, _explain(step, spec, error))
     os._exit(_FAILED)
 
 
-def _explain(step: str, spec: ProcessSpec, error: BaseException) -> str:
+def _lost(program: str) -> str:
+    """What to run, to have the kernel say what is wrong with it."""
+    return program if "/" in program else f"/nonexistent/{program}"
+
+
+def _explain(step: str, spec: ProcessSpec, error: BaseException) -> str:  # noqa: PLR0911 - one a cause
     program = spec.argv[0]
     match error, step:
         case FileNotFoundError(), "run the program":
@@ -90,10 +99,8 @@ def _explain(step: str, spec: ProcessSpec, error: BaseException) -> str:
 
 
 def _tell(report: int, message: str) -> None:
-    try:
-        os.write(report, json.dumps({"message": message}).encode()[:4000])
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        os.write(report, json.dumps({"message": message[:1000]}).encode())
 
 
 def _reset_signals() -> None:
@@ -159,11 +166,8 @@ def _limit(spec: ProcessSpec, *, memory_limited: bool) -> None:
     if spec.nice:
         os.nice(spec.nice)
     if spec.oom_score_adj is not None:
-        try:
-            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-                file.write(str(spec.oom_score_adj))
-        except PermissionError:
-            pass  # lowering it needs CAP_SYS_RESOURCE; it is advice
+        with contextlib.suppress(PermissionError):  # lowering needs CAP_SYS_RESOURCE; it is advice
+            Path("/proc/self/oom_score_adj").write_text(str(spec.oom_score_adj))
 
 
 def _become(spec: ProcessSpec) -> None:
@@ -179,14 +183,11 @@ def _bind_life(spec: ProcessSpec, parent: int) -> None:
     linux.prctl(linux.PR_SET_PDEATHSIG, spec.death_signal)
     if os.getppid() != parent:
         os._exit(_FAILED)
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _close_from(first: int, keep: int) -> None:
+def _close_all_but(keep: int) -> None:
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
         number = int(entry)
-        if number >= first and number != keep:
-            try:
+        if number > 2 and number != keep:
+            with contextlib.suppress(OSError):  # the listing's own
                 os.close(number)
-            except OSError:
-                continue  # the listing's own

@@ -34,19 +34,19 @@ def _check(result: int, call: str) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl(2) with one argument."""
+    """Set an attribute of this process that takes one argument, with prctl."""
     argument = ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces that `flags` name, unshare(2)."""
+    """Leave the namespaces that `flags` name."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def setns(path: str, kind: int) -> None:
-    """Enter the namespace kept at `path`, by setns(2)."""
+    """Enter the namespace that is kept at `path`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.setns(handle, kind), f"setns {path}")
@@ -55,7 +55,7 @@ def setns(path: str, kind: int) -> None:
 
 
 def mount(source: str | None, target: str, flags: int) -> None:
-    """Call mount(2) without file system type and data: bind, remount, set propagation."""
+    """Bind, remount, or set propagation: what needs no file system type and no data."""
     from_path = source.encode() if source is not None else None
     _check(
         _libc.mount(from_path, target.encode(), None, ctypes.c_ulong(flags), None),

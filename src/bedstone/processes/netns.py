@@ -59,7 +59,7 @@ def delete_netns(path: Path) -> None:
 
 
 def is_netns(path: Path) -> bool:
-    """Whether a namespace is mounted there: it is then on the kernel's nsfs, not on the folder's device."""
+    """Whether a namespace is mounted there: it is then on the kernel's nsfs."""
     try:
         return path.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
     except OSError:

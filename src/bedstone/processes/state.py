@@ -144,7 +144,7 @@ def write_run(info: RunInfo) -> None:
 
 
 def read_run(state_dir: Path) -> RunInfo | None:
-    """The run that was last published, dead or alive; None if there is none or it is not readable."""
+    """The run that was last published, dead or alive; None if none is there and readable."""
     try:
         return RunInfo(**json.loads((state_dir / _RUN).read_text()))
     except (FileNotFoundError, ValueError, TypeError):

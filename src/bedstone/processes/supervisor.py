@@ -31,7 +31,7 @@ from bedstone.processes import linux, netns, state
 from bedstone.processes.cgroups import ControlGroups
 from bedstone.processes.control import Connection, ControlServer
 from bedstone.processes.identity import boot_id, read_stat
-from bedstone.processes.spec import ProcessInfo, ProcessSpec
+from bedstone.processes.spec import RUN_MARKER, ProcessInfo, ProcessSpec
 from bedstone.processes.table import Process, ProcessTable
 
 FIRST_DELAY = 0.05
@@ -96,8 +96,8 @@ class Supervisor:
         self._awaiting_end: dict[str, list[tuple[Connection, int]]] = {}
         self._awaiting_shutdown: list[tuple[Connection, int]] = []
         self._wake, wake = socket.socketpair()
-        self._wake.setblocking(False)
-        wake.setblocking(False)
+        self._wake.settimeout(0)
+        wake.settimeout(0)
         self._wake_writer = wake
         self._lock = state.acquire(Path(config.state_dir), patience=2.0)
         state.clear(Path(config.state_dir), self._run_dir)
@@ -105,7 +105,9 @@ class Supervisor:
         marker = f"{state.state_id(Path(config.state_dir))}/{config.run_id}"
         self._journal = self._run_dir / "journal"
         self._groups = ControlGroups(f"bedstone-{marker.replace('/', '-')}")
-        self._table = ProcessTable(marker, self._journal, self._groups, self._ended)
+        self._table = ProcessTable(
+            marker, self._journal, self._groups, self._ended, self._selector.unregister
+        )
         self._marker = marker
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         self._watch_signals()
@@ -160,7 +162,8 @@ class Supervisor:
             self._shut_down()
         # A full buffer may have dropped a SIGCHLD, so any signal is a reason to look.
         self._table.reap()
-        if not self._table.kept(self._warden):
+        if self._warden > 0 and not self._table.kept(self._warden):
+            self._warden = -1
             self._start_warden()
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
@@ -175,15 +178,19 @@ class Supervisor:
         read, self._warden_pipe = os.pipe()
         program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("warden.py"))]
         library_path = os.environ.get("LD_LIBRARY_PATH")
-        self._warden = os.posix_spawn(
-            sys.executable,
-            [*program, f"BEDSTONE_RUN={self._marker}", str(self._journal)],
-            {"LD_LIBRARY_PATH": library_path} if library_path else {},
-            file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)],
-            setsid=True,
-        )
-        os.close(read)
-        self._table.keep(self._warden)
+        try:
+            self._warden = os.posix_spawn(
+                sys.executable,
+                [*program, f"{RUN_MARKER}={self._marker}", str(self._journal)],
+                {"LD_LIBRARY_PATH": library_path} if library_path else {},
+                file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)],
+                setsid=True,
+            )
+            self._table.keep(self._warden)
+        except OSError:
+            self._after(1.0, self._start_warden)  # out of processes; the run goes on meanwhile
+        finally:
+            os.close(read)
 
     # Processes.
 
@@ -219,17 +226,11 @@ class Supervisor:
         )
 
     def _reported(self, process: Process) -> None:
-        report = process.report
-        if self._table.read_report(process):
-            self._selector.unregister(report)
-            if process.info.message is None:
-                self._control.broadcast("started", process.info.to_json())
-                self._settle(self._awaiting_start, process)
+        if self._table.read_report(process) and process.info.message is None:
+            self._control.broadcast("started", process.info.to_json())
+            self._settle(self._awaiting_start, process)
 
     def _ended(self, process: Process) -> None:
-        for key in tuple(self._selector.get_map().values()):
-            if key.fd == process.report:
-                self._selector.unregister(key.fileobj)
         self._control.broadcast(process.info.state, process.info.to_json())
         self._settle(self._awaiting_start, process)
         self._settle(self._awaiting_end, process)
@@ -309,7 +310,7 @@ class Supervisor:
         # Last, so that a client that hears of the end finds nothing left.
         os.close(self._lock)
         for connection, number in self._awaiting_shutdown:
-            connection.answer(number, True)
+            connection.answer(number, None)
         self._control.close()
 
     # Operations.
@@ -433,7 +434,7 @@ def main() -> int:
 
     try:
         if arguments.ready_fd is not None:
-            os.set_inheritable(arguments.ready_fd, False)
+            os.set_inheritable(arguments.ready_fd, False)  # noqa: FBT003 - no keyword
         config = SupervisorConfig.from_json(json.loads(arguments.config.read_text()))
         if config.starter is not None:
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)

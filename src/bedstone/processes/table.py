@@ -1,9 +1,9 @@
 """The processes of one supervisor: forks them, reaps them, and ends what they leave behind.
 
 Rules:
-- A child is found dead with WNOWAIT first: while it is a zombie its number, and its process group's,
-  can't be given to another, so what it left in its group is killed without a doubt, and then it is
-  reaped.
+- A child is found dead with WNOWAIT first: while it is a zombie its number, and its process
+  group's, can't be given to another, so what it left in its group is killed without a doubt, and
+  then it is reaped.
 - The supervisor is a subreaper, so whatever is orphaned becomes its child. An orphan carries, in
   its environment, the number of the launch that it came from; when that launch has ended, the
   orphan is killed.
@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,8 @@ class ProcessTable:
         marker: value of the run's marker.
         journal: file that every launch is appended to.
         groups: control groups for limits.
-        ended: called with a process after it was reaped.
+        ended: called with a process after it was reaped, and what it left was killed.
+        closing: called with a report's descriptor before it is closed.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class ProcessTable:
         journal: Path,
         groups: ControlGroups,
         ended: Callable[[Process], None],
+        closing: Callable[[int], object],
     ) -> None:
         self._marker = marker
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._groups = groups
         self._ended = ended
+        self._closing = closing
         self._launches = 0
         self.by_name: dict[str, Process] = {}
         self._by_pid: dict[int, Process] = {}
@@ -100,14 +104,20 @@ class ProcessTable:
         # A signal that reached the child before it has its own handlers would be written to the
         # supervisor's wake-up descriptor, and be taken for the supervisor's.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = os.fork()
-        if pid == 0:
-            launch(spec, env, parent, write, process.membership)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                launch(spec, env, parent, write, process.membership)
+        except OSError:
+            os.close(read)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(write)
         stat = read_stat(pid)
         start_time = stat[2] if stat else 0
-        os.write(self._journal, f"{pid} {start_time} {json.dumps(spec.name)}\n".encode())
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(write)
+        with contextlib.suppress(OSError):  # a full disk; the marker is there still
+            os.write(self._journal, f"{pid} {start_time} {json.dumps(spec.name)}\n".encode())
         process.report = read
         process.info = replace(
             process.info,
@@ -132,8 +142,7 @@ class ProcessTable:
             text = os.read(process.report, 8192)
         except BlockingIOError:
             return False
-        os.close(process.report)
-        process.report = -1
+        self._close_report(process)
         if text:
             try:
                 message = json.loads(text)["message"]
@@ -145,6 +154,7 @@ class ProcessTable:
     def reap(self) -> None:
         """Reap every dead child, and end what dead launches left behind."""
         reaped = False
+        finished = []
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -160,8 +170,11 @@ class ProcessTable:
             self._kept.discard(found.si_pid)
             if process is not None:
                 self._finish(process, found)
+                finished.append(process)
         if reaped:
             self._end_orphans()
+        for process in finished:
+            self._ended(process)
 
     def kill_group(self, pid: int) -> None:
         """SIGKILL the process group of a child that has not been reaped."""
@@ -180,9 +193,7 @@ class ProcessTable:
     def _finish(self, process: Process, found: os.waitid_result) -> None:
         del self._by_pid[found.si_pid]
         self.read_report(process)
-        if process.report >= 0:
-            os.close(process.report)
-            process.report = -1
+        self._close_report(process)
         exited = found.si_code == os.CLD_EXITED
         process.info = replace(
             process.info,
@@ -192,7 +203,12 @@ class ProcessTable:
             exit_signal=None if exited else found.si_status,
         )
         self._groups.release(process.membership)
-        self._ended(process)
+
+    def _close_report(self, process: Process) -> None:
+        if process.report >= 0:
+            self._closing(process.report)
+            os.close(process.report)
+            process.report = -1
 
     def _end_orphans(self) -> None:
         live = {

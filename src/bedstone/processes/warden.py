@@ -7,7 +7,8 @@ machine may use the same programs. The journal covers programs that overwrite th
 
 As a program (`python -I -S warden.py MARKER JOURNAL`) it waits for the end of its standard input,
 which only the supervisor holds the other end of. It imports next to nothing, to stay small, and
-nothing of Bedstone, to start without it. A line `done` says that the supervisor ended in good order.
+nothing of Bedstone, to start without it. A line `done` says that the supervisor ended in good
+order.
 """
 
 from __future__ import annotations
