@@ -1,0 +1,187 @@
+"""An app at one glance: a pure view of the snapshot in the manifest's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bedstone.control.scheduling import revision_name
+from bedstone.control.snapshot import Snapshot
+from bedstone.model.api import AppStatus, Part
+from bedstone.model.resources import (
+    App,
+    Condition,
+    Database,
+    DatabaseStatus,
+    Desired,
+    Instance,
+    Phase,
+    Preparation,
+)
+
+
+def app_status(snapshot: Snapshot, app: App, *, programmed: bool, complete: bool) -> AppStatus:
+    """The status of one app.
+
+    Args:
+        snapshot: the control plane's picture.
+        app: the app.
+        programmed: every gateway's proxy has acknowledged the app's routes.
+        complete: the server has heard from every node since its start; before that, nothing is
+            called ready.
+    """
+    parts = (
+        *_proxies(snapshot, app),
+        *_databases(snapshot, app),
+        *_certificates(snapshot, app),
+        *_instances(snapshot, app),
+        *_routes(snapshot, app, programmed=programmed),
+    )
+    waiting = [f"{part.kind} {part.name}" for part in parts if part.state != Phase.READY]
+    waiting += _missing(snapshot, app)
+    if not complete:
+        waiting.insert(0, "the server, which is hearing from its nodes")
+    conditions = snapshot.of(Condition, app.name)
+    nodes = [node for node in snapshot.nodes().values() if snapshot.present(node.name)]
+    gateway = app.spec.gateway
+    return AppStatus(
+        app=app.name,
+        generation=app.generation,
+        ready=not waiting and not app.deleting,
+        waiting_for=tuple(waiting),
+        gateway=f"http://{_shown(gateway.address)}:{gateway.port}" if gateway else None,
+        enforced=bool(nodes) and all(node.enforced for node in nodes),
+        parts=parts,
+        conditions=tuple(conditions),
+    )
+
+
+def _shown(address: str) -> str:
+    if address in {"0.0.0.0", "127.0.0.1", "::", "::1"}:  # noqa: S104 - compared, not bound
+        return "localhost"
+    return f"[{address}]" if ":" in address else address
+
+
+def _proxies(snapshot: Snapshot, app: App) -> Iterator[Part]:
+    used = {instance.node for instance in snapshot.of(Instance, app.name)}
+    for name, node in snapshot.nodes().items():
+        if name in used:
+            present = snapshot.present(name)
+            yield Part(
+                kind="proxy",
+                name=name,
+                state=node.proxy if present else Phase.STOPPED,
+                detail=node.proxy_reason if present else "the node is not heard from",
+                pid=node.proxy_pid,
+                restarts=node.proxy_restarts,
+            )
+
+
+def _databases(snapshot: Snapshot, app: App) -> Iterator[Part]:
+    for database in snapshot.of(Database, app.name):
+        status = snapshot.get(DatabaseStatus, f"status/databases/{database.path}")
+        detail = "" if status is None else status.reason
+        if status and status.address and not detail:
+            detail = f"{database.engine} at {status.address.host}:{status.address.port}"
+        state = status.phase if status else Phase.PENDING
+        yield Part(
+            kind="engine",
+            name=database.name,
+            state=Phase.READY if database.url else state,
+            detail="external" if database.url else detail,
+            pid=status.pid if status else None,
+            since=status.started_at if status else None,
+            restarts=status.restarts if status else 0,
+            current=database.name in app.spec.databases,
+        )
+
+
+def _certificates(snapshot: Snapshot, app: App) -> Iterator[Part]:
+    for workload in app.spec.workloads:
+        statuses = [
+            status
+            for instance in snapshot.of(Instance, app.name)
+            if instance.workload == workload and (status := snapshot.status(instance))
+        ]
+        if statuses:
+            held = [s.certificate_until for s in statuses if s.certificate_until]
+            yield Part(
+                kind="certificate",
+                name=workload,
+                state=Phase.READY if held else Phase.PENDING,
+                since=min(held) if held else None,
+                workload=workload,
+            )
+
+
+def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
+    current = {
+        workload: revision_name(app, workload)
+        for workload in app.spec.workloads
+        if not app.deleting
+    }
+    failed = {
+        (p.workload, p.revision): p.reason
+        for p in snapshot.of(Preparation, app.name)
+        if p.state == "failed"
+    }
+    for instance in snapshot.of(Instance, app.name):
+        status = snapshot.status(instance)
+        state = status.phase if status else Phase.PENDING
+        detail = status.reason if status else "not yet taken up by its node"
+        if not snapshot.present(instance.node):
+            state, detail = Phase.UNREADY, f"node {instance.node} is not heard from"
+        elif instance.desired is Desired.DRAINED and state is Phase.READY:
+            state, detail = Phase.DRAINING, "making way for the next revision"
+        yield Part(
+            kind="instance",
+            name=instance.name,
+            state=state,
+            detail=detail or failed.get((instance.workload, instance.revision), ""),
+            since=status.ready_at or status.started_at if status else None,
+            restarts=status.restarts if status else 0,
+            pid=status.pid if status else None,
+            revision=instance.revision,
+            workload=instance.workload,
+            current=instance.desired is Desired.RUNNING
+            and instance.revision == current.get(instance.workload),
+        )
+
+
+def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
+    gateway = app.spec.gateway
+    rejected = {
+        condition.subject: condition
+        for condition in snapshot.of(Condition, app.name)
+        if condition.severity == "error"
+    }
+    for route in gateway.routes if gateway and not app.deleting else ():
+        ready = any(
+            snapshot.ready(instance)
+            for instance in snapshot.of(Instance, app.name)
+            if instance.workload == route.to
+        )
+        state, detail = Phase.READY, ""
+        if "gateway" in rejected:
+            state, detail = Phase.FAILED, rejected["gateway"].message
+        elif not ready:
+            state, detail = Phase.PENDING, f"{route.to} has no ready instance"
+        elif not programmed:
+            state, detail = Phase.PENDING, "not yet acknowledged by the proxy"
+        where = f"{route.host or ''}{route.path}"
+        yield Part(kind="route", name=f"{where} → {route.to}", state=state, detail=detail)
+
+
+def _missing(snapshot: Snapshot, app: App) -> Iterator[str]:
+    """What is declared and has no record yet."""
+    if app.deleting:
+        return
+    counts: dict[str, int] = {}
+    for instance in snapshot.of(Instance, app.name):
+        if instance.desired is Desired.RUNNING:
+            counts[instance.workload] = counts.get(instance.workload, 0) + 1
+    for workload, spec in app.spec.workloads.items():
+        if counts.get(workload, 0) < spec.replicas:
+            yield f"workload {workload}, not yet placed on a node"
+    held = {database.name for database in snapshot.of(Database, app.name)}
+    for database in sorted(app.spec.databases.keys() - held):
+        yield f"database {database}, not yet placed on a node"

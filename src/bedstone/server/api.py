@@ -1,0 +1,267 @@
+"""The HTTP API: the routes of `bedstone.model.api`, and the one mapping of errors to answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from bedstone import __version__
+from bedstone.errors import (
+    HTTP_STATUS,
+    INTERNAL,
+    DeniedError,
+    Error,
+    InvalidError,
+    UnavailableError,
+)
+from bedstone.model.api import (
+    ApplyRequest,
+    ApplyResult,
+    AppStatus,
+    CallRequest,
+    CallResult,
+    DomainStatus,
+    JoinGrant,
+    JoinRequest,
+    Problem,
+    ResourceEntry,
+    ResourceList,
+    TokenGrant,
+    TokenRequest,
+)
+from bedstone.model.messages import LogLine
+from bedstone.model.resources import AuditRecord
+from bedstone.server.auth import Principal, authenticate
+from bedstone.server.changes import Changes
+from bedstone.server.queries import Queries
+from bedstone.store import Store
+
+_log = logging.getLogger(__name__)
+_PROBLEMS: dict[int | str, dict[str, object]] = {
+    "default": {"model": Problem, "description": "A failure, by code."}
+}
+NDJSON = "application/x-ndjson"
+
+
+async def _principal(request: Request) -> Principal:
+    store: Store = request.app.state.store
+    client = request.client.host if request.client else ""
+    return await authenticate(client, request.headers.get("authorization"), store)
+
+
+async def _reader(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    return principal
+
+
+async def _operator(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    principal.require("operator")
+    return principal
+
+
+Reader = Annotated[Principal, Depends(_reader)]
+Operator = Annotated[Principal, Depends(_operator)]
+Since = Annotated[float | None, Query(description="Seconds since the epoch.")]
+Tail = Annotated[int | None, Query(ge=0, description="At most so many of the last lines.")]
+
+
+def build_api(store: Store, queries: Queries, changes: Changes) -> FastAPI:
+    """The application; `queries` reads and `changes` writes."""
+    app = FastAPI(
+        title="Bedstone",
+        version=__version__,
+        description="The control plane of one Bedstone domain.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        responses=_PROBLEMS,
+    )
+    app.state.store = store
+    _handle_errors(app)
+    _status_routes(app, queries)
+    _log_routes(app, queries)
+    _resource_routes(app, queries, changes)
+    _app_routes(app, queries, changes)
+    _credential_routes(app, queries, changes)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def known(_: Request, error: Exception) -> Response:
+        if not isinstance(error, Error):
+            return await unknown(_, error)
+        status = HTTP_STATUS.get(error.code, HTTP_STATUS[INTERNAL])
+        headers = {}
+        if isinstance(error, DeniedError) and error.message == "no credential":
+            status, headers = 401, {"WWW-Authenticate": "Bearer"}
+        if isinstance(error, UnavailableError) and error.retry_after:
+            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        problem = Problem(code=error.code, message=error.message, hint=error.hint)
+        return JSONResponse(problem.model_dump(), status, headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return await known(_, InvalidError(f"{where or 'body'}: {first['msg'].lower()}"))
+
+    async def unknown(_: Request, error: Exception) -> Response:
+        _log.error("internal error", exc_info=error)
+        problem = Problem(
+            code=INTERNAL,
+            message=f"an error of ours: {type(error).__name__}",
+            hint="see bedstone logs engine:server, and report it",
+        )
+        return JSONResponse(problem.model_dump(), 500)
+
+    app.add_exception_handler(Error, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unknown)
+
+
+def _status_routes(app: FastAPI, queries: Queries) -> None:
+    @app.get("/healthz", tags=["liveness"])
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/openapi.json", include_in_schema=False)
+    async def openapi(_: Reader) -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/v1/status")
+    async def status(_: Reader) -> DomainStatus:
+        return queries.domain()
+
+    @app.get("/v1/apps/{name}/status")
+    async def app_status(name: str, _: Reader) -> AppStatus:
+        return queries.app(name)
+
+    @app.get("/v1/apps/{name}/watch", response_class=StreamingResponse)
+    async def watch(name: str, _: Reader) -> StreamingResponse:
+        queries.app(name)  # an unknown name fails here, not inside the stream
+        return _stream(queries.watch(name))
+
+
+def _log_routes(app: FastAPI, queries: Queries) -> None:
+    @app.get("/v1/apps/{name}/workloads/{workload}/logs", response_class=StreamingResponse)
+    async def logs(
+        name: str,
+        workload: str,
+        _: Reader,
+        *,
+        follow: bool = False,
+        since: Since = None,
+        tail: Tail = None,
+    ) -> StreamingResponse:
+        lines = queries.logs(name, workload, follow=follow, since=since, tail=tail)
+        return _stream(await _started(lines))
+
+    @app.get("/v1/engines/{name}/logs", response_class=StreamingResponse)
+    async def engine_logs(
+        name: str,
+        _: Operator,
+        *,
+        follow: bool = False,
+        since: Since = None,
+        tail: Tail = None,
+    ) -> StreamingResponse:
+        lines = queries.engine_logs(name, follow=follow, since=since, tail=tail)
+        return _stream(await _started(lines))
+
+
+def _resource_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
+    @app.get("/v1/resources/{kind}")
+    async def resources(kind: str, _: Reader, prefix: str = "") -> ResourceList:
+        return queries.resources(kind, prefix)
+
+    @app.get("/v1/resources/{kind}/{name:path}")
+    async def resource(kind: str, name: str, _: Reader) -> ResourceEntry:
+        return queries.resource(kind, name)
+
+    @app.delete("/v1/resources/{kind}/{name:path}")
+    async def delete_resource(kind: str, name: str, who: Operator) -> ApplyResult:
+        match kind:
+            case "app":
+                return await changes.delete(name, who.who)
+            case "instance":
+                return await changes.delete_instance(name, who.who)
+            case _:
+                raise InvalidError(
+                    f"a {kind} cannot be deleted by itself, expected an app or an instance",
+                    hint="remove it from the manifest and apply that",
+                )
+
+
+def _app_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
+    @app.post("/v1/apps/{name}/plan")
+    async def plan(name: str, request: ApplyRequest, _: Reader) -> ApplyResult:
+        return changes.plan(name, request)
+
+    @app.put("/v1/apps/{name}")
+    async def apply(name: str, request: ApplyRequest, who: Operator) -> ApplyResult:
+        return await changes.apply(name, request, who.who)
+
+    @app.delete("/v1/apps/{name}")
+    async def delete(name: str, who: Operator) -> ApplyResult:
+        return await changes.delete(name, who.who)
+
+    @app.post("/v1/apps/{name}/workloads/{workload}/restart")
+    async def restart(name: str, workload: str, who: Operator) -> ApplyResult:
+        return await changes.restart(name, workload, who.who)
+
+    @app.post("/v1/apps/{name}/workloads/{workload}/call")
+    async def call(name: str, workload: str, request: CallRequest, _: Operator) -> CallResult:
+        return await queries.call(name, workload, request)
+
+
+def _credential_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
+    @app.get("/v1/tokens")
+    async def tokens(_: Operator) -> list[TokenGrant]:
+        return [TokenGrant(name=t.name, role=t.role) for t in await changes.tokens()]
+
+    @app.get("/v1/audit")
+    async def audit(
+        _: Operator, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+    ) -> list[AuditRecord]:
+        return await changes.audit(limit)
+
+    @app.post("/v1/tokens")
+    async def grant(request: TokenRequest, who: Operator) -> TokenGrant:
+        return await changes.grant(request, who.who)
+
+    @app.delete("/v1/tokens/{name}")
+    async def revoke(name: str, who: Operator) -> dict[str, str]:
+        await changes.revoke(name, who.who)
+        return {"deleted": name}
+
+    @app.post("/v1/nodes/{name}/join")
+    async def join(name: str, request: JoinRequest, _: Operator) -> JoinGrant:
+        return queries.join(name, request)
+
+
+async def _started(lines: AsyncGenerator[LogLine, None]) -> AsyncGenerator[LogLine, None]:
+    """Fetch the first line, so that a failure is an answer and not a broken stream."""
+    first = await anext(lines, None)
+
+    async def whole() -> AsyncGenerator[LogLine, None]:
+        async with aclosing(lines):
+            if first is not None:
+                yield first
+            async for line in lines:
+                yield line
+
+    return whole()
+
+
+def _stream(items: AsyncGenerator[Any, None]) -> StreamingResponse:
+    async def encoded() -> AsyncIterator[bytes]:
+        async with aclosing(items):
+            async for item in items:
+                yield item.model_dump_json().encode() + b"\n"
+
+    return StreamingResponse(encoded(), media_type=NDJSON)

@@ -1,0 +1,258 @@
+"""What operators change: each change is one atomic commit together with its audit record.
+
+Invariants:
+- A change and the record of who made it stand or fall together.
+- A change is computed from the picture and committed against the revisions it was computed from;
+  a conflict computes it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from bedstone.control.loop import ControlLoop
+from bedstone.control.snapshot import Snapshot
+from bedstone.errors import ConflictError, InvalidError, NotFoundError
+from bedstone.model.api import ApplyRequest, ApplyResult, Change, TokenGrant, TokenRequest
+from bedstone.model.diff import diff
+from bedstone.model.resources import (
+    App,
+    AuditRecord,
+    Condition,
+    Desired,
+    Instance,
+    Resource,
+    Token,
+)
+from bedstone.store import ABSENT, Delete, Operation, Put, Store
+
+_ATTEMPTS = 20
+
+
+class Changes:
+    """Applies operators' changes to the store."""
+
+    def __init__(
+        self, store: Store, loop: ControlLoop, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._loop = loop
+        self._clock = clock
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._loop.snapshot
+
+    def plan(self, name: str, request: ApplyRequest) -> ApplyResult:
+        """What `apply` would change.
+
+        Raises:
+            InvalidError: the manifest declares another app, or its gateway's port is another app's.
+            ConflictError: the app is being deleted, or is past `request.generation`.
+        """
+        return self._applied(name, request)[1]
+
+    async def apply(self, name: str, request: ApplyRequest, who: str) -> ApplyResult:
+        """Make an app's declaration what the request says; no change, no new generation."""
+
+        def change() -> tuple[list[Operation], ApplyResult]:
+            app, result = self._applied(name, request)
+            if not result.changes:
+                return [], result
+            return [self._put(app)], result
+
+        return await self._commit(who, "apply", f"app {name}", change)
+
+    async def restart(self, name: str, workload: str, who: str) -> ApplyResult:
+        """Replace every instance of a workload by a new one, rolling."""
+
+        def change() -> tuple[list[Operation], ApplyResult]:
+            app = self._app(name)
+            if workload not in app.spec.workloads:
+                known = ", ".join(sorted(app.spec.workloads))
+                raise NotFoundError(f"app {name} has no workload {workload}, it has {known}")
+            counts = {**app.restarts, workload: app.restarts.get(workload, 0) + 1}
+            after = app.model_copy(update={"restarts": counts})
+            subject = f"workload {workload}"
+            line = Change(op="~", subject=subject, after="restart", effect="rolls out")
+            result = ApplyResult(app=name, generation=app.generation, changes=(line,))
+            return [self._put(after)], result
+
+        return await self._commit(who, "restart", f"{name}/{workload}", change)
+
+    async def delete(self, name: str, who: str) -> ApplyResult:
+        """Drain and remove an app; its databases' data is kept on disk."""
+
+        def change() -> tuple[list[Operation], ApplyResult]:
+            app = self._app(name)
+            lines = diff(app.spec, None, app.sources, {})
+            result = ApplyResult(app=name, generation=app.generation, changes=tuple(lines))
+            return [self._put(app.model_copy(update={"deleting": True}))], result
+
+        return await self._commit(who, "delete", f"app {name}", change)
+
+    async def delete_instance(self, path: str, who: str) -> ApplyResult:
+        """Drain one instance; another takes its place if the declaration still wants it."""
+
+        def change() -> tuple[list[Operation], ApplyResult]:
+            instance = self._snapshot.get(Instance, f"instances/{path}")
+            if instance is None:
+                raise NotFoundError(f"there is no instance {path}", hint="see bedstone ps")
+            line = Change(op="-", subject=f"instance {path}", effect="drains, and is replaced")
+            result = ApplyResult(app=instance.app, generation=0, changes=(line,))
+            drained = instance.model_copy(update={"desired": Desired.DRAINED})
+            return [self._put(drained)], result
+
+        return await self._commit(who, "delete", f"instance {path}", change)
+
+    async def grant(self, request: TokenRequest, who: str) -> TokenGrant:
+        """Make a credential for the API; only its digest is kept.
+
+        Raises:
+            ConflictError: a token of that name exists.
+        """
+        secret = f"bst_{secrets.token_urlsafe(32)}"
+        token = Token(
+            name=request.name, role=request.role, digest=digest(secret), created_at=self._clock()
+        )
+        try:
+            await self._store.commit(
+                [
+                    Put(token.key, token.encode(), expected=ABSENT),
+                    self._audit(who, "grant", f"token {token.name}", token.role),
+                ]
+            )
+        except ConflictError as error:
+            raise ConflictError(
+                f"a token named {request.name} exists", hint="choose another name, or delete it"
+            ) from error
+        return TokenGrant(name=token.name, role=token.role, secret=secret)
+
+    async def revoke(self, name: str, who: str) -> None:
+        """Delete a credential."""
+        entry = await self._store.get(f"tokens/{name}")
+        if entry is None:
+            raise NotFoundError(f"there is no token named {name}", hint="see bedstone token list")
+        await self._store.commit(
+            [Delete(entry.key, entry.revision), self._audit(who, "revoke", f"token {name}")]
+        )
+
+    async def tokens(self) -> list[Token]:
+        """All credentials, without secrets, sorted by name."""
+        listing = await self._store.list("tokens/")
+        return [Token.decode(entry.value) for entry in listing.entries]
+
+    async def audit(self, limit: int) -> list[AuditRecord]:
+        """The latest changes, newest first."""
+        listing = await self._store.list("audit/")
+        return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
+
+    async def set_conditions(self, app: str, conditions: Sequence[Condition]) -> None:
+        """Make exactly these the conditions of an app."""
+        held = {c.key: c for c in self._snapshot.of(Condition, app)}
+        wanted = {c.key: c for c in conditions}
+        operations: list[Operation] = [Delete(key) for key in held.keys() - wanted.keys()]
+        for key, condition in wanted.items():
+            before = held.get(key)
+            if before is None or before.message != condition.message:
+                operations.append(Put(key, condition.encode()))
+        if operations:
+            await self._store.commit(operations)
+
+    def _applied(self, name: str, request: ApplyRequest) -> tuple[App, ApplyResult]:
+        if request.spec.app != name:
+            raise InvalidError(f"the manifest declares app {request.spec.app}, expected {name}")
+        before = self._snapshot.get(App, f"apps/{name}")
+        if before and before.deleting:
+            raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")
+        generation = before.generation if before else 0
+        if request.generation is not None and request.generation != generation:
+            raise ConflictError(
+                f"app {name} is at generation {generation}, expected {request.generation}",
+                hint="read it again, and apply to what is there now",
+            )
+        self._refuse_shared_port(name, request)
+        lines = diff(
+            before.spec if before else None,
+            request.spec,
+            before.sources if before else {},
+            request.sources,
+        )
+        if before and before.root != request.root:
+            lines = [*lines, Change(op="~", subject="root", before=before.root, after=request.root)]
+        app = App(
+            name=name,
+            spec=request.spec,
+            root=request.root,
+            generation=generation + 1,
+            sources=request.sources,
+            restarts=before.restarts if before else {},
+        )
+        number = app.generation if lines else generation
+        return app, ApplyResult(app=name, generation=number, changes=tuple(lines))
+
+    def _refuse_shared_port(self, name: str, request: ApplyRequest) -> None:
+        gateway = request.spec.gateway
+        for other in self._snapshot.apps().values():
+            theirs = other.spec.gateway
+            if other.name != name and gateway and theirs and gateway.port == theirs.port:
+                raise InvalidError(
+                    f"port {gateway.port} is the gateway of app {other.name}",
+                    hint="choose another gateway.port",
+                )
+
+    def _app(self, name: str) -> App:
+        app = self._snapshot.get(App, f"apps/{name}")
+        if app is None:
+            known = ", ".join(sorted(self._snapshot.apps())) or "none"
+            raise NotFoundError(f"there is no app {name}, there is {known}", hint="see bedstone ps")
+        return app
+
+    def _put(self, resource: Resource) -> Put:
+        return Put(
+            resource.key, resource.encode(), expected=self._snapshot.revision_of(resource.key)
+        )
+
+    def _audit(self, who: str, action: str, target: str, detail: str = "") -> Put:
+        now = self._clock()
+        record = AuditRecord(
+            at=now,
+            who=who,
+            action=action,
+            target=target,
+            detail=detail,
+            sequence=f"{int(now * 1e6):016d}-{secrets.token_hex(4)}",
+        )
+        return Put(record.key, record.encode(), expected=ABSENT)
+
+    async def _commit(
+        self,
+        who: str,
+        action: str,
+        target: str,
+        change: Callable[[], tuple[list[Operation], ApplyResult]],
+    ) -> ApplyResult:
+        for _ in range(_ATTEMPTS):
+            operations, result = change()
+            if not operations:
+                return result
+            detail = "; ".join(f"{line.op} {line.subject}" for line in result.changes)
+            version = self._loop.version
+            try:
+                revision = await self._store.commit(
+                    [*operations, self._audit(who, action, target, detail[:1000])]
+                )
+            except ConflictError:
+                await self._loop.changed(version)
+                continue
+            await self._loop.reached(revision)
+            return result
+        raise ConflictError(f"{target} keeps changing", hint="try again")
+
+
+def digest(secret: str) -> str:
+    """The digest of a credential that is kept: SHA-256 of 256 random bits needs no salt."""
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""The control-plane daemon: composes store, authority, controllers, mesh, sessions and API.
+
+Start order: the store (exclusive), the authority, the picture; then the listeners, so that whoever
+connects finds a server that knows what the store knows. Proxies are sent nothing until every node
+that lives has said hello: an incomplete view is never pushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import uvicorn
+from fastapi import FastAPI
+
+from bedstone.control import scheduling
+from bedstone.control.loop import Controller, ControlLoop
+from bedstone.control.mesh.mesh import Mesh
+from bedstone.errors import DeniedError, Error, UnavailableError
+from bedstone.model import messages
+from bedstone.server.ads import AdsService
+from bedstone.server.api import build_api
+from bedstone.server.auth import PeerProtocol
+from bedstone.server.changes import Changes
+from bedstone.server.config import ServerConfig, host_and_port
+from bedstone.server.credentials import ServerCredentials
+from bedstone.server.meshing import Meshing
+from bedstone.server.peers import peer_identity
+from bedstone.server.queries import Queries
+from bedstone.server.sessions import Sessions
+from bedstone.store import open_store
+from bedstone.trust.authority import Authority
+
+_log = logging.getLogger(__name__)
+_GRACE = 1.0
+_GRPC_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run the server until SIGTERM or SIGINT.
+
+    Raises:
+        UnavailableError: the store or a listener cannot be had.
+        InvalidError: the configuration or what is on disk is wrong.
+    """
+    authority = Authority.open(config.state_dir / "authority")
+    stopped = _on_signals()
+    async with open_store(config.store_url) as store:
+        loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
+        mesh = Mesh(authority.domain)
+        ads = AdsService(mesh)
+        meshing = Meshing(store, loop, mesh, ads)
+        sessions = Sessions(store, loop, authority, meshing)
+        meshing.connect(sessions)
+        changes = Changes(store, loop)
+        queries = Queries(
+            loop,
+            sessions,
+            authority,
+            meshing,
+            session_address=config.session,
+            complete=lambda: meshing.complete,
+        )
+        api = build_api(store, queries, changes)
+        credentials = ServerCredentials(authority, [host_and_port(config.session)[0]])
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(loop.run())
+                group.create_task(meshing.run(changes))
+                await loop.loaded()
+                server = await _serve_grpc(config, credentials, sessions, ads)
+                listeners = [_local_api(config, api)]
+                if config.api_listen:
+                    listeners.append(_remote_api(config, api, credentials))
+                for listener in listeners:
+                    group.create_task(listener)
+                _log.info("started", extra={"session": config.session, "domain": mesh.domain})
+                await stopped.wait()
+                await server.stop(_GRACE)
+                raise _Stopped
+        except* _Stopped:
+            _log.info("stopped")
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error: it ends the task group
+    """Somebody asked the server to stop."""
+
+
+def _on_signals() -> asyncio.Event:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
+async def _serve_grpc(
+    config: ServerConfig, credentials: ServerCredentials, sessions: Sessions, ads: AdsService
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=_GRPC_OPTIONS)
+    ads.add_to(server)
+    server.add_generic_rpc_handlers((_session_handler(sessions),))
+    try:
+        server.add_secure_port(config.session, credentials.grpc())
+        await server.start()
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"the address {config.session} for nodes and proxies cannot be had",
+            hint="another program has taken the port; run bedstone down, then up again",
+        ) from error
+    return server
+
+
+def _session_handler(sessions: Sessions) -> grpc.GenericRpcHandler:
+    async def session(
+        incoming: AsyncIterator[messages.FromNode],
+        context: grpc.aio.ServicerContext[messages.FromNode, messages.FromServer],
+    ) -> None:
+        try:
+            identity = peer_identity(context)
+            if len(identity.segments) != 2 or identity.segments[0] != "node":
+                raise DeniedError(f"{identity} is not a node")
+            await sessions.serve(identity.segments[1], incoming, context.write)
+        except DeniedError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
+        except Error as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+
+    service, _, method = messages.SESSION_METHOD.strip("/").partition("/")
+    return grpc.method_handlers_generic_handler(
+        service,
+        {
+            method: grpc.stream_stream_rpc_method_handler(
+                session,
+                request_deserializer=messages.decode_from_node,
+                response_serializer=messages.encode,
+            )
+        },
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """A uvicorn that leaves signals to the daemon."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Install no handlers."""
+        yield
+
+
+async def _local_api(config: ServerConfig, api: FastAPI) -> None:
+    """Serve the API on a Unix socket of mode 0600."""
+    with _unix_socket(config.api_socket) as listener:
+        settings = uvicorn.Config(
+            api, http=PeerProtocol, ws="none", lifespan="off", log_config=None, access_log=False
+        )
+        await _Uvicorn(settings).serve(sockets=[listener])
+
+
+async def _remote_api(config: ServerConfig, api: FastAPI, credentials: ServerCredentials) -> None:
+    """Serve the API on TCP with TLS; callers need tokens."""
+    host, port = host_and_port(config.api_listen or "")
+    key, chain = credentials.save(config.state_dir / "authority")
+    try:
+        listener = socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        raise UnavailableError(
+            f"the API cannot listen on {host}:{port}: {error.strerror}",
+            hint="choose another address with --api-listen",
+        ) from error
+    with listener:
+        settings = uvicorn.Config(
+            api,
+            http=PeerProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ssl_keyfile=key,
+            ssl_certfile=chain,
+        )
+        await _Uvicorn(settings).serve(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _unix_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen on a path; made under another name, so that it is never there with another mode."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        before = os.umask(0o177)
+        try:
+            listener.bind(os.fspath(temporary))
+        finally:
+            os.umask(before)
+        listener.listen(128)
+        temporary.replace(path)
+        yield listener
+    except OSError as error:
+        raise UnavailableError(
+            f"the API's socket {path} cannot be made: {error.strerror}",
+            hint="check the directory's permissions and the length of its path",
+        ) from error
+    finally:
+        listener.close()
