@@ -196,7 +196,9 @@ class PostgresStore:
         for task in self._background:
             task.cancel()
         self._hub.close(closed())
-        await self._stack.__aexit__(kind, error, trace)
+        # The task group must not wrap an error of the caller's own: it sees cancellation only.
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        await self._stack.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
 
     async def get(self, key: str) -> Entry | None:
         """The entry, or None."""

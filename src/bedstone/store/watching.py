@@ -112,7 +112,7 @@ class Hub:
 
         The history is contiguous: one batch for each revision up to `revision`.
         """
-        self._history = deque(history, self._limit)
+        self._history = deque([*history][-self._limit :])
         self.revision = revision
         self.compacted = revision - len(self._history)
         for watch in self._all():
