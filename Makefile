@@ -1,0 +1,47 @@
+# What people and CI run. Every target prepares .venv first, from the hashed locks alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := src tests benchmarks examples
+
+.PHONY: setup up test check lint types imports docs lock clean help
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(STAMP) ## prepare .venv, so that .venv/bin/bedstone is the command
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@PYTHON="$(PYTHON)" sh requirements/setup.sh $(VENV)
+	@touch $@
+
+up: setup ## run the bank example, meshed, on real engines
+	@$(BIN)/bedstone up examples/bank
+
+test: setup ## pass the tests
+	@$(BIN)/python -m pytest
+
+check: lint types imports test ## everything that CI demands
+
+lint: setup
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+
+types: setup
+	@$(BIN)/mypy
+
+imports: setup
+	@$(BIN)/lint-imports
+
+docs: setup ## run what the documents show (also a part of test)
+	@$(BIN)/python -m pytest -q tests/docs
+
+lock: ## renew the hashed locks (needs uv)
+	uv pip compile -q --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+		--no-annotate pyproject.toml -o requirements/run.txt
+	uv pip compile -q --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+		--no-annotate pyproject.toml --group dev -o requirements/dev.txt
+
+clean: ## remove what these targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
