@@ -1,0 +1,349 @@
+"""The server's side of one delta ADS stream (xDS protocol, "incremental variant").
+
+Rules:
+- One response of a type is unanswered at a time. Changes meanwhile only mark names, so a slow
+  client gets the latest state once, and never a queue.
+- Make before break: clusters and endpoints go out before the listeners and routes that need them;
+  clusters are removed after these. A wait for that is bounded (`PATIENCE`).
+- A client sees names of its own view only. A name outside of it is answered as "does not exist".
+- After a rejection the culprits are left out, and offered again when they change or after a while;
+  the rest is sent again. Where the message names no culprit, halving finds it.
+- A returning client says what it has, and is sent the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from bedstone.control.mesh.mesh import Mesh
+from bedstone.control.mesh.names import Flavour, Key, Type
+from bedstone.control.mesh.state import Encoded
+from bedstone.control.mesh.streams import (
+    Interest,
+    Refused,
+    Rejection,
+    Request,
+    Response,
+    mentioned,
+    refuse,
+    rejection,
+)
+from bedstone.control.mesh.views import Proxy
+
+PATIENCE = 1.0
+_ROUTING = (Type.LDS, Type.RDS)
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A response that waits for its answer: the versions in it; None for a removal."""
+
+    nonce: str
+    versions: dict[str, str | None]
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """One type on one stream."""
+
+    begun: bool = False
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)
+    globs: set[str] = field(default_factory=set)
+    held: dict[str, str] = field(default_factory=dict)
+    dirty: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)  # subscribed, and to be told it does not exist
+    sent: _Sent | None = None
+    refused: dict[str, Refused] = field(default_factory=dict)
+    halves: list[set[str]] = field(default_factory=list)  # where a culprit is being looked for
+
+    @property
+    def busy(self) -> bool:
+        return self.begun and (self.sent is not None or bool(self.dirty) or bool(self.halves))
+
+
+class DeltaStream:
+    """One client's stream; implements `Stream`."""
+
+    def __init__(self, proxy: Proxy, mesh: Mesh, interest: Interest) -> None:
+        self.proxy = proxy
+        self._mesh = mesh
+        self._interest = interest
+        self._keys: set[Key] = set()
+        self._types = {kind: _Subscription() for kind in Type}
+        self._nonces = count(1)
+        self._awaited: set[str] = set()  # endpoints of new clusters, to be subscribed to
+        self._blocked_since: float | None = None
+        self._retained_since: float | None = None
+
+    def receive(self, request: Request, now: float) -> None:
+        """Take in a request of the client."""
+        subscription = self._types[request.kind]
+        if not subscription.begun:
+            subscription.begun = True
+            if not request.subscribe:
+                self._subscribe(request.kind, ("*",))
+        self._subscribe(request.kind, request.subscribe)
+        subscription.held.update(request.initial)
+        subscription.dirty.update(request.initial)
+        self._unsubscribe(request.kind, request.unsubscribe)
+        sent = subscription.sent
+        if sent is not None and request.nonce == sent.nonce:
+            subscription.sent = None
+            if request.error is None:
+                self._acknowledged(request.kind, sent)
+            else:
+                self._rejected(request.kind, sent, request.error, now)
+
+    def _subscribe(self, kind: Type, subscribe: Iterable[str]) -> None:
+        subscription = self._types[kind]
+        for name in subscribe:
+            if name == "*":
+                subscription.wildcard = True
+                subscription.dirty |= self._mesh.names(self.proxy, kind)
+            elif name.endswith("/*"):
+                subscription.globs.add(name)
+                self._hear(Key(Flavour.ENVOY, kind, name))
+                members = self._mesh.collection(self.proxy, name)
+                subscription.dirty |= members
+                if not members:
+                    subscription.absent.add(name)
+                    subscription.dirty.add(name)
+            else:
+                subscription.names.add(name)
+                subscription.absent.add(name)
+                subscription.dirty.add(name)
+                # subscribing anew to what the client has means that it lost it
+                subscription.held.pop(name, None)
+        if kind is Type.EDS:
+            self._awaited -= subscription.names
+
+    def _unsubscribe(self, kind: Type, unsubscribe: Iterable[str]) -> None:
+        subscription = self._types[kind]
+        for name in unsubscribe:
+            if name == "*":
+                subscription.wildcard = False
+                subscription.dirty |= subscription.held.keys()
+                continue
+            subscription.names.discard(name)
+            if name in subscription.globs:
+                subscription.globs.discard(name)
+                prefix = name.removesuffix("*")
+                gone = [member for member in subscription.held if member.startswith(prefix)]
+            else:
+                gone = [name]
+            if not subscription.wildcard:
+                for member in (*gone, name):
+                    # the client forgets it by itself
+                    subscription.held.pop(member, None)
+                    subscription.refused.pop(member, None)
+                    subscription.dirty.discard(member)
+                    subscription.absent.discard(member)
+                    self._ignore(Key(Flavour.ENVOY, kind, member))
+
+    def _acknowledged(self, kind: Type, sent: _Sent) -> None:
+        subscription = self._types[kind]
+        for name, version in sent.versions.items():
+            subscription.refused.pop(name, None)
+            if version is None:
+                subscription.held.pop(name, None)
+            elif self._subscribed(kind, name):
+                subscription.held[name] = version
+                if kind is Type.CDS:
+                    self._await_endpoints(name)
+
+    def _await_endpoints(self, cluster: str) -> None:
+        match cluster.split("/"):
+            case ["to", app, cell, _, callee]:
+                service = f"{app}/{cell}/{callee}"
+                if service not in self._types[Type.EDS].names:
+                    self._awaited.add(service)
+            case _:
+                pass
+
+    def _rejected(self, kind: Type, sent: _Sent, message: str, now: float) -> None:
+        subscription = self._types[kind]
+        added = {name: version for name, version in sent.versions.items() if version is not None}
+        culprits = mentioned(message, added) or (list(added) if len(added) == 1 else [])
+        for name in culprits:
+            before = subscription.refused.get(name)
+            subscription.refused[name] = refuse(before, added[name], message, now)
+        rest = sorted(added.keys() - set(culprits))
+        if culprits:
+            subscription.dirty.update(rest)
+        else:
+            middle = len(rest) // 2
+            subscription.halves += [set(half) for half in (rest[:middle], rest[middle:]) if half]
+        for name, version in sent.versions.items():
+            if version is None:
+                subscription.held.pop(name, None)
+
+    def _hear(self, key: Key) -> None:
+        self._keys.add(key)
+        self._interest.add(key, self)
+
+    def _ignore(self, key: Key) -> None:
+        self._keys.discard(key)
+        self._interest.discard(key, self)
+
+    def mark(self, kind: Type, name: str) -> None:
+        """A resource may have changed, or entered or left the client's view."""
+        subscription = self._types[kind]
+        if subscription.begun:
+            subscription.dirty.add(name)
+
+    def mark_all(self) -> None:
+        """The client's view may have changed."""
+        for kind, subscription in self._types.items():
+            if subscription.begun:
+                subscription.dirty |= self._mesh.names(self.proxy, kind) | subscription.names
+                subscription.dirty |= subscription.held.keys()
+
+    def _subscribed(self, kind: Type, name: str) -> bool:
+        subscription = self._types[kind]
+        if subscription.wildcard or name in subscription.names:
+            return True
+        return bool(subscription.globs) and name.rpartition("/")[0] + "/*" in subscription.globs
+
+    def _wanted(self, kind: Type, name: str) -> Encoded | None:
+        """What the client shall have under a name; remembers to hear of its changes."""
+        if not self._subscribed(kind, name):
+            return None
+        key = self._mesh.key(self.proxy, kind, name)
+        if key is None:
+            return None
+        self._hear(key)
+        return self._mesh.get(key)
+
+    def poll(self, now: float) -> list[Response]:
+        """What to send now, in order."""
+        if not self._mesh.complete:
+            return []
+        responses = []
+        for kind in (Type.CDS, Type.EDS, Type.LEDS, Type.LDS, Type.RDS):
+            subscription = self._types[kind]
+            if not subscription.begun or subscription.sent is not None:
+                continue
+            subscription.dirty.update(
+                name for name, refused in subscription.refused.items() if refused.until <= now
+            )
+            if kind in _ROUTING and self._routing_waits(now):
+                continue
+            response = self._respond(kind, subscription, now)
+            if response is not None:
+                responses.append(response)
+        return responses
+
+    def _routing_waits(self, now: float) -> bool:
+        """Whether listeners and routes must wait for the clusters that they need."""
+        clusters, endpoints = self._types[Type.CDS], self._types[Type.EDS]
+        unsent = clusters.sent is not None or endpoints.sent is not None
+        if not (unsent or self._awaited):
+            self._blocked_since = None
+            return False
+        if self._blocked_since is None:
+            self._blocked_since = now
+        if now - self._blocked_since < PATIENCE:
+            return True
+        self._awaited.clear()
+        return False
+
+    def _retains_clusters(self, now: float) -> bool:
+        """Whether removed clusters must stay for listeners and routes that still use them."""
+        if not any(self._types[kind].busy for kind in _ROUTING):
+            self._retained_since = None
+            return False
+        if self._retained_since is None:
+            self._retained_since = now
+        return now - self._retained_since < PATIENCE
+
+    def _respond(self, kind: Type, subscription: _Subscription, now: float) -> Response | None:
+        candidates = subscription.halves.pop() if subscription.halves else subscription.dirty
+        resources: list[tuple[str, Encoded]] = []
+        removed: list[str] = []
+        later: set[str] = set()
+        for name in sorted(candidates):
+            wanted = self._wanted(kind, name)
+            if wanted is None:
+                if name in subscription.held or name in subscription.absent:
+                    removed.append(name)
+                subscription.refused.pop(name, None)
+                continue
+            refused = subscription.refused.get(name)
+            if refused is not None and refused.version == wanted.version and now < refused.until:
+                continue
+            if subscription.held.get(name) != wanted.version:
+                resources.append((name, wanted))
+        if kind is Type.CDS and removed and self._retains_clusters(now):
+            later, removed = set(removed), []
+        if candidates is subscription.dirty:
+            subscription.dirty = later
+        else:
+            subscription.dirty |= later
+        subscription.absent -= {name for name, _ in resources}
+        subscription.absent -= set(removed)
+        if not resources and not removed:
+            return None
+        nonce = f"{kind.name.lower()}-{next(self._nonces)}"
+        versions: dict[str, str | None] = {name: made.version for name, made in resources}
+        versions.update(dict.fromkeys(removed))
+        subscription.sent = _Sent(nonce, versions)
+        return Response(kind, nonce, tuple(resources), tuple(removed))
+
+    def wake_at(self, now: float) -> float | None:
+        """When `poll` may have something without further input."""
+        times = [
+            refused.until
+            for subscription in self._types.values()
+            for refused in subscription.refused.values()
+        ]
+        times += [
+            since + PATIENCE
+            for since in (self._blocked_since, self._retained_since)
+            if since is not None
+        ]
+        return min((time for time in times if time > now), default=None)
+
+    def repair(self, kind: Type, name: str) -> bool:
+        """Send a resource again, or remove it again; False if an answer is awaited anyway."""
+        subscription = self._types[kind]
+        if not subscription.begun or subscription.sent is not None or name in subscription.refused:
+            return False
+        subscription.held[name] = ""
+        subscription.dirty.add(name)
+        return True
+
+    def rejections(self) -> list[Rejection]:
+        """What the client has rejected and was not replaced since."""
+        return list(self._rejections())
+
+    def _rejections(self) -> Iterator[Rejection]:
+        for kind, subscription in self._types.items():
+            for name, refused in subscription.refused.items():
+                yield rejection(self.proxy, kind, name, refused.message)
+
+    def has(self, kind: Type, name: str) -> str | None:
+        """The version of a resource that the client has acknowledged."""
+        return self._types[kind].held.get(name)
+
+    def wants(self, kind: Type) -> int:
+        """How many resources of a type the client is subscribed to."""
+        subscription = self._types[kind]
+        if subscription.wildcard:
+            return len(self._mesh.names(self.proxy, kind))
+        return len(subscription.names) + sum(
+            len(self._mesh.collection(self.proxy, glob)) for glob in subscription.globs
+        )
+
+    def pending(self, kind: Type) -> int:
+        """How many resources of a type are unsent or unacknowledged."""
+        subscription = self._types[kind]
+        unanswered = len(subscription.sent.versions) if subscription.sent is not None else 0
+        return unanswered + len(subscription.dirty) + sum(map(len, subscription.halves))
+
+    def close(self) -> None:
+        """Forget everything."""
+        for key in tuple(self._keys):
+            self._ignore(key)

@@ -1,0 +1,203 @@
+"""Listeners: where a proxy accepts connections, and as whom.
+
+Rules:
+- A listener depends only on addresses and identities; what is allowed and where it goes is in
+  routes. So a change of the manifest drains no connection.
+- A port has one owner: `SO_REUSEPORT` is off, so a taken port is rejected and reported, and never
+  shared in silence with another proxy of the same user.
+- The gateway removes every internal header from outside; the inbound listener demands a
+  certificate of the domain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bedstone.control.mesh import names
+from bedstone.control.mesh.clusters import ADS, socket_address, tls
+from bedstone.control.mesh.names import Caller
+from bedstone.control.mesh.protos import (
+    RBAC,
+    DownstreamTlsContext,
+    EarlyHeaderMutation,
+    HttpConnectionManager,
+    Listener,
+    Router,
+    TcpProxy,
+    seconds,
+    typed,
+)
+from bedstone.control.mesh.replies import forbidden, local_replies, proxy_credential
+from bedstone.control.mesh.routes import RBAC_FILTER
+from bedstone.model.resources import Address
+
+_INTERNAL_HEADERS = ("x-envoy-", "x-bedstone-")
+_STREAM_IDLE = 3600.0
+
+
+def _router(**options: Any) -> dict[str, Any]:
+    return typed("envoy.filters.http.router", Router(**options))
+
+
+def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
+    """The filter that speaks HTTP/1.1 and HTTP/2 and takes its routes from RDS."""
+    common: dict[str, Any] = {
+        "stat_prefix": name,
+        "codec_type": "AUTO",
+        "rds": {"route_config_name": routes, "config_source": ADS},
+        "http_filters": [_router()],
+        "http2_protocol_options": {"allow_connect": True},
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "stream_idle_timeout": seconds(_STREAM_IDLE),
+        "local_reply_config": local_replies(),
+        # the request's identifiers belong to the application: they pass unchanged
+        "generate_request_id": {"value": False},
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": {"value": False},
+        "skip_xff_append": True,
+    }
+    return typed(
+        "envoy.filters.network.http_connection_manager",
+        HttpConnectionManager(**{**common, **options}),
+    )
+
+
+def _listener(name: str, address: dict[str, Any], filters: list[Any], **chain: Any) -> Any:
+    return Listener(
+        name=name,
+        address=address,
+        enable_reuse_port={"value": False},
+        per_connection_buffer_limit_bytes={"value": 1 << 20},
+        filter_chains=[{"filters": filters, **chain}],
+    )
+
+
+def outbound(path: str, address: Address, routes: str, credential: str | None) -> Any:
+    """An instance's HTTP proxy; with `credential`, for whoever proves to be that instance."""
+    options: dict[str, Any] = {
+        "upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
+    }
+    if credential is not None:
+        exact = {"name": "proxy-authorization", "string_match": {"exact": credential}}
+        policy = {"permissions": [{"header": exact}], "principals": [{"any": True}]}
+        options |= {
+            "http_filters": [
+                typed(
+                    RBAC_FILTER,
+                    RBAC(rules={"action": "ALLOW", "policies": {"instance": policy}}),
+                ),
+                _router(),
+            ],
+            "local_reply_config": local_replies(proxy_credential(credential)),
+        }
+    name = f"outbound/{path}"
+    return _listener(name, socket_address(address), [_http(name, routes, **options)])
+
+
+def service(path: str, callee: str, address: Address, routes: str) -> Any:
+    """An address that goes to one service."""
+    name = f"service/{path}/{callee}"
+    return _listener(name, socket_address(address), [_http(name, routes)])
+
+
+def connect(caller: Caller) -> Any:
+    """What arrives through CONNECT: HTTP/1.1 or HTTP/2 with the caller's own routes."""
+    name = f"connect/{caller}"
+    return Listener(
+        name=name,
+        internal_listener={},
+        filter_chains=[{"filters": [_http(name, f"outbound/{caller}")]}],
+    )
+
+
+def call(node: str, caller: Caller, socket: str) -> Any:
+    """The Unix socket through which `bedstone call` enters the mesh as an identity."""
+    name = f"call/{node}/{caller}"
+    return _listener(
+        name, {"pipe": {"path": socket, "mode": 0o600}}, [_http(name, f"outbound/{caller}")]
+    )
+
+
+def database(path: str, name: str, address: Address, cluster: str) -> Any:
+    """A database's address inside an instance's network namespace."""
+    full = f"database/{path}/{name}"
+    proxy = typed(
+        "envoy.filters.network.tcp_proxy",
+        TcpProxy(stat_prefix=full, cluster=cluster, idle_timeout=seconds(0)),
+    )
+    return _listener(full, socket_address(address), [proxy])
+
+
+def inbound(domain: str, path: str, address: Address) -> Any:
+    """Where an instance accepts mutual TLS, for the identities that its route allows."""
+    app, _, workload, _ = path.split("/")
+    name = f"inbound/{path}"
+    denied = forbidden(
+        f'"%DOWNSTREAM_PEER_URI_SAN%" does not declare "{workload}" in uses',
+        "declare it in the manifest",
+    )
+    manager = _http(
+        name,
+        name,
+        # without rules of its own; the route's apply. A missing route denies by itself
+        http_filters=[
+            typed(RBAC_FILTER, RBAC(rules={"action": "ALLOW", "policies": {}})),
+            _router(respect_expected_rq_timeout=True),
+        ],
+        local_reply_config=local_replies(denied),
+        forward_client_cert_details="SANITIZE",
+    )
+    return _listener(
+        name,
+        socket_address(address),
+        [manager],
+        transport_socket=typed(
+            "envoy.transport_sockets.tls",
+            DownstreamTlsContext(
+                common_tls_context=tls(names.spiffe(domain, app, workload), "h2"),
+                require_client_certificate={"value": True},
+                # a resumed session would outlive the certificate it was made with
+                disable_stateless_session_resumption=True,
+                disable_stateful_session_resumption=True,
+            ),
+        ),
+    )
+
+
+def gateway(app: str, address: str, port: int) -> Any:
+    """Where requests from outside enter."""
+    name = f"gateway/{app}"
+    clean = EarlyHeaderMutation(
+        mutations=[
+            {"remove": "x-forwarded-client-cert"},
+            *(
+                {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}}
+                for prefix in _INTERNAL_HEADERS
+            ),
+        ]
+    )
+    manager = _http(
+        name,
+        name,
+        early_header_mutation_extensions=[
+            typed("envoy.http.early_header_mutation.header_mutation", clean)
+        ],
+        use_remote_address={"value": True},
+        skip_xff_append=False,
+        normalize_path={"value": True},
+        merge_slashes=True,
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",
+        request_headers_timeout=seconds(30),
+        common_http_protocol_options={
+            "idle_timeout": seconds(300),
+            "headers_with_underscores_action": "ALLOW",
+        },
+        http2_protocol_options={
+            "allow_connect": True,
+            "max_concurrent_streams": {"value": 100},
+            "initial_stream_window_size": {"value": 1 << 16},
+            "initial_connection_window_size": {"value": 1 << 20},
+        },
+    )
+    where = {"socket_address": {"address": address, "port_value": port}}
+    return _listener(name, where, [manager])

@@ -1,0 +1,285 @@
+"""What the mesh knows, and how a resource's name leads to what the resource is made of.
+
+`recipe(state, key)` is pure: it finds the inputs of one resource. `encode(recipe)` is pure: inputs
+to bytes. A resource's version is the digest of its bytes, so it survives a restart of the server,
+and a client that comes back is sent only what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from bedstone.control.mesh import clusters, listeners, names, proxyless, routes
+from bedstone.control.mesh.digests import addresses_digest
+from bedstone.control.mesh.names import Caller, Flavour, Key, Service, Type
+from bedstone.control.mesh.protos import delta_entry, state_entry
+from bedstone.control.mesh.protos import encode as encode_message
+from bedstone.control.registry import Registry
+from bedstone.model.resources import (
+    DEFAULT_CELL,
+    Address,
+    App,
+    DatabaseStatus,
+    InstanceStatus,
+    Node,
+    Phase,
+    Revision,
+)
+from bedstone.model.spec import WorkloadSpec
+
+GONE = (Phase.STOPPED, Phase.FAILED)
+
+
+@dataclass(slots=True)
+class State:
+    """The latest of each resource that the mesh is made from."""
+
+    domain: str
+    leds_threshold: int
+    apps: dict[str, App] = field(default_factory=dict)
+    revisions: dict[str, Revision] = field(default_factory=dict)
+    statuses: dict[str, InstanceStatus] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    databases: dict[str, DatabaseStatus] = field(default_factory=dict)
+    registry: Registry = field(default_factory=Registry)
+    large: set[Service] = field(default_factory=set)
+    retired: dict[tuple[str, str], WorkloadSpec] = field(default_factory=dict)
+    """Workloads that left the manifest; their last instances are still served."""
+
+    def workload(self, app: str, workload: str) -> WorkloadSpec | None:
+        """The workload as declared now, or as last declared."""
+        declared = self.apps.get(app)
+        if declared is not None and workload in declared.spec.workloads:
+            return declared.spec.workloads[workload]
+        return self.retired.get((app, workload))
+
+    def callees(self, caller: Caller) -> tuple[str, ...]:
+        """The workloads that an identity may call, sorted."""
+        app = self.apps.get(caller.app)
+        if app is None:
+            return ()
+        match caller.identity:
+            case names.GATEWAY:
+                routed = app.spec.gateway.routes if app.spec.gateway else ()
+                found = {route.to for route in routed}
+            case names.OPERATOR:
+                found = set(app.spec.workloads)
+            case workload:
+                spec = self.workload(caller.app, workload)
+                found = set(spec.uses) if spec else set()
+        return tuple(sorted(found & app.spec.workloads.keys()))
+
+    def callers(self, app: str, workload: str) -> tuple[str, ...]:
+        """The SPIFFE ids that may call a workload, sorted."""
+        declared = self.apps.get(app)
+        if declared is None:
+            return ()
+        found = {names.OPERATOR}
+        found |= {name for name, spec in declared.spec.workloads.items() if workload in spec.uses}
+        if declared.spec.gateway and any(r.to == workload for r in declared.spec.gateway.routes):
+            found.add(names.GATEWAY)
+        return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in found))
+
+    def alive(self, path: str) -> InstanceStatus | None:
+        """The status of an instance that the proxy of its node must serve."""
+        status = self.statuses.get(path)
+        if status is None or status.plumbing is None or status.phase in GONE:
+            return None
+        return status
+
+    def running_spec(self, status: InstanceStatus) -> WorkloadSpec | None:
+        """What the instance's own revision declares, where known."""
+        key = f"{status.app}/{status.workload}/{status.revision}"
+        revision = self.revisions.get(key)
+        return revision.spec if revision else self.workload(status.app, status.workload)
+
+
+class Recipe(NamedTuple):
+    """How to make one resource: a pure function and its inputs, which are compared by value."""
+
+    build: Callable[..., Any]
+    inputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A resource as sent: an encoded `Any`, and the digest that is its version.
+
+    `entry` is the resource as a field of a `DeltaDiscoveryResponse`, `state` of a
+    `DiscoveryResponse`; both are encoded once for all clients. `comparable` is what the same resource's digest is in a proxy's own configuration dump.
+    """
+
+    data: bytes
+    version: str
+    comparable: str
+    entry: bytes
+    state: bytes
+
+
+def encode(name: str, recipe: Recipe) -> Encoded:
+    """Make the resource that clients know by this name."""
+    data = encode_message(recipe.build(*recipe.inputs))
+    version = hashlib.sha256(data).hexdigest()[:16]
+    comparable = version
+    if recipe.build is clusters.assignment:
+        comparable = addresses_digest((e.host, e.port) for e in recipe.inputs[1])
+    return Encoded(data, version, comparable, delta_entry(name, version, data), state_entry(data))
+
+
+def recipe(state: State, key: Key) -> Recipe | None:
+    """What a resource is made of now; None if there is no such resource."""
+    if key.flavour is Flavour.GRPC:
+        return _grpc(state, key)
+    match key.type, key.name.split("/"):
+        case Type.EDS, [app, cell, workload]:
+            return _assignment(state, Service(app, cell, workload))
+        case Type.LEDS, ["xdstp:", "", _, _, app, cell, workload, instance]:
+            endpoint = state.registry.endpoints((app, cell, workload)).get(instance)
+            return Recipe(clusters.lb_endpoint, (endpoint,)) if endpoint else None
+        case Type.CDS, parts:
+            return _cluster(state, parts)
+        case Type.LDS, parts:
+            return _listener(state, parts)
+        case Type.RDS, parts:
+            return _routes(state, parts)
+        case _:
+            return None
+
+
+def _assignment(state: State, service: Service, *, whole: bool = False) -> Recipe | None:
+    if state.workload(service.app, service.workload) is None:
+        return None
+    if service in state.large and not whole:
+        return Recipe(clusters.collection, (state.domain, service))
+    endpoints = state.registry.endpoints(service)
+    return Recipe(
+        clusters.assignment, (service, tuple(endpoints[name] for name in sorted(endpoints)))
+    )
+
+
+def _cluster(state: State, parts: list[str]) -> Recipe | None:
+    match parts:
+        case ["to", app, cell, identity, callee]:
+            if state.workload(app, callee) is None:
+                return None
+            service = Service(app, cell, callee)
+            return Recipe(clusters.to_service, (state.domain, Caller(app, cell, identity), service))
+        case ["program", *rest]:
+            status = state.alive("/".join(rest))
+            spec = state.running_spec(status) if status else None
+            if status is None or status.plumbing is None or spec is None:
+                return None
+            return Recipe(clusters.to_program, (status.path, status.plumbing.app, spec.protocol))
+        case ["connect", app, cell, identity]:
+            return Recipe(clusters.to_connect, (Caller(app, cell, identity),))
+        case ["database", *rest]:
+            database = state.databases.get("/".join(rest))
+            if database is None or database.address is None:
+                return None
+            return Recipe(clusters.to_database, (database.path, database.address))
+        case _:
+            return None
+
+
+def _listener(state: State, parts: list[str]) -> Recipe | None:
+    match parts:
+        case ["gateway", app]:
+            declared = state.apps.get(app)
+            if declared is None or declared.spec.gateway is None:
+                return None
+            gateway = declared.spec.gateway
+            return Recipe(listeners.gateway, (app, gateway.address, gateway.port))
+        case ["connect", app, cell, identity]:
+            return Recipe(listeners.connect, (Caller(app, cell, identity),))
+        case ["call", node, app, cell, identity]:
+            machine = state.nodes.get(node)
+            if machine is None or machine.calls is None:
+                return None
+            socket = f"{machine.calls}/{app}.{identity}.sock"
+            return Recipe(listeners.call, (node, Caller(app, cell, identity), socket))
+        case [kind, app, cell, workload, instance, *more]:
+            status = state.alive(f"{app}/{cell}/{workload}/{instance}")
+            if status is None or status.plumbing is None:
+                return None
+            return _instance_listener(state, kind, status, *more)
+        case _:
+            return None
+
+
+def _instance_listener(
+    state: State, kind: str, status: InstanceStatus, target: str = ""
+) -> Recipe | None:
+    plumbing = status.plumbing
+    if plumbing is None:
+        return None
+    caller = Caller(status.app, status.cell, status.workload)
+    address: Address | None
+    match kind:
+        case "outbound":
+            inputs = (status.path, plumbing.outbound, f"outbound/{caller}", plumbing.credential)
+            return Recipe(listeners.outbound, inputs)
+        case "inbound":
+            return Recipe(listeners.inbound, (state.domain, status.path, plumbing.inbound))
+        case "service" if address := plumbing.services.get(target):
+            routed = f"service/{caller}/{target}"
+            return Recipe(listeners.service, (status.path, target, address, routed))
+        case "database" if address := plumbing.databases.get(target):
+            cluster = f"database/{status.app}/{status.cell}/{target}"
+            return Recipe(listeners.database, (status.path, target, address, cluster))
+        case _:
+            return None
+
+
+def _routes(state: State, parts: list[str]) -> Recipe | None:
+    match parts:
+        case ["outbound", app, cell, identity]:
+            caller = Caller(app, cell, identity)
+            return Recipe(routes.outbound, (caller, _specs(state, caller)))
+        case ["service", app, cell, identity, callee]:
+            spec = state.workload(app, callee)
+            if spec is None:
+                return None
+            target = routes.Callee(spec.protocol, spec.timeout)
+            return Recipe(routes.service, (Caller(app, cell, identity), callee, target))
+        case ["inbound", app, cell, workload, instance]:
+            status = state.alive(f"{app}/{cell}/{workload}/{instance}")
+            spec = state.running_spec(status) if status else None
+            if status is None or spec is None:
+                return None
+            allowed = state.callers(app, workload)
+            return Recipe(routes.inbound, (status.path, spec.protocol, allowed, workload))
+        case ["gateway", app]:
+            declared = state.apps.get(app)
+            if declared is None or declared.spec.gateway is None:
+                return None
+            caller = Caller(app, DEFAULT_CELL, names.GATEWAY)
+            specs = _specs(state, caller)
+            return Recipe(routes.gateway, (caller, declared.spec.gateway, specs))
+        case _:
+            return None
+
+
+def _specs(state: State, caller: Caller) -> tuple[tuple[str, routes.Callee], ...]:
+    found = []
+    for name in state.callees(caller):
+        spec = state.workload(caller.app, name)
+        if spec is not None:
+            found.append((name, routes.Callee(spec.protocol, spec.timeout)))
+    return tuple(found)
+
+
+def _grpc(state: State, key: Key) -> Recipe | None:
+    match key.type, key.name.split("/"):
+        case Type.LDS, [app, cell, workload]:
+            spec = state.workload(app, workload)
+            service = Service(app, cell, workload)
+            return Recipe(proxyless.listener, (service, spec.timeout)) if spec else None
+        case Type.CDS, [app, cell, workload] if state.workload(app, workload):
+            return Recipe(proxyless.cluster, (state.domain, Service(app, cell, workload)))
+        case Type.EDS, [app, cell, workload]:
+            return _assignment(state, Service(app, cell, workload), whole=True)
+        case _:
+            return None

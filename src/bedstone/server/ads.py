@@ -1,0 +1,271 @@
+"""ADS over gRPC: one stream a client, both dialects; and what the server asks about proxies.
+
+Owns the streams' transport; what to send is decided by `bedstone.control.mesh`.
+
+Rules:
+- Who a client is comes from its certificate, and it gets its own resources only.
+- A change goes out at the next turn of the event loop; there is no timer to wait for.
+- A slow client holds back nobody: each stream has its own task and no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from bedstone.control.mesh.delta import DeltaStream
+from bedstone.control.mesh.mesh import Changes, Mesh
+from bedstone.control.mesh.names import Flavour, Key, Type
+from bedstone.control.mesh.protos import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+from bedstone.control.mesh.sotw import SotwStream
+from bedstone.control.mesh.streams import Interest, Rejection, Request, Response, Stream
+from bedstone.control.mesh.views import GrpcClient, NodeProxy, Proxy
+from bedstone.errors import DeniedError
+
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_LOG = logging.getLogger(__name__)
+_TYPES = {kind.value: kind for kind in Type}
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Authorize = Callable[[Context], Proxy]
+
+
+def by_certificate(domain: str) -> Authorize:
+    """Identity from the client certificate's URI SAN (SPIFFE X.509-SVID §4.1)."""
+
+    def authorize(context: Context) -> Proxy:
+        names = context.auth_context().get("x509_subject_alternative_name", ())
+        for name in names:
+            match name.decode(errors="replace").removeprefix("spiffe://").split("/"):
+                case [trust, "node", node] if trust == domain:
+                    return NodeProxy(node)
+                case [trust, app, workload] if trust == domain:
+                    return GrpcClient(app, workload)
+                case _:
+                    pass
+        raise DeniedError("the client's certificate names no node or workload of this domain")
+
+    return authorize
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyState:
+    """One connected client: for each type how many it wants, and how many are on their way."""
+
+    proxy: str
+    dialect: str
+    subscribed: dict[str, int]
+    pending: dict[str, int]
+
+
+class _Connection:
+    """A stream with its transport."""
+
+    def __init__(self, stream: Stream, dialect: str) -> None:
+        self.stream = stream
+        self.dialect = dialect
+        self.wake = asyncio.Event()
+        self.closed = False
+
+
+class AdsService:
+    """Serves a mesh to proxies.
+
+    Args:
+        mesh: what to serve.
+        authorize: says who a client is, or raises DeniedError.
+    """
+
+    def __init__(self, mesh: Mesh, authorize: Authorize) -> None:
+        self._mesh = mesh
+        self._authorize = authorize
+        self._interest = Interest()
+        self._connections: dict[Stream, _Connection] = {}
+        self._progress = asyncio.Event()
+        self._unwatch = mesh.watch(self._changed)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service with a gRPC server."""
+        handlers = {
+            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(self._delta),
+            "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._sotw),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def _changed(self, changes: Changes) -> None:
+        if not changes:
+            for connection in self._connections.values():
+                connection.wake.set()
+            return
+        for key in changes.keys:
+            for stream in self._interest.of(key):
+                stream.mark(key.type, key.name)
+                self._connections[stream].wake.set()
+        if not changes.views and not changes.apps:
+            return
+        for stream, connection in self._connections.items():
+            match stream.proxy:
+                case NodeProxy(node) if node in changes.views:
+                    for kind, name in changes.views[node]:
+                        stream.mark(kind, name)
+                    connection.wake.set()
+                case GrpcClient(app) if app in changes.apps:
+                    stream.mark_all()
+                    connection.wake.set()
+                case _:
+                    pass
+
+    async def _delta(self, _requests: Any, context: Context) -> None:
+        await self._serve(context, DeltaStream, _read_delta, _write_delta, "delta")
+
+    async def _sotw(self, _requests: Any, context: Context) -> None:
+        await self._serve(context, SotwStream, _read_sotw, _write_sotw, "sotw")
+
+    async def _serve(
+        self,
+        context: Context,
+        make: Callable[[Proxy, Mesh, Interest], Stream],
+        read: Callable[[bytes], Request | None],
+        write: Callable[[Response], bytes],
+        dialect: str,
+    ) -> None:
+        try:
+            proxy = self._authorize(context)
+        except DeniedError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
+        connection = _Connection(make(proxy, self._mesh, self._interest), dialect)
+        self._connections[connection.stream] = connection
+        _LOG.info("ads client connected", extra={"proxy": str(proxy), "dialect": dialect})
+        reader = asyncio.create_task(self._read(context, connection, read))
+        try:
+            await self._send(context, connection, write)
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError):
+                await reader
+            del self._connections[connection.stream]
+            connection.stream.close()
+            self._advance()
+            _LOG.info("ads client gone", extra={"proxy": str(proxy), "dialect": dialect})
+
+    async def _read(
+        self, context: Context, connection: _Connection, read: Callable[[bytes], Request | None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                request = read(data)
+                if request is None:
+                    continue
+                if request.error is not None:
+                    _LOG.warning(
+                        "ads client rejected",
+                        extra={
+                            "proxy": str(connection.stream.proxy),
+                            "type": request.kind.name,
+                            "reason": request.error,
+                        },
+                    )
+                connection.stream.receive(request, loop.time())
+                connection.wake.set()
+                self._advance()
+        finally:
+            connection.closed = True
+            connection.wake.set()
+
+    async def _send(
+        self, context: Context, connection: _Connection, write: Callable[[Response], bytes]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while not connection.closed:
+            connection.wake.clear()
+            for response in connection.stream.poll(loop.time()):
+                await context.write(write(response))
+            at = connection.stream.wake_at(loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(at):
+                    await connection.wake.wait()
+
+    def _advance(self) -> None:
+        """Wake whoever waits for acknowledgements."""
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    async def progressed(self) -> None:
+        """Return once any client has acknowledged, rejected, come or gone."""
+        await self._progress.wait()
+
+    def rejections(self) -> list[Rejection]:
+        """What clients have rejected and was not replaced since."""
+        return [entry for stream in self._connections for entry in stream.rejections()]
+
+    def proxies(self) -> list[ProxyState]:
+        """The connected clients."""
+        return [
+            ProxyState(
+                str(stream.proxy),
+                connection.dialect,
+                {kind.name: stream.wants(kind) for kind in Type if stream.wants(kind)},
+                {kind.name: stream.pending(kind) for kind in Type if stream.pending(kind)},
+            )
+            for stream, connection in self._connections.items()
+        ]
+
+
+def _read_delta(data: bytes) -> Request | None:
+    message = DeltaDiscoveryRequest.FromString(data)
+    kind = _TYPES.get(message.type_url)
+    if kind is None:
+        return None
+    return Request(
+        kind,
+        subscribe=tuple(message.resource_names_subscribe),
+        unsubscribe=tuple(message.resource_names_unsubscribe),
+        initial=dict(message.initial_resource_versions),
+        nonce=message.response_nonce,
+        error=message.error_detail.message if message.HasField("error_detail") else None,
+    )
+
+
+def _write_delta(response: Response) -> bytes:
+    head = DeltaDiscoveryResponse(
+        type_url=response.kind.value, nonce=response.nonce, removed_resources=response.removed
+    )
+    return b"".join(
+        (head.SerializeToString(), *(encoded.entry for _, encoded in response.resources))
+    )
+
+
+def _read_sotw(data: bytes) -> Request | None:
+    message = DiscoveryRequest.FromString(data)
+    kind = _TYPES.get(message.type_url)
+    if kind is None:
+        return None
+    return Request(
+        kind,
+        subscribe=tuple(message.resource_names),
+        nonce=message.response_nonce,
+        error=message.error_detail.message if message.HasField("error_detail") else None,
+        version=message.version_info,
+    )
+
+
+def _write_sotw(response: Response) -> bytes:
+    head = DiscoveryResponse(
+        type_url=response.kind.value, nonce=response.nonce, version_info=response.version
+    )
+    return b"".join(
+        (head.SerializeToString(), *(encoded.state for _, encoded in response.resources))
+    )
