@@ -1,0 +1,140 @@
+"""`bedstone apply` and `bedstone restart`: change what runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
+from bedstone.cli.progress import change_lines
+from bedstone.cli.target import STATE_NAME, Target, choose_app
+from bedstone.cli.terminal import Terminal, paint
+
+if TYPE_CHECKING:
+    from bedstone.client.api import Client
+    from bedstone.model.api import ApplyResult
+
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long --wait waits.",
+)
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Make a manifest the running app's, and show the difference it makes.",
+        ("bedstone apply -f bedstone.yaml", "apply it; instances roll"),
+        ("bedstone apply -f bedstone.yaml --dry-run", "only show the difference"),
+        ("bedstone apply -f bedstone.yaml --wait", "return when all of it is ready"),
+    ),
+)
+@click.option(
+    "-f",
+    "--file",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The manifest.",
+)
+@click.option("--dry-run", is_flag=True, help="Change nothing.")
+@click.option("--wait", is_flag=True, help="Return when all of it is ready.")
+@_timeout
+@targeted
+@output_option
+def apply(
+    *, file: Path, dry_run: bool, wait: bool, timeout: float, target: Target, as_json: bool
+) -> None:
+    """See `bedstone apply --help`."""
+    asyncio.run(_apply(file, target, Terminal(answers=as_json), (dry_run, wait, timeout, as_json)))
+
+
+async def _apply(
+    file: Path, target: Target, terminal: Terminal, options: tuple[bool, bool, float, bool]
+) -> None:
+    from bedstone.cli.request import load, request_of
+
+    dry_run, wait, timeout, as_json = options
+    manifest = load(file)
+    request = request_of(manifest)
+    if target.url is None and target.state_dir is None:
+        target = Target(file, manifest.root / STATE_NAME)
+    async with target.connect() as client:
+        result = await (client.plan(request) if dry_run else client.apply(request))
+        if not as_json:
+            show_result(terminal, result, dry_run=dry_run)
+        if wait and not dry_run:
+            await settle(client, terminal, result, timeout)
+    if as_json:
+        terminal.json(result.model_dump(mode="json"))
+
+
+def show_result(terminal: Terminal, result: ApplyResult, *, dry_run: bool) -> None:
+    """The difference, and whether it was made."""
+    if not result.changes:
+        terminal.say(f"{result.app}: nothing to change (generation {result.generation})")
+        return
+    for line in change_lines(result.changes):
+        terminal.say(line)
+    if dry_run:
+        terminal.say("nothing was changed: this was a dry run")
+    else:
+        terminal.say(f"{result.app}: applied (generation {result.generation})")
+
+
+async def settle(client: Client, terminal: Terminal, result: ApplyResult, timeout: float) -> None:
+    """Show an app becoming ready; fail if it does not."""
+    from bedstone.cli.following import Feed, statuses, until_ready
+
+    async with statuses(client, result.app, lambda: True) as following:
+        await until_ready(client, following, Feed(terminal), result.generation, timeout)
+    terminal.say(f"{result.app} is {paint('ready')}")
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Replace a workload's instances one by one, with no failed request.",
+        ("bedstone restart accounts", "return at once"),
+        ("bedstone restart accounts --wait", "return when the new ones are ready"),
+    ),
+)
+@click.argument("workload")
+@click.option("--wait", is_flag=True, help="Return when the new instances are ready.")
+@_timeout
+@app_option
+@targeted
+@output_option
+def restart(
+    *,
+    workload: str,
+    wait: bool,
+    timeout: float,
+    app: str | None,
+    target: Target,
+    as_json: bool,
+) -> None:
+    """See `bedstone restart --help`."""
+    terminal = Terminal(answers=as_json)
+    result = asyncio.run(_restart(target, terminal, (app, workload), timeout if wait else None))
+    if as_json:
+        terminal.json(result.model_dump(mode="json"))
+
+
+async def _restart(
+    target: Target, terminal: Terminal, what: tuple[str | None, str], timeout: float | None
+) -> ApplyResult:
+    named, workload = what
+    async with target.connect() as client:
+        result = await client.restart(await choose_app(client, target, named), workload)
+        terminal.say(f"{workload} is being restarted")
+        if timeout is not None:
+            await settle(client, terminal, result, timeout)
+    return result

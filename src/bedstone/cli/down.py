@@ -1,0 +1,83 @@
+"""`bedstone down`: stop a run, whatever state it is in; delete its data only when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from bedstone.cli.options import CONTEXT, teach
+from bedstone.cli.target import Target, shown
+from bedstone.cli.terminal import Terminal
+from bedstone.errors import InvalidError, UnavailableError
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Stop the app and all that runs for it; its data stays.",
+        ("bedstone down", "stop the app of this directory"),
+        ("bedstone down examples/bank", "of another one"),
+        ("bedstone down --purge", "stop it and delete its data, after asking"),
+    ),
+)
+@click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+@click.option("--purge", is_flag=True, help="Also delete .bedstone: databases, keys, logs.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def down(*, directory: Path | None, purge: bool, yes: bool) -> None:
+    """See `bedstone down --help`."""
+    state_dir = Target.choose(directory or Path.cwd()).state()
+    terminal = Terminal()
+    if purge and state_dir.exists():
+        _confirm(state_dir, yes=yes)
+    asyncio.run(_down(state_dir, terminal))
+    if purge:
+        _purge(state_dir, terminal)
+
+
+def _confirm(state_dir: Path, *, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidError("--purge deletes data and nobody is there to ask", hint="add --yes")
+    click.confirm(f"delete {shown(state_dir)} with all databases, keys and logs?", abort=True)
+
+
+async def _down(state_dir: Path, terminal: Terminal) -> None:
+    from bedstone.cli.embedded import shut_down
+    from bedstone.processes.client import cleanup_stale
+    from bedstone.processes.state import read_run
+
+    name = shown(state_dir.parent)
+    dead = read_run(state_dir)
+    run = await asyncio.to_thread(cleanup_stale, state_dir)
+    if run is None:
+        what = "cleared away what a dead run had left of" if dead else "nothing runs for"
+        terminal.say(f"{what} {name}")
+        return
+    with terminal.waiting(f"stopping {name}"):
+        stopped = await shut_down(run)
+    terminal.say(f"stopped {name}: {', '.join(stopped) if stopped else 'its supervisor'}")
+    terminal.say(f"data stays in {shown(state_dir)}")
+
+
+def _purge(state_dir: Path, terminal: Terminal) -> None:
+    import shutil
+
+    from bedstone.processes.state import locked
+
+    if not state_dir.exists():
+        terminal.say("there is no data")
+        return
+    try:
+        # Held, so that no other `up` starts on what is being deleted.
+        with locked(state_dir):
+            shutil.rmtree(state_dir)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot delete {error.filename}: {error.strerror}",
+            hint="delete it as the user who ran it",
+        ) from error
+    terminal.say(f"deleted {shown(state_dir)}")

@@ -1,0 +1,242 @@
+"""Starts and stops the embedded run of one state directory.
+
+Invariant: a run that cannot come up is stopped again, with everything that it started; data that
+was there before is not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bedstone.errors import EXIT_STATUS, Error, InvalidError, UnavailableError, from_code
+
+if TYPE_CHECKING:
+    from bedstone.processes.client import RunInfo
+    from bedstone.processes.spec import ProcessInfo, ProcessSpec
+
+NODE_NAME = "local"
+_SESSION_PORTS = range(20000, 32000)
+"""Below the ports that Linux gives to outgoing connections (ip_local_port_range), which could take
+the server's while it restarts."""
+_TAIL = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an embedded run is started.
+
+    Args:
+        detached: it outlives the command.
+        api_listen: `HOST:PORT` on which the API is also served, by TLS and tokens.
+        isolate: whether instances get their own network namespaces where possible.
+        timeout: seconds for the server to answer.
+    """
+
+    detached: bool = False
+    api_listen: str | None = None
+    isolate: str = "auto"
+    timeout: float = 30.0
+
+
+async def start(state_dir: Path, options: Options) -> RunInfo:
+    """Start a supervisor with a server and a node, and wait until the API answers.
+
+    Raises:
+        ConflictError: another supervisor runs on this state.
+        UnavailableError: it cannot come up; nothing is left running.
+    """
+    from bedstone.processes.client import run_directory, start_supervisor
+
+    logs = state_dir / "logs"
+    try:
+        for folder in (state_dir, logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir = run_directory(state_dir.resolve())
+        processes = _processes(state_dir.resolve(), run_dir, options)
+        offset = _size(logs / "server.log")
+        run = await start_supervisor(
+            state_dir,
+            processes,
+            detached=options.detached,
+            log=logs.resolve() / "supervisor.log",
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {error.filename or state_dir}: {error.strerror}",
+            hint=f"make room and make {state_dir} writable for you",
+        ) from error
+    try:
+        await _answers(run, logs / "server.log", offset, options.timeout)
+    except BaseException:
+        await abandon(run)
+        raise
+    return run
+
+
+async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None:
+    """Wait until the server answers; fail as soon as it is clear that it never will."""
+    from bedstone.client.api import Client
+    from bedstone.client.transport import Endpoint
+    from bedstone.processes.client import SupervisorClient
+
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    api = Endpoint(socket=Path(run.run_dir, "api.sock"))
+    async with SupervisorClient(run.socket) as supervisor, Client(api) as client:
+        while True:
+            with suppress(UnavailableError):
+                await client.health()
+                return
+            server = await supervisor.get("server")
+            if server.state != "running" and (server.restarts >= 1 or server.pid is None):
+                raise _ended(server, log, offset)
+            if loop.time() > deadline:
+                raise UnavailableError(
+                    f"the server does not answer after {timeout:g} s{_tail(log, offset)}",
+                    hint=f"see {log}",
+                )
+            await asyncio.sleep(0.02)
+
+
+def _ended(server: ProcessInfo, log: Path, offset: int) -> Error:
+    """The server's own failure, by the kind that its exit status stands for."""
+    kinds = {status: code for code, status in EXIT_STATUS.items()}
+    code = kinds.get(server.exit_code or 0, UnavailableError.code)
+    message = f"the server does not start: {server.ending()}{_tail(log, offset)}"
+    return from_code(code, message, hint=f"see {log}")
+
+
+def _tail(log: Path, offset: int) -> str:
+    """The last lines of a log, written since it had `offset` bytes, as part of a message."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(offset, _size(log) - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = text.splitlines()[-_TAIL:]
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[ProcessSpec]:
+    from bedstone.processes.spec import STAGE_NODE, STAGE_SERVER, ProcessSpec
+
+    server: dict[str, Any] = {
+        "state_dir": str(state_dir),
+        "run_dir": str(run_dir),
+        "session": f"127.0.0.1:{_free_port()}",
+        "api_socket": str(run_dir / "api.sock"),
+    }
+    if options.api_listen:
+        server["api_listen"] = options.api_listen
+    node = {
+        "name": NODE_NAME,
+        "address": "127.0.0.1",
+        "state_dir": str(state_dir),
+        "run_dir": str(run_dir),
+        "api": str(run_dir / "api.sock"),
+        "supervisor": str(run_dir / "supervisor.sock"),
+        "enforce": options.isolate,
+    }
+    env = {key: value for key, value in os.environ.items() if not key.startswith("BEDSTONE_")}
+    return [
+        ProcessSpec(
+            name=name,
+            argv=(sys.executable, "-P", "-m", f"bedstone.{name}", "--config", str(path)),
+            env=env,
+            stdout=str(state_dir / "logs" / f"{name}.log"),
+            stage=stage,
+            restart="always",
+        )
+        for name, stage, path in (
+            ("server", STAGE_SERVER, _write(state_dir / "server.json", server)),
+            ("node", STAGE_NODE, _write(state_dir / "node.json", node)),
+        )
+    ]
+
+
+def _write(path: Path, value: dict[str, Any]) -> Path:
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+    draft.replace(path)
+    return path
+
+
+def _free_port() -> int:
+    for port in random.sample(_SESSION_PORTS, 64):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UnavailableError("no port of 127.0.0.1 between 20000 and 32000 is free")
+
+
+def check_listen(text: str) -> str:
+    """A `HOST:PORT` that a user gave; InvalidError if it is not one."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidError(f"got {text!r}, expected HOST:PORT", hint="such as 127.0.0.1:8443")
+    return text
+
+
+async def abandon(run: RunInfo) -> None:
+    """End a run that did not come up, by force if need be."""
+    from bedstone.processes.client import SupervisorClient
+
+    with suppress(Error, TimeoutError):
+        async with asyncio.timeout(15), SupervisorClient(run.socket) as supervisor:
+            await supervisor.shutdown()
+    await force(run)
+
+
+async def force(run: RunInfo, patience: float = 5.0) -> None:
+    """End the supervisor if it still lives: twice asked, it kills; then it is killed itself."""
+    import signal
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        deadline = loop.time() + (0.2 if number == signal.SIGTERM else patience)
+        if not run.alive() or not run.identity.send_signal(number):
+            break
+        while run.alive() and loop.time() < deadline:  # noqa: ASYNC110 - another's process
+            await asyncio.sleep(0.02)
+    from bedstone.processes.client import cleanup_stale
+
+    await asyncio.to_thread(cleanup_stale, Path(run.state_dir))
+
+
+async def shut_down(run: RunInfo, timeout: float = 120.0) -> list[str]:
+    """Stop a run in good order; the names of the processes that were stopped."""
+    from bedstone.processes.client import SupervisorClient
+
+    names: list[str] = []
+    try:
+        async with asyncio.timeout(timeout), SupervisorClient(run.socket) as supervisor:
+            names = [info.name for info in await supervisor.list() if info.running]
+            await supervisor.shutdown()
+    except (Error, TimeoutError):
+        # It ended while it was asked, or it does not react.
+        await force(run)
+    return names

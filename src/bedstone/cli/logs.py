@@ -1,0 +1,156 @@
+"""`bedstone logs`: what a workload or an engine wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import aclosing
+
+import click
+
+from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
+from bedstone.cli.target import Target, choose_app
+from bedstone.cli.terminal import Terminal, clean
+from bedstone.errors import NotFoundError, UnavailableError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_OWN = ("server", "node", "supervisor")
+
+
+class Ago(click.ParamType[float]):
+    """A duration: `90`, `90s`, `5m`, `2h`, `1d`, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse it."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", str(value))
+        if found is None:
+            self.fail(f"got {value!r}, expected a duration such as 30s, 5m or 2h", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Show what a workload's instances wrote, or an engine (engine:NAME).\n\n"
+        "Bedstone's own are engine:server and engine:node.",
+        ("bedstone logs accounts", "the last 200 lines"),
+        ("bedstone logs accounts -f", "and what follows"),
+        ("bedstone logs accounts --since 5m", "all of the last five minutes"),
+        ("bedstone logs engine:envoy --tail 20", "of the proxy"),
+    ),
+)
+@click.argument("workload")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--since", type=Ago(), metavar="DURATION", help="How far back: 30s, 5m, 2h, 1d.")
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="At most so many of the last lines; default: 200, or all with --since.",
+)
+@click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time (UTC).")
+@app_option
+@targeted
+@output_option
+def logs(
+    *,
+    workload: str,
+    follow: bool,
+    since: float | None,
+    tail: int | None,
+    timestamps: bool,
+    app: str | None,
+    target: Target,
+    as_json: bool,
+) -> None:
+    """See `bedstone logs --help`."""
+    if tail is None and since is None:
+        tail = 200
+    start = None if since is None else time.time() - since
+    engine = workload.removeprefix("engine:") if workload.startswith("engine:") else None
+    if engine in _OWN and target.url is None:
+        own_log(target, engine, tail=tail, follow=follow)
+        return
+    asyncio.run(
+        _logs(
+            target,
+            Show(timestamps=timestamps, as_json=as_json),
+            (engine, app, workload),
+            (follow, start, tail),
+        )
+    )
+
+
+class Show:
+    """How a line is written."""
+
+    def __init__(self, *, timestamps: bool, as_json: bool) -> None:
+        self._terminal = Terminal()
+        self._timestamps = timestamps
+        self._as_json = as_json
+
+    def line(self, at: float, source: str, text: str) -> None:
+        """Write one."""
+        if self._as_json:
+            import json
+
+            record = {"time": at, "source": source, "text": text}
+            self._terminal.answer(json.dumps(record, ensure_ascii=False))
+            return
+        whole = time.gmtime(at)
+        stamp = ""
+        if self._timestamps:
+            stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{int(at % 1 * 1000):03d}Z "
+        self._terminal.answer(f"{stamp}{clean(source)} | {clean(text)}")
+
+
+async def _logs(
+    target: Target,
+    show: Show,
+    what: tuple[str | None, str | None, str],
+    window: tuple[bool, float | None, int | None],
+) -> None:
+    engine, named, workload = what
+    follow, since, tail = window
+    async with target.connect() as client:
+        if engine is not None:
+            lines = client.engine_logs(engine, follow=follow, since=since, tail=tail)
+        else:
+            app = await choose_app(client, target, named)
+            lines = client.logs(app, workload, follow=follow, since=since, tail=tail)
+        async with aclosing(lines):
+            async for line in lines:
+                show.line(line.time, line.source, line.text)
+
+
+def own_log(target: Target, name: str, *, tail: int | None, follow: bool) -> None:
+    """A log of Bedstone's own, from its file: it must be readable when the server is dead."""
+    from collections import deque
+
+    path = target.state() / "logs" / f"{name}.log"
+    terminal = Terminal()
+    try:
+        with path.open(errors="replace") as file:
+            for line in deque(file, maxlen=tail) if tail is not None else file:
+                terminal.answer(clean(line))
+            while follow:
+                text = file.readline()
+                if text:
+                    terminal.answer(clean(text))
+                else:
+                    time.sleep(0.2)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"there is no log of {name} yet", hint="it is written once `bedstone up` runs"
+        ) from error
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot read {path}: {error.strerror}", hint="read it as the user who runs it"
+        ) from error

@@ -1,0 +1,88 @@
+"""What the commands share: help with examples, and the options that say which run is meant.
+
+A run is that of the nearest `bedstone.yaml` upwards from the current directory, or from `-C DIR`,
+or a server by URL (`--server`, `BEDSTONE_URL`) with a token (`--token-file`, `BEDSTONE_TOKEN`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bedstone.cli.target import Target
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+
+
+def teach(text: str, *examples: tuple[str, str]) -> str:
+    """A command's help: what it does, then examples, each a command line and what it is for."""
+    width = max(len(line) for line, _ in examples)
+    block = "\n".join(f"  {line.ljust(width)}   {purpose}" for line, purpose in examples)
+    return f"{text}\n\n\b\nExamples:\n{block}"
+
+
+def targeted(function: Function) -> Function:
+    """Adds `-C`, `--server`, `--token-file` and `--ca-file`; passes a `Target` as `target`."""
+
+    @click.option(
+        "-C",
+        "directory",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The app's directory, instead of the nearest upwards from here.",
+    )
+    @click.option("--server", metavar="URL", help="A server elsewhere; default: BEDSTONE_URL.")
+    @click.option(
+        "--token-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="The server's token; default: BEDSTONE_TOKEN.",
+    )
+    @click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="The CA certificate to trust; default: BEDSTONE_CA.",
+    )
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        directory: Path | None,
+        server: str | None,
+        token_file: Path | None,
+        ca_file: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        target = Target.choose(directory, server, token_file, ca_file)
+        return function(*args, target=target, **kwargs)
+
+    return wrapped  # type: ignore[return-value] # it takes the options that click passes
+
+
+def app_option(function: Function) -> Function:
+    """Adds `--app`, for a server that runs several."""
+    return click.option("--app", metavar="APP", help="The app, where the server runs several.")(
+        function
+    )
+
+
+def output_option(function: Function) -> Function:
+    """Adds `-o json`; passes `as_json`."""
+
+    @click.option(
+        "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Format."
+    )
+    @functools.wraps(function)
+    def wrapped(*args: Any, output: str, **kwargs: Any) -> Any:
+        return function(*args, as_json=output == "json", **kwargs)
+
+    return wrapped  # type: ignore[return-value] # it takes the option that click passes

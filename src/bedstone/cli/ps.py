@@ -1,0 +1,176 @@
+"""`bedstone ps`: what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from bedstone.cli.options import CONTEXT, output_option, targeted, teach
+from bedstone.cli.target import Target
+from bedstone.cli.terminal import Terminal, clean, columns, paint, seconds
+from bedstone.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from bedstone.model.api import AppStatus, DomainStatus, Part
+    from bedstone.processes.spec import ProcessInfo
+
+_WORKLOADS = ("WORKLOAD", "INSTANCE", "STATE", "REVISION", "RESTARTS", "PID", "AGE")
+_PARTS = ("PART", "NAME", "STATE", "RESTARTS", "PID", "AGE")
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Show what runs, and in which state.",
+        ("bedstone ps", "instances, engines, the proxy, the server and the node"),
+        ("bedstone ps -C examples/bank", "of another directory's app"),
+        ("bedstone ps -o json", "for programs"),
+    ),
+)
+@targeted
+@output_option
+def ps(*, target: Target, as_json: bool) -> None:
+    """See `bedstone ps --help`."""
+    asyncio.run(_ps(target, Terminal(answers=as_json), as_json=as_json))
+
+
+async def _ps(target: Target, terminal: Terminal, *, as_json: bool) -> None:
+    processes: list[ProcessInfo] = []
+    status: DomainStatus | None = None
+    failure: UnavailableError | None = None
+    async with target.connect() as client:
+        if target.url is None:
+            processes = await supervised(target)
+        try:
+            status = await client.status()
+        except UnavailableError as error:
+            failure = error
+    if status is None and not processes and failure is not None:
+        raise failure
+    if as_json:
+        terminal.json(
+            {
+                "status": status.model_dump(mode="json") if status else None,
+                "processes": [info.to_json() for info in processes],
+            }
+        )
+    elif status is None:
+        terminal.complain("the server does not answer; this is what the supervisor knows")
+        terminal.table(("PROCESS", *_PARTS[2:]), (process_row(info) for info in processes))
+    else:
+        own = [info for info in processes if info.name in ("server", "node")]
+        for line in overview(status, own, time.time()):
+            terminal.answer(line)
+
+
+async def supervised(target: Target) -> list[ProcessInfo]:
+    """What the supervisor of the embedded run parents; nothing if it is gone."""
+    from bedstone.processes.client import SupervisorClient
+
+    run = target.live()
+    if run is None:
+        return []
+    try:
+        async with SupervisorClient(run.socket) as supervisor:
+            return await supervisor.list()
+    except UnavailableError:
+        return []
+
+
+def overview(status: DomainStatus, processes: Sequence[ProcessInfo], now: float) -> list[str]:
+    """The whole of `ps`, as lines."""
+    lines: list[str] = []
+    for app in status.apps:
+        lines += [headline(app), ""]
+        instances = [instance_row(part, now) for part in app.parts if part.kind == "instance"]
+        if instances:
+            lines += [*columns([_WORKLOADS, *instances]), ""]
+    rows = parts_table(status, processes, now)
+    if rows:
+        lines += columns([_PARTS, *rows])
+    return lines + remarks(status)
+
+
+def parts_table(
+    status: DomainStatus, processes: Sequence[ProcessInfo], now: float
+) -> list[tuple[str, ...]]:
+    """Engines and proxies, each once, then Bedstone's own processes."""
+    rows = dict.fromkeys(
+        part_row(part, now)
+        for app in status.apps
+        for part in app.parts
+        if part.kind in ("engine", "proxy")
+    )
+    if processes:
+        return [*rows, *((info.name, "-", *process_row(info)[1:]) for info in processes)]
+    return [*rows, *(part_row(part, now, kind="node") for part in status.nodes)]
+
+
+def remarks(status: DomainStatus) -> list[str]:
+    """What a user should know besides."""
+    lines = []
+    for app in status.apps:
+        for condition in app.conditions:
+            hint = f"; {condition.hint}" if condition.hint else ""
+            text = clean(f"{condition.subject}: {condition.message}{hint}")
+            lines += ["", f"{paint(condition.severity)}: {text}"]
+    if not status.apps:
+        lines += ["", "no app is applied"]
+    if not status.complete:
+        lines += ["", "incomplete: the server has not heard from every node since its start"]
+    return lines
+
+
+def headline(app: AppStatus) -> str:
+    """One line about an app."""
+    state = paint("ready") if app.ready else paint("not ready", "starting")
+    gateway = f"  {app.gateway}" if app.gateway else ""
+    identity = "enforced" if app.enforced else "cooperative, not enforced"
+    return f"{app.app}  {state}{gateway}  identities: {identity}"
+
+
+def instance_row(part: Part, now: float) -> tuple[str, ...]:
+    """An instance."""
+    state = paint(part.state) if part.state == "ready" or not part.detail else described(part)
+    return (
+        part.workload,
+        part.name,
+        state,
+        part.revision,
+        str(part.restarts),
+        str(part.pid or "-"),
+        age(part.since, now),
+    )
+
+
+def part_row(part: Part, now: float, *, kind: str | None = None) -> tuple[str, ...]:
+    """An engine, a proxy or a node."""
+    state = paint(part.state) if part.state == "ready" else described(part)
+    pid = str(part.pid or "-")
+    return (kind or part.kind, part.name, state, str(part.restarts), pid, age(part.since, now))
+
+
+def process_row(info: ProcessInfo) -> tuple[str, ...]:
+    """A process, as its supervisor sees it."""
+    state = paint("running", "ready") if info.running else paint(info.ending(), "failed")
+    pid = str(info.pid) if info.running else "-"
+    since = info.started_at if info.running else None
+    return (info.name, state, str(info.restarts), pid, age(since, time.time()))
+
+
+def described(part: Part) -> str:
+    """A state that wants a reason."""
+    return f"{paint(part.state)} ({clean(part.detail)})" if part.detail else paint(part.state)
+
+
+def age(since: float | None, now: float) -> str:
+    """How long ago."""
+    return (
+        "-"
+        if since is None or since > now + 1
+        else seconds(float(int(max(now - since, 0)))).replace(".0s", "s")
+    )

@@ -1,0 +1,192 @@
+"""What people see: the one module that writes to the terminal.
+
+Rules:
+- Answers go to standard output, everything else (errors, hints, progress of a command whose answer
+  is JSON) to standard error.
+- Colour marks state only, on a terminal only, and never with `NO_COLOR`.
+- What is written to a pipe or a file is plain, complete and stable: nothing depends on its width.
+- Text that comes from programs or from a server cannot control the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_COLOUR = {
+    "ready": "green",
+    "ok": "green",
+    "+": "green",
+    "failed": "red",
+    "fail": "red",
+    "error": "red",
+    "-": "red",
+    "backoff": "yellow",
+    "unready": "yellow",
+    "warn": "yellow",
+    "warning": "yellow",
+    "~": "yellow",
+    "pending": "cyan",
+    "preparing": "cyan",
+    "starting": "cyan",
+    "draining": "cyan",
+}
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code != 9}
+
+
+def clean(text: str) -> str:
+    """The text without control characters: it cannot move the cursor or change colours."""
+    return text.translate(_CONTROL)
+
+
+def paint(text: str, state: str | None = None) -> str:
+    """The text in the colour of a state (by default, of the state that it names)."""
+    colour = _COLOUR.get(text if state is None else state)
+    return click.style(text, fg=colour) if colour else text
+
+
+def columns(rows: Iterable[Sequence[str]], *, indent: str = "", gap: int = 2) -> list[str]:
+    """Rows as aligned lines without trailing blanks; colour codes count as no width."""
+    table = [tuple(row) for row in rows]
+    count = max((len(row) for row in table), default=0)
+    widths = [
+        max((len(click.unstyle(row[place])) for row in table if place < len(row)), default=0)
+        for place in range(count)
+    ]
+    lines = []
+    for row in table:
+        cells = [
+            cell + " " * (width - len(click.unstyle(cell)) + gap)
+            for cell, width in zip(row, widths, strict=False)
+        ]
+        lines.append((indent + "".join(cells)).rstrip())
+    return lines
+
+
+def seconds(value: float) -> str:
+    """A duration for people: `0.4s`, `12s`, `3m10s`, `2h05m`, `4d03h`."""
+    if value < 10:
+        return f"{max(value, 0):.1f}s"
+    whole = int(value)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+class Terminal:
+    """Standard output and standard error of one command.
+
+    Args:
+        answers: whether standard output is kept for the answer (JSON), so that progress goes to
+            standard error.
+    """
+
+    def __init__(self, *, answers: bool = False) -> None:
+        self._answers = answers
+        self._status: Status | None = None
+
+    @property
+    def _progress(self) -> TextIO:
+        return sys.stderr if self._answers else sys.stdout
+
+    @property
+    def live(self) -> bool:
+        """Whether progress is shown to a person at a terminal."""
+        return self._progress.isatty() and os.environ.get("TERM") != "dumb"
+
+    def say(self, text: str = "") -> None:
+        """One line about what happens."""
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.console.print(Text.from_ansi(text), soft_wrap=True)
+        else:
+            _write(text, self._progress)
+
+    def complain(self, text: str) -> None:
+        """One line about what is wrong, on standard error."""
+        if self._status is not None:
+            self.say(text)
+        else:
+            _write(text, sys.stderr)
+
+    def answer(self, text: str) -> None:
+        """One line of the answer."""
+        _write(text, sys.stdout)
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """The answer as a table."""
+        for line in columns([header, *rows]):
+            self.answer(line)
+
+    def json(self, value: Any) -> None:
+        """The answer for programs."""
+        self.answer(json.dumps(value, indent=2, ensure_ascii=False))
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[Waiting]:
+        """Shows what is waited for: a moving line on a terminal, else a line when it takes long."""
+        waiting = Waiting(self, text)
+        if not self.live or self._status is not None:
+            yield waiting
+            return
+        from rich.console import Console
+        from rich.status import Status
+
+        status = Status(text, console=Console(file=self._progress, highlight=False))
+        self._status = waiting.status = status
+        try:
+            with status:
+                yield waiting
+        finally:
+            self._status = None
+
+
+class Waiting:
+    """The display of one wait."""
+
+    PATIENCE = 5.0
+    """Seconds of silence after which a wait is mentioned where there is no moving line."""
+
+    def __init__(self, terminal: Terminal, text: str) -> None:
+        self._terminal = terminal
+        self._text = text
+        self._told = time.monotonic()
+        self.status: Status | None = None
+
+    def update(self, text: str) -> None:
+        """What is waited for now."""
+        if text != self._text and self.status is not None:
+            from rich.text import Text
+
+            self.status.update(Text(clean(text)))
+        self._text = text
+
+    def tick(self) -> None:
+        """Called now and then; mentions a long wait where nothing moves."""
+        if self.status is None and time.monotonic() - self._told >= self.PATIENCE:
+            self.touched()
+            self._terminal.say(f"… {self._text}")
+
+    def touched(self) -> None:
+        """Something was written: the silence starts anew."""
+        self._told = time.monotonic()
+
+
+def _write(text: str, stream: TextIO) -> None:
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(text, file=stream, color=color)

@@ -1,0 +1,204 @@
+"""The typed client of the HTTP API: one method for each row of the table in `bedstone.model.api`.
+
+Rules: paths are made here only; names are percent-encoded; every failure is a
+`bedstone.errors.Error` (see `bedstone.client.transport`). Streams are async iterators that end when
+the server ends them; leaving the loop early and closing the iterator closes the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from bedstone.client.transport import Endpoint, Transport
+from bedstone.errors import UnavailableError
+from bedstone.model.api import (
+    ApplyRequest,
+    ApplyResult,
+    AppStatus,
+    CallRequest,
+    CallResult,
+    DomainStatus,
+    JoinGrant,
+    JoinRequest,
+    ResourceEntry,
+    ResourceList,
+    TokenGrant,
+    TokenRequest,
+)
+from bedstone.model.messages import LogLine
+from bedstone.model.resources import AuditRecord
+
+Record = TypeVar("Record", bound=BaseModel)
+
+_TOKENS = TypeAdapter(list[TokenGrant])
+_AUDIT = TypeAdapter(list[AuditRecord])
+
+
+class Client:
+    """A server's API. `async with Client(endpoint) as client: …` releases its connections.
+
+    Args:
+        endpoint: where the server is.
+        timeout: seconds that an answer may take; streams have none.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout: float = 30.0) -> None:
+        self._transport = Transport(endpoint, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._transport.close()
+
+    async def health(self, *, timeout: float = 2.0) -> None:
+        """Return if the server is alive; UnavailableError if not."""
+        await self._transport.request("GET", "/healthz", timeout=timeout)
+
+    async def openapi(self) -> dict[str, Any]:
+        """The API's own description, OpenAPI 3.1."""
+        content = await self._transport.request("GET", "/v1/openapi.json")
+        return TypeAdapter(dict[str, Any]).validate_json(content)
+
+    async def status(self) -> DomainStatus:
+        """The whole installation."""
+        return await self._get(DomainStatus, "status")
+
+    async def app_status(self, app: str) -> AppStatus:
+        """One app at a glance; NotFoundError if it was never applied."""
+        return await self._get(AppStatus, "apps", app, "status")
+
+    async def watch(self, app: str) -> AsyncGenerator[AppStatus, None]:
+        """The app's status now and at every change."""
+        async with self._transport.lines(_path("apps", app, "watch")) as lines:
+            async for line in lines:
+                yield _parse(AppStatus, line)
+
+    async def plan(self, request: ApplyRequest) -> ApplyResult:
+        """What `apply` would change; changes nothing."""
+        return await self._send(ApplyResult, "POST", request, "apps", request.spec.app, "plan")
+
+    async def apply(self, request: ApplyRequest) -> ApplyResult:
+        """Make the manifest the app's; ConflictError if `generation` is given and has passed."""
+        return await self._send(ApplyResult, "PUT", request, "apps", request.spec.app)
+
+    async def delete_app(self, app: str) -> ApplyResult:
+        """Stop all of the app and forget it; data stays."""
+        return await self._send(ApplyResult, "DELETE", None, "apps", app)
+
+    async def restart(self, app: str, workload: str) -> ApplyResult:
+        """Replace the workload's instances, rolling."""
+        return await self._send(
+            ApplyResult, "POST", None, "apps", app, "workloads", workload, "restart"
+        )
+
+    async def logs(
+        self,
+        app: str,
+        workload: str,
+        *,
+        follow: bool = False,
+        since: float | None = None,
+        tail: int | None = None,
+    ) -> AsyncGenerator[LogLine, None]:
+        """Output of the workload's instances; `since` is seconds since the epoch."""
+        path = _path("apps", app, "workloads", workload, "logs")
+        async with self._transport.lines(path, params=_window(follow, since, tail)) as lines:
+            async for line in lines:
+                yield _parse(LogLine, line)
+
+    async def engine_logs(
+        self,
+        engine: str,
+        *,
+        follow: bool = False,
+        since: float | None = None,
+        tail: int | None = None,
+    ) -> AsyncGenerator[LogLine, None]:
+        """Output of an engine, such as `envoy`."""
+        path = _path("engines", engine, "logs")
+        async with self._transport.lines(path, params=_window(follow, since, tail)) as lines:
+            async for line in lines:
+                yield _parse(LogLine, line)
+
+    async def call(self, app: str, workload: str, request: CallRequest) -> CallResult:
+        """One HTTP request to a workload, through the mesh."""
+        content = await self._transport.request(
+            "POST",
+            _path("apps", app, "workloads", workload, "call"),
+            body=request.model_dump_json().encode(),
+            timeout=request.timeout + 5.0,
+        )
+        return _parse(CallResult, content)
+
+    async def resources(self, kind: str, prefix: str = "") -> ResourceList:
+        """The resources of a kind whose name starts with `prefix`, sorted by name."""
+        params = {"prefix": prefix} if prefix else None
+        content = await self._transport.request("GET", _path("resources", kind), params=params)
+        return _parse(ResourceList, content)
+
+    async def resource(self, kind: str, name: str) -> ResourceEntry:
+        """One resource; NotFoundError if there is none of that name."""
+        return await self._get(ResourceEntry, "resources", kind, name)
+
+    async def delete_resource(self, kind: str, name: str) -> ApplyResult:
+        """Delete one resource, if its kind can be deleted."""
+        return await self._send(ApplyResult, "DELETE", None, "resources", kind, name)
+
+    async def tokens(self) -> list[TokenGrant]:
+        """The API's credentials, without their secrets."""
+        return _TOKENS.validate_json(await self._transport.request("GET", "/v1/tokens"))
+
+    async def create_token(self, request: TokenRequest) -> TokenGrant:
+        """A new credential; its secret is in this answer only."""
+        return await self._send(TokenGrant, "POST", request, "tokens")
+
+    async def delete_token(self, name: str) -> None:
+        """Revoke a credential."""
+        await self._transport.request("DELETE", _path("tokens", name))
+
+    async def audit(self, limit: int = 100) -> list[AuditRecord]:
+        """The last changes, with who made them."""
+        content = await self._transport.request("GET", "/v1/audit", params={"limit": str(limit)})
+        return _AUDIT.validate_json(content)
+
+    async def join(self, node: str, request: JoinRequest) -> JoinGrant:
+        """A node's first certificate."""
+        return await self._send(JoinGrant, "POST", request, "nodes", node, "join")
+
+    async def _get(self, kind: type[Record], *segments: str) -> Record:
+        return _parse(kind, await self._transport.request("GET", _path(*segments)))
+
+    async def _send(
+        self, kind: type[Record], method: str, record: BaseModel | None, *segments: str
+    ) -> Record:
+        body = record.model_dump_json().encode() if record is not None else None
+        return _parse(kind, await self._transport.request(method, _path(*segments), body=body))
+
+
+def _path(*segments: str) -> str:
+    """The API's path of these segments; a slash inside one (a resource's name) stays."""
+    return "/v1/" + "/".join(quote(segment, safe="/") for segment in segments)
+
+
+def _window(follow: bool, since: float | None, tail: int | None) -> dict[str, str]:  # noqa: FBT001
+    params = {"follow": "true"} if follow else {}
+    if since is not None:
+        params["since"] = f"{since:.3f}"
+    if tail is not None:
+        params["tail"] = str(tail)
+    return params
+
+
+def _parse(kind: type[Record], content: bytes) -> Record:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise UnavailableError(
+            f"the server's answer is not a {kind.__name__}: {error.errors()[0]['msg']}",
+            hint="use a client of the server's version; see `bedstone version`",
+        ) from error
