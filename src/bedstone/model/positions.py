@@ -278,9 +278,9 @@ class _Builder:
             )
         self._values[location] = self._at(node)
         match node:
-            case yaml.MappingNode(tag=tag) if tag == _TAG + "map" or tag == "!":
+            case yaml.MappingNode(tag=tag) if tag == _TAG + "map":
                 return self._mapping(node, location)
-            case yaml.SequenceNode(tag=tag) if tag == _TAG + "seq" or tag == "!":
+            case yaml.SequenceNode(tag=tag) if tag == _TAG + "seq":
                 return [
                     self._value(item, (*location, index)) for index, item in enumerate(node.value)
                 ]
@@ -318,7 +318,7 @@ class _Builder:
         if node.value == "<<" and node.style is None:
             self._problem(node, location, "got a merge key '<<', expected a key", "repeat the keys")
             return None
-        if node.tag != _TAG + "str" and node.tag != "!":
+        if node.tag != _TAG + "str":
             self._problem(
                 node, location, f"got the key {node.value}, expected a string", "put it in quotes"
             )
@@ -328,7 +328,7 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
         text: str = node.value
         kind = node.tag.removeprefix(_TAG)
-        if kind in {"str", "!"}:
+        if kind == "str":
             return text
         if kind == "null":
             self._problem(node, location, "got no value", "give the key a value, or remove it")

@@ -105,7 +105,7 @@ class _Rules:
     def names(self) -> Iterator[Problem]:
         """Reserved names, and a name that is both a workload's and a database's."""
         app = self._data.get("app")
-        if app in RESERVED_APPS:
+        if isinstance(app, str) and app in RESERVED_APPS:
             yield self._problem(("app",), f"the app name {app!r} is reserved", "choose another")
         for name in self.workloads:
             if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):

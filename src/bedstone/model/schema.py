@@ -40,6 +40,10 @@ _PATTERNS: Final = {
     DURATION_PATTERN: "a duration such as 500ms, 2s, 5m or 1h",
     SIZE_PATTERN: "a size such as 256MiB or 1GB",
 }
+_SHORT_FORMS: Final = {
+    "Duration": (DURATION_PATTERN, "Seconds, or a string such as 500ms, 2s, 5m or 1h."),
+    "Size": (SIZE_PATTERN, "Bytes, or a string such as 256MiB or 1GB."),
+}
 _PROBES: Final = {
     "HttpProbe": PROBE_TAG + "http",
     "TcpProbe": PROBE_TAG + "tcp",
@@ -71,7 +75,13 @@ def json_schema() -> Schema:
         "description": workload["properties"]["isolation"]["description"],
     }
     workload["oneOf"] = [{"required": ["run"]}, {"required": ["command"]}]
+    for name, (pattern, description) in _SHORT_FORMS.items():
+        shared: Schema = {}
+        for part in definitions.values():
+            shared |= _share(part, name, pattern)
+        definitions[name] = {"title": name, "description": description, **shared}
     definitions["Probe"] = {
+        "title": "Probe",
         "description": "A probe: a path such as `/healthz`, `tcp`, or a mapping.",
         "anyOf": [
             {"type": "string", "pattern": PATH_PATTERN},
@@ -93,6 +103,17 @@ def json_schema() -> Schema:
         "description": "What a bedstone.yaml declares: an app, its workloads and its databases.",
         "$defs": definitions,
     }
+
+
+def _share(part: Schema, name: str, pattern: str) -> Schema:
+    """Let the properties of a definition that accept a short form refer to one definition of it."""
+    shared: Schema = {}
+    for value in part.get("properties", {}).values():
+        options = value.get("anyOf", [])
+        if options and options[-1].get("pattern") == pattern:
+            shared = {"anyOf": value.pop("anyOf")}
+            value["$ref"] = f"#/$defs/{name}"
+    return shared
 
 
 def _name_keys(part: Schema) -> None:

@@ -40,7 +40,7 @@ Name = Annotated[
 Duration = Annotated[
     float,
     Strict(),
-    Field(gt=0, le=MAX_DURATION, description="Seconds; in a manifest also as 500ms, 2s, 5m."),
+    Field(gt=0, le=MAX_DURATION, description="Seconds, or a duration as 500ms, 2s, 5m."),
     BeforeValidator(parse_duration),
     WithJsonSchema(
         {
@@ -65,10 +65,16 @@ Size = Annotated[
         }
     ),
 ]
-Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-Path = Annotated[str, StringConstraints(pattern=PATH_PATTERN)]
+Port = Annotated[int, Strict(), Field(ge=1, le=65535, description="A TCP port.")]
+Path = Annotated[
+    str,
+    StringConstraints(pattern=PATH_PATTERN),
+    Field(description="The path of a URL, without its query."),
+]
 Flag = Annotated[bool, Strict()]
-Failures = Annotated[int, Strict(), Field(ge=1)]
+Failures = Annotated[
+    int, Strict(), Field(ge=1, description="Consecutive failures that make it unready.")
+]
 
 
 class Spec(BaseModel):
@@ -85,16 +91,16 @@ class Route(Spec):
     strip: Flag = Field(
         default=False, description="Remove `path` from the request before it is sent on."
     )
-    host: str | None = Field(None, description="Only requests for this host name.")
-    timeout: Duration | None = Field(None, description="Deadline for the whole request.")
+    host: str | None = Field(default=None, description="Only requests for this host name.")
+    timeout: Duration | None = Field(default=None, description="Deadline for the whole request.")
 
 
 class Gateway(Spec):
     """Where requests from outside enter."""
 
     port: Port = 8080
-    address: str = Field("127.0.0.1", description="The IP address to listen on.")
-    routes: tuple[Route, ...] = Field(min_length=1)
+    address: str = Field(default="127.0.0.1", description="The IP address to listen on.")
+    routes: tuple[Route, ...] = Field(min_length=1, description="Which workload gets a request.")
 
 
 class HttpProbe(Spec):
@@ -103,13 +109,13 @@ class HttpProbe(Spec):
     path: Path
     interval: Duration = 1.0
     timeout: Duration = 1.0
-    failures: Failures = Field(3, description="Consecutive failures that make it unready.")
+    failures: Failures = 3
 
 
 class TcpProbe(Spec):
     """Ready when `$PORT` accepts a connection."""
 
-    tcp: Literal[True] = True
+    tcp: Literal[True] = Field(default=True, description="Ready when `$PORT` is open.")
     interval: Duration = 1.0
     timeout: Duration = 1.0
     failures: Failures = 3
@@ -118,7 +124,9 @@ class TcpProbe(Spec):
 class ExecProbe(Spec):
     """Ready when a command exits with 0."""
 
-    command: tuple[str, ...] = Field(min_length=1)
+    command: tuple[str, ...] = Field(
+        min_length=1, description="Run in the environment of the workload."
+    )
     interval: Duration = 2.0
     timeout: Duration = 5.0
     failures: Failures = 3
@@ -170,59 +178,77 @@ Probe = Annotated[
 class Limits(Spec):
     """What one instance may use at most, where the operating system can limit it."""
 
-    memory: Size | None = Field(None, description="Bytes; in a manifest also as 256MiB.")
-    cpu: float | None = Field(None, gt=0, strict=True, description="Cores.")
-    files: int | None = Field(None, gt=0, strict=True, description="Open file descriptors.")
-    processes: int | None = Field(None, gt=0, strict=True, description="Processes and threads.")
+    memory: Size | None = Field(default=None, description="Bytes, or a size as 256MiB.")
+    cpu: float | None = Field(default=None, gt=0, strict=True, description="Cores.")
+    files: int | None = Field(default=None, gt=0, strict=True, description="Open file descriptors.")
+    processes: int | None = Field(
+        default=None, gt=0, strict=True, description="Processes and threads."
+    )
 
 
 class WorkloadSpec(Spec):
     """A service: how to run it and what it may reach."""
 
     run: Annotated[str, StringConstraints(pattern=RUN_PATTERN)] | None = Field(
-        None, description="An ASGI application, as `module:attribute`."
+        default=None, description="An ASGI application, as `module:attribute`."
     )
     command: tuple[str, ...] | None = Field(
-        None, min_length=1, description="A program that listens on `$PORT`."
+        default=None, min_length=1, description="A program that listens on `$PORT`."
     )
     image: str | None = None
-    path: str = Field(".", description="Its source directory, relative to the manifest.")
+    path: str = Field(default=".", description="Its source directory, relative to the manifest.")
     python: str | None = Field(
-        None, description="Its interpreter; default: the nearest `.venv`, else Bedstone's own."
+        default=None,
+        description="Its interpreter; default: the nearest `.venv`, else Bedstone's own.",
     )
     env: dict[str, str] = Field(
         default_factory=dict,
         description="Environment; `${databases.NAME.url}` and `${env.NAME}` are replaced.",
     )
     prepare: tuple[str, ...] | None = Field(
-        None, min_length=1, description="A command run once per revision before it starts."
+        default=None, min_length=1, description="A command run once per revision before it starts."
     )
-    replicas: int = Field(1, ge=0, le=1000, strict=True, description="How many instances run.")
+    replicas: int = Field(
+        default=1, ge=0, le=1000, strict=True, description="How many instances run."
+    )
     isolation: Literal["process", "container", "gvisor", "microvm", "enclave"] = Field(
-        "process", description="What separates it from the rest of the machine."
+        default="process", description="What separates it from the rest of the machine."
     )
     protocol: Literal["http", "http2", "grpc"] = Field(
-        "http", description="What the program speaks on `$PORT`: HTTP/1.1, or HTTP/2 without TLS."
+        default="http",
+        description="What the program speaks on `$PORT`: HTTP/1.1, or HTTP/2 without TLS.",
     )
     uses: tuple[Name, ...] = Field(
-        (), description="All that it may reach: workloads and databases. All else is denied."
+        default=(),
+        description="All that it may reach: workloads and databases. All else is denied.",
     )
     ready: Probe | None = Field(
-        None, description="Readiness probe; default: `$PORT` accepts a connection."
+        default=None, description="Readiness probe; default: `$PORT` accepts a connection."
     )
-    live: Probe | None = Field(None, description="Liveness probe; a failing instance is restarted.")
-    start_timeout: Duration = Field(60.0, description="How long it may take to become ready.")
-    stop_timeout: Duration = Field(10.0, description="From SIGTERM to SIGKILL.")
-    timeout: Duration | None = Field(None, description="Deadline of requests to it; default 60 s.")
-    limits: Limits | None = None
+    live: Probe | None = Field(
+        default=None, description="Liveness probe; a failing instance is restarted."
+    )
+    start_timeout: Duration = Field(
+        default=60.0, description="How long it may take to become ready."
+    )
+    stop_timeout: Duration = Field(default=10.0, description="From SIGTERM to SIGKILL.")
+    timeout: Duration | None = Field(
+        default=None, description="Deadline of requests to it; default 60 s."
+    )
+    limits: Limits | None = Field(default=None, description="What one instance may use at most.")
     per_cell: Flag = False
 
 
 class DatabaseSpec(Spec):
     """A database: an embedded engine, or any server by URL."""
 
-    engine: Literal["postgres"] = "postgres"
-    url: str | None = Field(None, description="Use this server instead of the embedded engine.")
+    engine: Literal["postgres"] = Field(
+        default="postgres", description="What kind of database it is."
+    )
+    url: str | None = Field(
+        default=None,
+        description="Use this server instead of the embedded engine; `${env.NAME}` is replaced.",
+    )
     per_cell: Flag = False
     standby: Literal["sync", "async"] | None = None
 
@@ -231,9 +257,11 @@ class AppSpec(Spec):
     """A manifest."""
 
     app: Name
-    gateway: Gateway | None = None
-    workloads: dict[Name, WorkloadSpec] = Field(min_length=1)
-    databases: dict[Name, DatabaseSpec] = Field(default_factory=dict)
+    gateway: Gateway | None = Field(default=None, description="Where requests from outside enter.")
+    workloads: dict[Name, WorkloadSpec] = Field(min_length=1, description="The services, by name.")
+    databases: dict[Name, DatabaseSpec] = Field(
+        default_factory=dict, description="The databases, by name."
+    )
 
 
 UNBUILT: dict[tuple[str, ...], str] = {

@@ -62,11 +62,11 @@ def _split(value: str, pattern: str) -> tuple[float, str]:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact spelling of a duration, as in `500ms`, `2s`, `5m`, `1h`."""
+    """The shortest spelling of a duration, as in `500ms`, `2s`, `5m`, `1h`."""
     for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds * 1000:g}ms" if seconds < 1 else f"{seconds:g}s"
+            return f"{seconds / size:.12g}{unit}"
+    return f"{seconds * 1000:.12g}ms" if seconds < 1 else f"{seconds:.12g}s"
 
 
 def format_size(size: int) -> str:
