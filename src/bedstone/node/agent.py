@@ -1,0 +1,295 @@
+"""The node agent: wires the parts, and turns what the server says into what they do.
+
+Everything it started goes on when it ends, and is adopted by the next agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+
+from bedstone.errors import Error
+from bedstone.model.messages import (
+    Assignments,
+    Certificate,
+    Command,
+    Digests,
+    FromServer,
+    ProxyState,
+)
+from bedstone.model.resources import Node
+from bedstone.node import proxy, sds
+from bedstone.node.certificates import Certificates
+from bedstone.node.commands import Commands
+from bedstone.node.config import NodeConfig
+from bedstone.node.databases import DatabaseManager
+from bedstone.node.instances import Instances, Surroundings
+from bedstone.node.join import Membership, join, load_membership
+from bedstone.node.preparations import Preparations
+from bedstone.node.reports import Reports
+from bedstone.node.session import Session
+from bedstone.node.tasks import Tasks
+from bedstone.node.view import View
+from bedstone.node.watch import Watch
+from bedstone.processes.client import SupervisorClient
+from bedstone.sandbox.ports import Ports
+from bedstone.sandbox.protocol import KIND, Host, Sandbox
+from bedstone.trust.spiffe import GATEWAY, OPERATOR, node_id, workload_id
+from bedstone.trust.svid import Svid
+
+DIGEST_PERIOD = 10.0
+ADOPTION_PATIENCE = 1.5
+REJOIN_PAUSE = 0.5
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One node. `run` returns only by cancellation or when the supervisor is gone."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._tasks = Tasks()
+        self._view = View()
+        self._secrets = sds.Secrets()
+        self._save_wake = asyncio.Event()
+        self._membership = Membership("", "")
+        self._identity: Svid | None = None
+        self._last_join = 0.0
+        origin = time.time() - time.monotonic()
+        # Wall-clock time that never jumps while this agent lives.
+        self._clock = lambda: origin + time.monotonic()
+
+    async def run(self) -> None:
+        """Run the node."""
+        config = self._config
+        config.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            supervisor = await stack.enter_async_context(SupervisorClient(config.supervisor))
+            run_id = await supervisor.ping()
+            stack.push_async_callback(self._tasks.close)
+            watch = Watch(supervisor)
+            watching = asyncio.ensure_future(watch.run())
+            stack.callback(watching.cancel)
+            server = await sds.serve(self._secrets, config.sds)
+            stack.push_async_callback(server.stop, 0)
+            ports = Ports(*config.port_range)
+            self._sandboxes: dict[str, Sandbox] = {}
+            host = Host(supervisor, ports, config.address, config.run_dir, config.enforce)
+            sandbox = KIND.load("process")(host)
+            await sandbox.open()
+            self._sandboxes["process"] = sandbox
+            self._reports = Reports(
+                Node(
+                    name=config.name,
+                    address=config.address,
+                    enforced=sandbox.enforced,
+                    run_id=run_id,
+                    gateway=config.gateway,
+                    calls=str(config.calls),
+                    pid=os.getpid(),
+                )
+            )
+            await watch.synced.wait()
+            self._build(supervisor, watch, ports, run_id)
+            stack.push_async_callback(self._instances.close)
+            stack.push_async_callback(self._databases.close)
+            self._tasks.start(self._proxy.run())
+            await self._enter_domain()
+            await self._resume()
+            for work in (
+                self._certificates.run(),
+                self._session.run(),
+                self._compare(),
+                self._save(),
+                self._commands.maintain(),
+            ):
+                self._tasks.start(work)
+            await watching
+
+    def _build(self, supervisor: SupervisorClient, watch: Watch, ports: Ports, run_id: str) -> None:
+        config = self._config
+        self._session = Session(
+            lambda: self._membership.session,
+            self._node_identity,
+            self._reports,
+            self._receive,
+            self._session_failed,
+            self._session_opened,
+            heartbeat=config.lease / 3.4,
+        )
+        self._certificates = Certificates(
+            config.private / "identities", self._session.send, self._certified
+        )
+        self._proxy = proxy.Proxy(config, self._reports, watch, supervisor, self._clock)
+        self._databases = DatabaseManager(
+            config.name,
+            config.state_dir,
+            config.run_dir,
+            self._view,
+            self._reports,
+            watch,
+            supervisor,
+            ports,
+            self._database_changed,
+            self._clock,
+        )
+        preparations = Preparations(
+            config.name, self._view, self._reports, watch, self._tasks, self._database_changed
+        )
+        self._instances = Instances(
+            Surroundings(
+                node=config.name,
+                logs=config.logs,
+                view=self._view,
+                reports=self._reports,
+                watch=watch,
+                sandbox=lambda name: self._sandboxes[name],
+                certificates=self._certificates,
+                databases=self._databases,
+                preparations=preparations,
+                clock=self._clock,
+                xds=lambda: self._membership.session,
+                changed=self._save_wake.set,
+            ),
+            config.private / "instances.json",
+            run_id,
+        )
+        self._commands = Commands(config, self._session.send, self._tasks)
+
+    # Membership.
+
+    def _node_identity(self) -> Svid:
+        if self._identity is None:
+            raise AssertionError("a session is opened only by a member")
+        return self._identity
+
+    async def _enter_domain(self) -> None:
+        """Be a member: by an earlier certificate that is still valid, or by joining now."""
+        stored = load_membership(self._config)
+        if stored is not None and stored[1].valid(time.time()):
+            self._become(*stored, sure=False)
+            return
+        pause = 0.02
+        while True:
+            try:
+                self._become(*await join(self._config), sure=True)
+                return
+            except Error as error:
+                _log.info("cannot join yet", extra={"reason": error.message})
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def _become(self, membership: Membership, svid: Svid, *, sure: bool) -> None:
+        self._membership = membership
+        self._identity = svid
+        self._proxy.identify(svid)
+        self._certificates.adopt(svid)
+        self._secrets.put(sds.bundle_secret(membership.domain, svid.bundle))
+        if sure:
+            # A remembered address may be a server's that has moved; the session finds out.
+            self._proxy.follow(membership)
+        _log.info("member", extra={"domain": membership.domain, "session": membership.session})
+
+    async def _session_failed(self) -> None:
+        """The server may have moved, or forgotten us: ask again where it is and who we are."""
+        now = time.monotonic()
+        if now - self._last_join < REJOIN_PAUSE:
+            return
+        self._last_join = now
+        try:
+            self._become(*await join(self._config, self._membership.domain), sure=True)
+        except Error as error:
+            _log.info("cannot join", extra={"reason": error.message})
+
+    def _session_opened(self) -> None:
+        self._proxy.follow(self._membership)
+        self._certificates.connected()
+
+    async def _resume(self) -> None:
+        """Go on with what an earlier agent ran, and look at it before a server hears of it."""
+        self._view.load(self._config.private / "view.json")
+        if self._view.known and self._view.domain != self._membership.domain:
+            self._view.clear()
+            return
+        self._instances.load()
+        if self._view.known:
+            self._reconcile()
+            await self._instances.settled(ADOPTION_PATIENCE)
+
+    # What the server says.
+
+    def _receive(self, message: FromServer) -> None:
+        match message:
+            case Assignments():
+                self._view.apply(message)
+                self._reconcile()
+            case ProxyState():
+                self._view.apply_proxy(message)
+                self._instances.proxy_changed()
+            case Certificate():
+                self._certificates.answer(message)
+            case Command():
+                self._commands.handle(message)
+
+    def _reconcile(self) -> None:
+        domain = self._membership.domain
+        ids = {node_id(domain, self._config.name)}
+        for instance in self._view.instances():
+            for name in (instance.workload, GATEWAY, OPERATOR):
+                ids.add(workload_id(domain, instance.app, name))
+        self._certificates.want(ids)
+        self._secrets.retain(lambda name: name in ids or name == sds.BUNDLE)
+        self._databases.reconcile()
+        self._instances.reconcile()
+        self._save_wake.set()
+
+    def _database_changed(self) -> None:
+        self._instances.kick()
+
+    def _certified(self, svid: Svid) -> None:
+        """A new certificate is here."""
+        domain = self._membership.domain
+        if svid.spiffe_id == node_id(domain, self._config.name):
+            self._identity = svid
+            svid.save(self._config.private / "identity.json")
+            self._proxy.identify(svid)
+        else:
+            self._secrets.put(sds.certificate_secret(svid))
+        self._secrets.put(sds.bundle_secret(domain, svid.bundle))
+        self._instances.renewed(svid.spiffe_id)
+
+    # Regular work.
+
+    async def _save(self) -> None:
+        """Write down what changed, at most a few times a second."""
+        while True:
+            await self._save_wake.wait()
+            self._save_wake.clear()
+            self._instances.save()
+            self._view.save(self._config.private / "view.json")
+            await asyncio.sleep(0.1)
+
+    async def _compare(self) -> None:
+        """Tell the server what the proxy really has, whenever that has changed."""
+        seen = b""
+        told = False
+        while True:
+            await asyncio.sleep(DIGEST_PERIOD)
+            if not self._session.connected.is_set():
+                told = False
+                continue
+            try:
+                dump = await self._proxy.configuration()
+                digest = hashlib.blake2b(dump, digest_size=16).digest()
+                if digest == seen and told:
+                    continue
+                values = await asyncio.to_thread(proxy.digests, dump)
+                told = self._session.send(Digests(digests=values))
+                seen = digest
+            except Error as error:
+                _log.info("no digests", extra={"reason": error.message})

@@ -1,0 +1,73 @@
+"""What the server asks the node to do now: show logs, make a call, stop doing either."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from bedstone.errors import Error, InvalidError
+from bedstone.model.messages import Command, FromNode, Reply
+from bedstone.node.config import NodeConfig
+from bedstone.node.http import request
+from bedstone.node.tasks import Tasks
+
+
+class Commands:
+    """The commands that are being answered."""
+
+    def __init__(self, config: NodeConfig, send: Callable[[FromNode], bool], tasks: Tasks) -> None:
+        self._config = config
+        self._send = send
+        self._tasks = tasks
+        self._running: dict[str, asyncio.Task[object]] = {}
+
+    def handle(self, command: Command) -> None:
+        """Begin to answer, or stop."""
+        if command.action == "cancel":
+            task = self._running.pop(command.subject, None)
+            if task is not None:
+                task.cancel()
+            return
+        task = self._tasks.start(self._answer(command))
+        self._running[command.id] = task
+        task.add_done_callback(lambda _: self._running.pop(command.id, None))
+
+    async def _answer(self, command: Command) -> None:
+        try:
+            match command.action:
+                case "call":
+                    await self._call(command)
+                case _:
+                    raise InvalidError(f"no such command: {command.action}")
+        except Error as error:
+            self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
+
+    async def _call(self, command: Command) -> None:
+        """One request into the mesh, as the command's identity."""
+        url = urlsplit(command.url)
+        if not url.hostname:
+            raise InvalidError(f"got {command.url!r}, expected http://WORKLOAD/PATH")
+        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        headers = [item for item in command.headers if item[0].lower() != "host"]
+        answer = await request(
+            str(self._config.calls / f"{command.app}.{command.identity}.sock"),
+            command.method,
+            path,
+            headers=[("host", url.netloc), *headers],
+            body=base64.b64decode(command.body),
+            timeout=command.timeout,
+        )
+        self._send(
+            Reply(
+                id=command.id,
+                final=True,
+                status=answer.status,
+                headers=answer.headers,
+                body=base64.b64encode(answer.body).decode(),
+            )
+        )
+
+    async def maintain(self) -> None:
+        """Keep the logs within their bounds."""

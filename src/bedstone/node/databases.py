@@ -1,0 +1,272 @@
+"""The databases placed on this node: one PostgreSQL each, kept running, one role per workload.
+
+Ports and passwords are made here, kept in the node's private directory, and used again, so that an
+adopted instance's URL stays right. Data is never deleted here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from bedstone.engines.postgres import PostgresEngine
+from bedstone.errors import ConflictError, Error, NotFoundError
+from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
+from bedstone.node.reports import Reports
+from bedstone.node.tasks import Tasks
+from bedstone.node.view import View
+from bedstone.node.watch import Watch
+from bedstone.processes.client import SupervisorClient
+from bedstone.processes.spec import ProcessInfo
+from bedstone.sandbox.ports import Ports, bindable
+from bedstone.trust.svid import write_private
+
+FIRST_BACKOFF = 0.1
+LAST_BACKOFF = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Credentials:
+    """What is kept of one database: its port, and the password of each role."""
+
+    path: Path
+    port: int
+    passwords: dict[str, str]
+
+    @classmethod
+    def load(cls, path: Path) -> Credentials:
+        """Read them; an empty record if there is none."""
+        try:
+            value = json.loads(path.read_text())
+            return cls(path, int(value["port"]), dict(value["passwords"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(path, 0, {})
+
+    def save(self) -> None:
+        """Write them, mode 0600."""
+        value = {"port": self.port, "passwords": self.passwords}
+        write_private(self.path, json.dumps(value))
+
+    def password(self, role: str) -> str:
+        """A role's password, made on first use."""
+        if role not in self.passwords:
+            self.passwords[role] = secrets.token_urlsafe(24)
+            self.save()
+        return self.passwords[role]
+
+
+def role_of(workload: str) -> str:
+    """The role of a workload. An underscore is in no workload's name, so nothing collides."""
+    return f"{workload}_workload" if workload == "postgres" else workload
+
+
+class _Server:
+    """One PostgreSQL, kept running."""
+
+    def __init__(self, database: Database, credentials: Credentials) -> None:
+        self.database = database
+        self.credentials = credentials
+        self.ready = False
+        self.reason = "it is being started"
+        self.changed = asyncio.Event()
+        self.wanted = True
+        self.task: asyncio.Task[object] | None = None
+
+
+class DatabaseManager:
+    """All databases of this node."""
+
+    def __init__(
+        self,
+        node: str,
+        state_dir: Path,
+        run_dir: Path,
+        view: View,
+        reports: Reports,
+        watch: Watch,
+        supervisor: SupervisorClient,
+        ports: Ports,
+        changed: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._node = node
+        self._state_dir = state_dir
+        self._run_dir = run_dir
+        self._view = view
+        self._reports = reports
+        self._watch = watch
+        self._supervisor = supervisor
+        self._ports = ports
+        self._changed = changed
+        self._clock = clock
+        self._tasks = Tasks()
+        self._servers: dict[str, _Server] = {}
+
+    def reconcile(self) -> None:
+        """Run exactly the databases that the view places here."""
+        wanted = {
+            database.path: database
+            for database in self._view.databases()
+            if database.node == self._node and database.url is None
+        }
+        for path, database in wanted.items():
+            server = self._servers.get(path)
+            if server is None:
+                folder = self._state_dir / "node" / "databases"
+                name = path.replace("/", ".")
+                credentials = Credentials.load(folder / f"{name}.json")
+                server = self._servers[path] = _Server(database, credentials)
+                server.task = self._tasks.start(self._run(server))
+            elif server.database != database:
+                server.database = database
+                server.changed.set()
+        for path, server in list(self._servers.items()):
+            if path not in wanted and server.wanted:
+                server.wanted = False
+                server.changed.set()
+
+    def missing(self, app: str, cell: str, name: str) -> str:
+        """See `instances.Databases`."""
+        database = self._view.database(app, cell, name)
+        if database is None:
+            return f"database {name}"
+        if database.url is not None:
+            return ""
+        server = self._servers.get(database.path)
+        if server is None:
+            return f"database {name}, which is on node {database.node}"
+        return "" if server.ready else f"database {name}: {server.reason}"
+
+    def url(self, app: str, cell: str, name: str, role: str, through: Plumbing) -> str:
+        """See `instances.Databases`."""
+        database = self._view.database(app, cell, name)
+        inside = through.databases.get(name)
+        if database is not None and database.url is not None:
+            if inside is None:
+                return database.url
+            parts = urlsplit(database.url)
+            account = parts.netloc.rpartition("@")[0]
+            place = f"{inside.host}:{inside.port}"
+            netloc = f"{account}@{place}" if account else place
+            return urlunsplit(parts._replace(netloc=netloc))
+        server = self._servers.get(f"{app}/{cell}/{name}")
+        if server is None:
+            raise NotFoundError(f"database {name} is not on this node")
+        user = role_of(role)
+        address = inside or Address(host="127.0.0.1", port=server.credentials.port)
+        password = quote(server.credentials.password(user), safe="")
+        return f"postgresql://{quote(user)}:{password}@{address.host}:{address.port}/{quote(name)}"
+
+    async def close(self) -> None:
+        """Let go of everything, leaving it running."""
+        await self._tasks.close()
+
+    async def _run(self, server: _Server) -> None:
+        pause = FIRST_BACKOFF
+        restarts = 0
+        while server.wanted:
+            server.changed.clear()
+            engine = self._engine(server)
+            self._say(server, Phase.STARTING, "it is being started", restarts)
+            try:
+                info = await self._start(engine, server)
+            except Error as error:
+                _log.warning("database", extra={"engine": engine.name, "reason": error.message})
+                self._say(server, Phase.BACKOFF, str(error), restarts)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_BACKOFF)
+                continue
+            begun = self._clock()
+            self._say(server, Phase.READY, "", restarts, info.pid, info.started_at)
+            ended = asyncio.ensure_future(self._watch.ended(info))
+            changed = asyncio.ensure_future(server.changed.wait())
+            try:
+                await asyncio.wait((ended, changed), return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    restarts += 1
+                    pause = FIRST_BACKOFF if self._clock() - begun > 5.0 else pause
+                    self._say(server, Phase.BACKOFF, ended.result().ending(), restarts)
+                    if self._clock() - begun < 1.0:
+                        await asyncio.sleep(pause)
+                        pause = min(pause * 2, LAST_BACKOFF)
+            finally:
+                ended.cancel()
+                changed.cancel()
+        await self._end(server)
+
+    async def _start(self, engine: PostgresEngine, server: _Server) -> ProcessInfo:
+        try:
+            info = await engine.start(self._supervisor)
+        except ConflictError:
+            # It runs as an earlier version of us declared it.
+            await self._supervisor.stop(engine.name)
+            info = await engine.start(self._supervisor)
+        database = server.database
+        roles = [role_of(workload) for workload in sorted(database.users)]
+        for role in roles:
+            await engine.ensure_role(role, server.credentials.password(role))
+        await engine.ensure_database(database.name, f"{database.name}_owner", roles)
+        return info
+
+    async def _end(self, server: _Server) -> None:
+        engine = self._engine(server)
+        try:
+            await self._supervisor.stop(engine.name)
+            await self._supervisor.forget(engine.name)
+        except Error as error:
+            _log.warning("cannot stop", extra={"engine": engine.name, "reason": error.message})
+        del self._servers[server.database.path]
+        self._reports.remove(f"status/databases/{server.database.path}")
+        self.reconcile()
+
+    def _engine(self, server: _Server) -> PostgresEngine:
+        database, credentials = server.database, server.credentials
+        name = "postgres-" + database.path.replace("/", "-")
+        running = self._watch.latest.get(name)
+        mine = running is not None and running.running
+        if credentials.port == 0 or not (mine or bindable("127.0.0.1", credentials.port)):
+            credentials.port = self._ports.take()
+            credentials.save()
+        self._ports.hold(credentials.port)
+        return PostgresEngine(
+            directory=self._state_dir / "data" / database.path,
+            run_dir=self._run_dir,
+            log=self._state_dir / "logs" / f"{name}.log",
+            port=credentials.port,
+            name=name,
+        )
+
+    def _say(
+        self,
+        server: _Server,
+        phase: Phase,
+        reason: str,
+        restarts: int,
+        pid: int | None = None,
+        started_at: float | None = None,
+    ) -> None:
+        server.ready = phase is Phase.READY
+        server.reason = reason
+        database = server.database
+        self._reports.put(
+            DatabaseStatus(
+                app=database.app,
+                cell=database.cell,
+                name=database.name,
+                node=self._node,
+                phase=phase,
+                reason=reason,
+                address=Address(host="127.0.0.1", port=server.credentials.port),
+                pid=pid,
+                started_at=started_at,
+                restarts=restarts,
+            )
+        )
+        self._changed()

@@ -1,0 +1,88 @@
+"""How a node becomes part of a domain: it makes its key, and asks the API for a certificate.
+
+The key never leaves the node; what it asked for and got is kept in the node's private directory, so
+that a restart needs no server.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from bedstone.errors import UnavailableError, VerificationError, from_code
+from bedstone.node.config import NodeConfig
+from bedstone.node.http import request
+from bedstone.trust.spiffe import node_id
+from bedstone.trust.svid import Svid, certificate_request, new_key, write_private
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The domain that the node is part of, and `HOST:PORT` of its server for sessions and ADS."""
+
+    domain: str
+    session: str
+
+
+def load_membership(config: NodeConfig) -> tuple[Membership, Svid] | None:
+    """What an earlier join gave; None if there is none."""
+    try:
+        value = json.loads((config.private / "membership.json").read_text())
+        membership = Membership(value["domain"], value["session"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    svid = Svid.load(config.private / "identity.json")
+    if svid is None or svid.spiffe_id != node_id(membership.domain, config.name):
+        return None
+    return membership, svid
+
+
+async def join(config: NodeConfig, domain: str | None = None) -> tuple[Membership, Svid]:
+    """Join, and keep the outcome.
+
+    Args:
+        config: the node's.
+        domain: the trust domain if it is known; the server says it otherwise.
+
+    Raises:
+        UnavailableError: the API does not answer; try again.
+        DeniedError: it refuses this node.
+        VerificationError: what it gave is not for this node.
+    """
+    headers = [("content-type", "application/json")]
+    if config.token_file is not None:
+        headers.append(("authorization", f"Bearer {config.token_file.read_text().strip()}"))
+    key = new_key()
+    # The server alone decides the id; the one asked for is confirmed below.
+    wanted = node_id(domain or "unknown", config.name)
+    body = {"request": certificate_request(key, wanted), "address": config.address}
+    answer = await request(
+        config.api,
+        "POST",
+        f"/v1/nodes/{config.name}/join",
+        headers=headers,
+        body=json.dumps(body).encode(),
+        ca_file=config.ca_file,
+        timeout=10.0,
+    )
+    try:
+        value = json.loads(answer.body)
+    except ValueError as error:
+        raise UnavailableError(f"the API answered {answer.status}, not with JSON") from error
+    if answer.status >= 400:
+        detail = value.get("error", value)
+        raise from_code(
+            str(detail.get("code", "unavailable")),
+            f"the server refuses the node: {detail.get('message', answer.status)}",
+            hint=detail.get("hint"),
+        )
+    try:
+        membership = Membership(value["domain"], value["session"])
+        chain, bundle = value["chain"], value["bundle"]
+    except KeyError as error:
+        raise VerificationError(f"the API's answer lacks {error}") from error
+    svid = Svid(node_id(membership.domain, config.name), key, chain, bundle)
+    svid.verify()
+    svid.save(config.private / "identity.json")
+    write_private(config.private / "membership.json", json.dumps(asdict(membership)))
+    return membership, svid

@@ -1,0 +1,306 @@
+"""The `process` sandbox: an ordinary process of this machine.
+
+With privileges (root, network namespaces) each instance has its own network namespace, with the
+same few ports in every one, and its own user id; who calls is then known by where the call comes
+from. Without, instances share the loopback interface, and a random credential in the URL of its
+proxy tells the caller: cooperative, not enforced, and `Started` says so.
+
+A user id of its own is given only where that user can read the code and the interpreter, because an
+unmodified program must work; otherwise the code's owner runs it, and `Started.limits` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import bedstone
+from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.model.resources import Address, Instance, Plumbing
+from bedstone.processes import linux
+from bedstone.processes.spec import Limits, ProcessInfo, ProcessSpec
+from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
+from bedstone.sandbox.environment import credential, environment
+from bedstone.sandbox.interpreter import find_interpreter, obstacle
+from bedstone.sandbox.ports import bindable
+from bedstone.sandbox.protocol import Host, Started, Unit, process_name
+
+APP_PORT: Final = 8080
+OUTBOUND_PORT: Final = 15001
+SERVICE_PORTS: Final = 15100
+DATABASE_PORTS: Final = 5432
+FIRST_UID: Final = 2_100_000_000
+"""User ids far from those that `adduser`, systemd and container engines give out."""
+UID_COUNT: Final = 1_000_000
+
+_SHIM = (
+    "import sys; sys.path.extend({paths!r}); "
+    "from bedstone.runtime.serve import main; sys.exit(main())"
+)
+
+
+class ProcessSandbox:
+    """Runs instances as processes; see the module. Construct it, then `open` it once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._enforced = False
+        self._home = -1
+
+    async def open(self) -> None:
+        """Find out what privileges allow."""
+        if self._host.enforce == "never" or os.geteuid() != 0:
+            return
+        try:
+            await self._host.processes.create_netns("probe")
+            await self._host.processes.delete_netns("probe")
+        except Error:
+            return
+        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._enforced = True
+
+    @property
+    def enforced(self) -> bool:
+        """Whether instances have their own network namespaces."""
+        return self._enforced
+
+    async def allot(
+        self,
+        instance: Instance,
+        workloads: Sequence[str],
+        databases: Sequence[str],
+        previous: Plumbing | None,
+    ) -> Plumbing:
+        """Addresses; see the protocol."""
+        if self._enforced:
+            return await self._allot_namespace(instance, workloads, databases, previous)
+        if previous is not None and self._fits(previous, workloads):
+            return previous
+        take = self._host.ports.take
+        password = secrets.token_urlsafe(24)
+        return Plumbing(
+            app=Address(host="127.0.0.1", port=take()),
+            inbound=Address(host=self._host.address, port=take(self._host.address)),
+            outbound=Address(host="127.0.0.1", port=take()),
+            services={name: Address(host="127.0.0.1", port=take()) for name in workloads},
+            credential=credential(instance.workload, password),
+        )
+
+    def _fits(self, previous: Plumbing, workloads: Sequence[str]) -> bool:
+        if previous.app.netns is not None or set(previous.services) != set(workloads):
+            return False
+        addresses = (previous.app, previous.inbound, previous.outbound, *previous.services.values())
+        for address in addresses:
+            self._host.ports.hold(address.port)
+        return True
+
+    async def _allot_namespace(
+        self,
+        instance: Instance,
+        workloads: Sequence[str],
+        databases: Sequence[str],
+        previous: Plumbing | None,
+    ) -> Plumbing:
+        netns = str(await self._host.processes.create_netns(namespace_name(instance)))
+        if previous is not None and previous.app.netns == netns:
+            self._host.ports.hold(previous.inbound.port)
+            inbound = previous.inbound
+        else:
+            address = self._host.address
+            inbound = Address(host=address, port=self._host.ports.take(address))
+
+        def inside(port: int) -> Address:
+            return Address(host="127.0.0.1", port=port, netns=netns)
+
+        return Plumbing(
+            app=inside(APP_PORT),
+            inbound=inbound,
+            outbound=inside(OUTBOUND_PORT),
+            services={name: inside(SERVICE_PORTS + i) for i, name in enumerate(sorted(workloads))},
+            databases={
+                name: inside(DATABASE_PORTS + i) for i, name in enumerate(sorted(databases))
+            },
+        )
+
+    async def start(self, unit: Unit) -> Started:
+        """Start the process; see the protocol."""
+        spec, notes = self.specification(unit)
+        info = await self._host.processes.spawn(spec)
+        if info.state == "failed":
+            raise UnavailableError(info.ending())
+        return Started(info, self._enforced, (*info.applied, *notes))
+
+    async def run(self, unit: Unit, name: str, command: Sequence[str]) -> ProcessInfo:
+        """Start a command beside the instance; see the protocol."""
+        spec, _ = self.specification(unit, name=name, command=command)
+        return await self._host.processes.spawn(spec)
+
+    async def stop(self, instance: Instance, grace: float) -> None:
+        """End the process; see the protocol."""
+        await self._host.processes.stop(process_name(instance), grace)
+
+    async def release(self, instance: Instance, plumbing: Plumbing | None) -> None:
+        """Give the network back; see the protocol."""
+        await self._host.processes.forget(process_name(instance))
+        shutil.rmtree(self._folder(instance), ignore_errors=True)
+        if plumbing is None:
+            return
+        self._host.ports.free(plumbing.inbound.port)
+        if plumbing.app.netns is not None:
+            await self._host.processes.delete_netns(namespace_name(instance))
+            return
+        for address in (plumbing.app, plumbing.outbound, *plumbing.services.values()):
+            self._host.ports.free(address.port)
+
+    def refresh(self, unit: Unit) -> None:
+        """Replace the identity's files; see the protocol."""
+        folder = self._folder(unit.instance)
+        if unit.identity is not None and folder.is_dir():
+            write_identity(folder, unit.identity, folder.stat().st_uid if self._enforced else None)
+
+    def socket(self, address: Address) -> socket.socket:
+        """A socket in the network of `address`.
+
+        setns(2) moves the calling thread only, and a socket stays in the namespace that it was made
+        in; so the loop's own thread goes there for one call, and no other thread notices.
+        """
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        if address.netns is None:
+            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            linux.setns(address.netns, linux.CLONE_NEWNET)
+        except OSError as error:
+            raise UnavailableError(f"its network namespace is gone: {error.strerror}") from error
+        try:
+            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        finally:
+            linux.setns(f"/proc/self/fd/{self._home}", linux.CLONE_NEWNET)
+
+    def usable(self, plumbing: Plumbing) -> bool:
+        """Whether the proxy could listen; see the protocol."""
+        addresses = (plumbing.inbound, plumbing.outbound, *plumbing.services.values())
+        return all(
+            bindable(address.host, address.port) for address in addresses if address.netns is None
+        )
+
+    def app_port_free(self, plumbing: Plumbing) -> bool:
+        """Whether the program could listen on its port now."""
+        return plumbing.app.netns is not None or bindable(plumbing.app.host, plumbing.app.port)
+
+    def specification(
+        self, unit: Unit, *, name: str | None = None, command: Sequence[str] | None = None
+    ) -> tuple[ProcessSpec, tuple[str, ...]]:
+        """The process of a unit, or of a command beside it, and notes on what is not enforced.
+
+        Raises:
+            InvalidError: the workload cannot run as declared.
+        """
+        declared = unit.revision.spec
+        source = Path(unit.revision.root, declared.path)
+        if not source.is_dir():
+            raise InvalidError(
+                f"its directory {source} does not exist", hint="correct `path:` of the workload"
+            )
+        interpreter = find_interpreter(source, declared.python)
+        uid, gid, notes = self._user(unit, source, interpreter)
+        folder = self._folder(unit.instance)
+        owner = uid if uid is not None and os.geteuid() == 0 else None
+        make_folder(folder, owner)
+        env = environment(unit)
+        if uid is not None and uid >= FIRST_UID:
+            env["HOME"] = env["TMPDIR"] = str(folder)
+        if unit.identity is not None and "GRPC_XDS_BOOTSTRAP" not in declared.env:
+            write_identity(folder, unit.identity, owner)
+            node = f"{unit.instance.app}/{unit.instance.workload}/{unit.instance.name}"
+            env["GRPC_XDS_BOOTSTRAP"] = str(write_bootstrap(folder, node, unit.xds, owner))
+        limits = declared.limits
+        spec = ProcessSpec(
+            name=name or process_name(unit.instance),
+            argv=self._argv(unit, interpreter, command),
+            env=env,
+            cwd=str(source),
+            stdout=str(unit.log),
+            uid=uid,
+            gid=gid,
+            netns=unit.plumbing.app.netns,
+            limits=Limits(limits.files, limits.memory, limits.cpu, limits.processes)
+            if limits is not None
+            else Limits(),
+            umask=0o022,
+            stop_grace=declared.stop_timeout,
+        )
+        return spec, notes
+
+    def _argv(self, unit: Unit, interpreter: str, command: Sequence[str] | None) -> tuple[str, ...]:
+        declared = unit.revision.spec
+        command = declared.command if command is None else command
+        if command is not None:
+            if command[0] in ("python", "python3"):
+                return (interpreter, *command[1:])
+            beside = Path(interpreter).with_name(command[0])
+            if "/" not in command[0] and "/" in interpreter and os.access(beside, os.X_OK):
+                # `command: [gunicorn, …]` means the one installed beside the interpreter.
+                return (str(beside), *command[1:])
+            return tuple(command)
+        if declared.run is None:
+            raise InvalidError("it has neither `run` nor `command`", hint="declare one of them")
+        own = Path(interpreter).parent.parent.resolve() == Path(sys.prefix).resolve()
+        if own or interpreter == sys.executable:
+            start: tuple[str, ...] = (interpreter, "-m", "bedstone.runtime.serve")
+        else:
+            # Another environment's packages come first; ours serve what it lacks.
+            paths = [str(Path(bedstone.__file__).parent.parent), sysconfig.get_path("purelib")]
+            start = (interpreter, "-c", _SHIM.format(paths=paths))
+        grace = max(declared.stop_timeout - 1.0, declared.stop_timeout / 2)
+        return (
+            *start,
+            declared.run,
+            *("--host", unit.plumbing.app.host, "--port", str(unit.plumbing.app.port)),
+            *("--grace", f"{grace:g}"),
+        )
+
+    def _user(
+        self, unit: Unit, source: Path, interpreter: str
+    ) -> tuple[int | None, int | None, tuple[str, ...]]:
+        """The user and group to run as, and what is to be said about it."""
+        if not self._enforced:
+            return None, None, ()
+        needed = [source]
+        if "/" in interpreter:
+            needed.append(Path(interpreter))
+        for path in needed:
+            blocked = obstacle(path)
+            if blocked is not None:
+                owner = source.stat()
+                note = f"user: runs as the owner of its code, since {blocked} is not open to others"
+                if owner.st_uid == os.geteuid():
+                    return None, None, (note,)
+                return owner.st_uid, owner.st_gid, (note,)
+        uid = user_id(unit.instance)
+        return uid, uid, (f"user: {uid}",)
+
+    def _folder(self, instance: Instance) -> Path:
+        return self._host.run_dir / "instances" / namespace_name(instance)
+
+
+def namespace_name(instance: Instance) -> str:
+    """A short plain name for an instance's namespace and folder, unique on the node."""
+    digest = hashlib.sha256(instance.path.encode()).hexdigest()[:8]
+    return f"{instance.workload[:20]}-{digest}"
+
+
+def user_id(instance: Instance) -> int:
+    """The user id of an instance: derived, so that it is the same after any restart.
+
+    Two of a million ids may meet; they then share a user, which is what they would without one.
+    """
+    digest = hashlib.sha256(f"uid\0{instance.path}".encode()).digest()
+    return FIRST_UID + int.from_bytes(digest[:4], "big") % UID_COUNT
