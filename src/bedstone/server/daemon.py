@@ -25,7 +25,7 @@ from bedstone.control.loop import Controller, ControlLoop
 from bedstone.control.mesh.mesh import Mesh
 from bedstone.errors import DeniedError, Error, UnavailableError
 from bedstone.model import messages
-from bedstone.server.ads import AdsService
+from bedstone.server.ads import AdsService, by_certificate
 from bedstone.server.api import build_api
 from bedstone.server.auth import PeerProtocol
 from bedstone.server.changes import Changes
@@ -61,7 +61,7 @@ async def serve(config: ServerConfig) -> None:
     async with open_store(config.store_url) as store:
         loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
         mesh = Mesh(authority.domain)
-        ads = AdsService(mesh)
+        ads = AdsService(mesh, by_certificate(authority.domain))
         meshing = Meshing(store, loop, mesh, ads)
         sessions = Sessions(store, loop, authority, meshing)
         meshing.connect(sessions)

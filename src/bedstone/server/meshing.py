@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 from bedstone.control.loop import ControlLoop
 from bedstone.control.mesh.mesh import Mesh
+from bedstone.control.mesh.streams import Rejection
 from bedstone.control.snapshot import Changes as Batch
 from bedstone.errors import ConflictError, Error
 from bedstone.model.resources import Condition, Desired, Instance
@@ -114,9 +115,8 @@ class Meshing:
 
     async def _report(self, changes: Changes) -> None:
         """Turn rejections into conditions, and tell sessions what proxies have acknowledged."""
-        seen = 0
         while True:
-            seen = await self._ads.changed(seen)
+            await self._ads.progressed()
             for node in self._loop.snapshot.nodes():
                 if self._sessions:
                     self._sessions.wake(node)
@@ -124,15 +124,28 @@ class Meshing:
             found: dict[str, dict[str, Condition]] = {app: {} for app in self._loop.snapshot.apps()}
             for rejection in self._ads.rejections():
                 if rejection.app in found:
-                    found[rejection.app][rejection.subject] = Condition(
-                        app=rejection.app,
-                        subject=rejection.subject,
-                        message=rejection.message,
-                        hint=rejection.hint,
-                        since=time.time(),
-                    )
+                    condition = _condition(rejection)
+                    found[rejection.app][condition.subject] = condition
             for app, conditions in found.items():
                 try:
                     await changes.set_conditions(app, list(conditions.values()))
                 except Error as error:
                     _log.warning("conditions not kept", extra={"app": app, "error": str(error)})
+
+
+def _condition(rejection: Rejection) -> Condition:
+    """What a user should know of a rejection; a port that is taken is the common case."""
+    message, hint = f"the proxy refused it: {rejection.message}", "see bedstone logs engine:envoy"
+    if "Address already in use" in rejection.message:
+        message = "another program has its port"
+        hint = "stop that program, or change the port; bedstone tries again by itself"
+    elif "Permission denied" in rejection.message:
+        message = "its port may not be opened"
+        hint = "choose a port above 1023"
+    return Condition(
+        app=rejection.app,
+        subject=rejection.subject or "proxy",
+        message=message,
+        hint=hint,
+        since=time.time(),
+    )

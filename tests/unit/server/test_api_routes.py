@@ -1,0 +1,254 @@
+"""The HTTP API over a memory store: who may do what, and what is answered."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from bedstone.control import scheduling
+from bedstone.control.loop import Controller, ControlLoop
+from bedstone.model.resources import AuditRecord, Node, Presence
+from bedstone.server.api import build_api
+from bedstone.server.changes import Changes
+from bedstone.server.queries import Queries
+from bedstone.server.sessions import Sessions
+from bedstone.store import Put, Store, open_store
+from bedstone.trust.authority import Authority
+from bedstone.trust.svid import certificate_request, new_key
+
+SPEC = {
+    "app": "shop",
+    "gateway": {"port": 8123, "routes": [{"path": "/", "to": "web"}]},
+    "workloads": {"web": {"command": ["web"], "replicas": 2, "uses": ["db"]}},
+    "databases": {"db": {}},
+}
+
+
+class NoMesh:
+    """A mesh that has nothing to say."""
+
+    def acknowledged(self, node: str) -> frozenset[str]:
+        return frozenset()
+
+    def repair(self, node: str, digests: Mapping[str, str]) -> list[str]:
+        return []
+
+    def route_programmed(self, app: str) -> bool:
+        return True
+
+
+class World:
+    """An API with its store, reachable as a local caller or as one from the network."""
+
+    def __init__(self, store: Store, loop: ControlLoop, authority: Authority) -> None:
+        mesh = NoMesh()
+        sessions = Sessions(store, loop, authority, mesh)
+        changes = Changes(store, loop, clock=lambda: 1_700_000_000.0)
+        queries = Queries(
+            loop,
+            sessions,
+            authority,
+            mesh,
+            session_address="127.0.0.1:1",
+            complete=sessions.heard_from_all,
+            clock=lambda: 1_700_000_000.0,
+        )
+        self.store, self.loop = store, loop
+        self._api = build_api(store, queries, changes)
+
+    def client(self, peer: str = "local:0", token: str = "") -> httpx.AsyncClient:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._api({**scope, "client": (peer, 0)}, receive, send)
+
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers)
+
+
+def run(tmp_path: Path, check: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with open_store("memory://") as store:
+            loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
+            world = World(store, loop, Authority.open(tmp_path / "authority"))
+            running = asyncio.create_task(loop.run())
+            await loop.loaded()
+            try:
+                await asyncio.wait_for(check(world), 20)
+            finally:
+                running.cancel()
+
+    asyncio.run(main())
+
+
+def test_nothing_but_liveness_without_a_credential(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client("192.0.2.1") as client:
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+            for method, path in (
+                ("GET", "/v1/openapi.json"),
+                ("GET", "/v1/status"),
+                ("GET", "/v1/resources/app"),
+                ("PUT", "/v1/apps/shop"),
+                ("DELETE", "/v1/apps/shop"),
+                ("POST", "/v1/tokens"),
+                ("POST", "/v1/nodes/n/join"),
+                ("GET", "/v1/audit"),
+                ("GET", "/v1/apps/shop/watch"),
+            ):
+                answer = await client.request(method, path, json={})
+                assert answer.status_code == 401, path
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+            for path in ("/docs", "/redoc", "/openapi.json"):
+                assert (await client.get(path)).status_code == 404
+
+    run(tmp_path, check)
+
+
+def test_another_user_on_the_socket_is_refused(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client("local:54321") as client:
+            answer = await client.get("/v1/status")
+            assert answer.status_code == 403
+            assert "54321" in answer.json()["message"]
+
+    run(tmp_path, check)
+
+
+def test_a_reader_reads_and_changes_nothing(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client() as local:
+            grant = await local.post("/v1/tokens", json={"name": "eye", "role": "reader"})
+            secret = grant.json()["secret"]
+            again = await local.post("/v1/tokens", json={"name": "eye", "role": "operator"})
+            assert again.status_code == 409
+            listed = (await local.get("/v1/tokens")).json()
+            assert listed == [{"name": "eye", "role": "reader", "secret": None}]
+        held = (await world.store.list("tokens/")).entries[0].value
+        assert secret.encode() not in held
+        async with world.client("192.0.2.1", secret) as reader:
+            assert (await reader.get("/v1/status")).status_code == 200
+            assert "/v1/apps/{name}" in (await reader.get("/v1/openapi.json")).json()["paths"]
+            refused = await reader.put("/v1/apps/shop", json={"spec": SPEC})
+            assert refused.status_code == 403
+            assert "token:eye has the role reader" in refused.json()["message"]
+        async with world.client() as local:
+            assert (await local.delete("/v1/tokens/eye")).status_code == 200
+        async with world.client("192.0.2.1", secret) as reader:
+            assert (await reader.get("/v1/status")).status_code == 403
+
+    run(tmp_path, check)
+
+
+def test_every_change_is_audited_with_who_and_when(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client() as local:
+            grant = await local.post("/v1/tokens", json={"name": "ci", "role": "operator"})
+        async with world.client("192.0.2.1", grant.json()["secret"]) as ci:
+            applied = await ci.put("/v1/apps/shop", json={"spec": SPEC})
+            assert applied.status_code == 200, applied.text
+            assert applied.json()["generation"] == 1
+            same = await ci.put("/v1/apps/shop", json={"spec": SPEC})
+            assert same.json() == {"app": "shop", "generation": 1, "changes": []}
+            await ci.post("/v1/apps/shop/workloads/web/restart")
+            records = [AuditRecord.model_validate(r) for r in (await ci.get("/v1/audit")).json()]
+        told = {(record.who, record.action, record.target) for record in records}
+        assert told == {
+            ("token:ci", "restart", "shop/web"),
+            ("token:ci", "apply", "app shop"),
+            ("local:root", "grant", "token ci"),
+        }
+        assert all(record.at == 1_700_000_000.0 for record in records)
+
+    run(tmp_path, check)
+
+
+def test_bad_requests_say_what_is_wrong_and_change_nothing(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client() as client:
+            cases: list[tuple[str, str, object, int, str]] = [
+                ("PUT", "/v1/apps/shop", {"spec": {**SPEC, "typo": 1}}, 422, "typo"),
+                ("PUT", "/v1/apps/other", {"spec": SPEC}, 422, "declares app shop"),
+                ("PUT", "/v1/apps/shop", {"spec": SPEC, "generation": 7}, 409, "generation 0"),
+                ("DELETE", "/v1/apps/none", None, 404, "there is no app none"),
+                ("GET", "/v1/resources/typo", None, 422, "expected one of app"),
+                ("GET", "/v1/resources/instance/x/y", None, 404, "no instance x/y"),
+                ("DELETE", "/v1/resources/node/x", None, 422, "cannot be deleted"),
+                ("POST", "/v1/tokens", {"name": "Not A Name"}, 422, "name"),
+                ("POST", "/v1/nodes/n/join", {"request": "x"}, 422, "signing request"),
+                ("POST", "/v1/nodes/../join", {"request": "x"}, 404, ""),
+            ]
+            for method, path, body, status, message in cases:
+                answer = await client.request(method, path, json=body)
+                assert answer.status_code == status, (path, answer.text)
+                assert message in answer.text
+        assert (await world.store.list("")).entries == []
+
+    run(tmp_path, check)
+
+
+def test_apply_makes_instances_and_status_tells_what_is_waited_for(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        await world.store.commit(
+            [
+                Put(r.key, r.encode())
+                for r in (Node(name="n", address="127.0.0.1"), Presence(node="n"))
+            ]
+        )
+        async with world.client() as client:
+            await client.put("/v1/apps/shop", json={"spec": SPEC, "root": "/srv"})
+            version = -1
+            while len((await client.get("/v1/resources/instance")).json()["items"]) < 2:
+                version = await world.loop.changed(version)
+            status = (await client.get("/v1/apps/shop/status")).json()
+            assert not status["ready"]
+            assert status["gateway"] == "http://localhost:8123"
+            kinds = {(part["kind"], part["name"].split("-")[0]) for part in status["parts"]}
+            assert {("instance", "web"), ("engine", "db"), ("route", "/ → web")} <= kinds
+            assert any(line.startswith("instance web-") for line in status["waiting_for"])
+            join = await client.post(
+                "/v1/nodes/n/join",
+                json={"request": certificate_request(new_key(), "spiffe://any/node/n")},
+            )
+            assert join.json()["session"] == "127.0.0.1:1"
+            assert join.json()["chain"].startswith("-----BEGIN CERTIFICATE-----")
+            call = await client.post("/v1/apps/shop/workloads/web/call", json={"identity": "no"})
+            assert call.status_code == 404
+            call = await client.post("/v1/apps/shop/workloads/web/call", json={})
+            assert call.status_code == 503
+            assert call.headers["Retry-After"] == "1"
+
+    run(tmp_path, check)
+
+
+def test_a_port_of_another_app_is_refused(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async with world.client() as client:
+            await client.put("/v1/apps/shop", json={"spec": SPEC})
+            other = await client.put("/v1/apps/twin", json={"spec": {**SPEC, "app": "twin"}})
+            assert other.status_code == 422
+            assert "port 8123 is the gateway of app shop" in other.json()["message"]
+
+    run(tmp_path, check)
+
+
+@pytest.mark.parametrize("kind", ["app", "node", "workload", "route", "instance", "database"])
+def test_every_kind_lists_and_gets(tmp_path: Path, kind: str) -> None:
+    async def check(world: World) -> None:
+        await world.store.commit(
+            [
+                Put(r.key, r.encode())
+                for r in (Node(name="n", address="127.0.0.1"), Presence(node="n"))
+            ]
+        )
+        async with world.client() as client:
+            await client.put("/v1/apps/shop", json={"spec": SPEC})
+            version = -1
+            while not (items := (await client.get(f"/v1/resources/{kind}")).json()["items"]):
+                version = await world.loop.changed(version)
+            one = (await client.get(f"/v1/resources/{kind}/{items[0]['name']}")).json()
+            assert one["value"] == items[0]["value"]
+
+    run(tmp_path, check)
