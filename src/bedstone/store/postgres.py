@@ -61,7 +61,6 @@ from bedstone.store.watching import Hub, Watch, batches
 
 POLL: Final = 1.0
 SETTLE: Final = 20.0
-"""Longer than the database's own limits on locks and idle transactions."""
 
 _LOCK: Final = sql.SQL("BEGIN; SELECT revision, compacted FROM meta FOR UPDATE")
 _FIND: Final = sql.SQL(
@@ -130,6 +129,8 @@ class PostgresStore:
         schema: the schema that holds the tables; created if absent.
         history: how many revisions a watch can catch up.
         clock: observes the leases.
+        settle: seconds to find out what became of a commit that was cut off; the default is longer
+            than the database's own limits on locks and idle transactions.
     """
 
     def __init__(
@@ -139,11 +140,13 @@ class PostgresStore:
         schema: str = "bedstone",
         history: int = HISTORY,
         clock: Clock | None = None,
+        settle: float = SETTLE,
     ) -> None:
         parameters = parse_parameters(url)
         self._schema = check_schema(schema)
         self._history = history
         self._clock = clock or SystemClock()
+        self._settle = settle
         self._session = Session(parameters, schema)
         self._writer = Session(parameters, schema)
         self._listener = Session(parameters, schema)
@@ -313,7 +316,7 @@ class PostgresStore:
         The lock is free only once the old transaction has ended, one way or the other.
         """
         try:
-            async with asyncio.timeout(SETTLE):
+            async with asyncio.timeout(self._settle):
                 for attempt in itertools.count():
                     try:
                         return await self._marked(draft, writing)

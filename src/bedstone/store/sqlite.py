@@ -138,6 +138,10 @@ class SqliteJournal:
             raise InvalidError(
                 f"the store's directory {self._path.parent} does not exist", hint="create it first"
             )
+        if self._path.is_dir():
+            raise InvalidError(
+                f"{self._path} is a directory, expected a file", hint="name a file in it"
+            )
         try:
             self._lock = _acquire(self._path)
             _create_private(self._path)
@@ -338,8 +342,6 @@ def _refused(path: Path, error: Exception) -> Error:
         return InvalidError(
             f"{path} is damaged or is no database: {error}", hint="restore it from a backup"
         )
-    if isinstance(error, IsADirectoryError):
-        return InvalidError(f"{path} is a directory, expected a file")
     if isinstance(error, PermissionError):
         return UnavailableError(
             f"the store {path} cannot be opened: {error.strerror}",
@@ -359,7 +361,7 @@ def _not_applied(path: Path, error: Exception) -> UnavailableError:
         sqlite3.SQLITE_CORRUPT: "stop, and restore the store from a backup",
     }
     return UnavailableError(
-        f"the store {path} cannot be written: {error}",
+        f"the store {path} cannot be used: {error}",
         retry_after=1.0,
         hint=hints.get(primary or 0, "check the disk and the file's permissions"),
     )

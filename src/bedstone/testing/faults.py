@@ -187,6 +187,10 @@ class CuttingProxy:
     Args:
         host: where the server is.
         port: its port.
+
+    Attributes:
+        refusing: new connections are cut at once.
+        struck: set once a `cut_at` has happened.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -196,7 +200,7 @@ class CuttingProxy:
         self._pattern: bytes | None = None
         self._deliver = False
         self.refusing = False
-        self.cuts = 0
+        self.struck = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -218,7 +222,6 @@ class CuttingProxy:
         """Cut every connection now."""
         for writer in self._connections:
             writer.transport.abort()
-        self.cuts += 1
 
     def cut_at(self, pattern: bytes, *, deliver: bool) -> None:
         """Cut, once, when a client sends a pattern.
@@ -229,6 +232,7 @@ class CuttingProxy:
         """
         self._pattern = pattern
         self._deliver = deliver
+        self.struck.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
@@ -267,7 +271,7 @@ class CuttingProxy:
         while data := await reader.read(1 << 16):
             if self._pattern is not None and self._pattern in data:
                 self._pattern = None
-                self.cuts += 1
+                self.struck.set()
                 if self._deliver:
                     pump.cancel()
                     await asyncio.gather(pump, return_exceptions=True)
