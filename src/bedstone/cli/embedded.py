@@ -27,7 +27,7 @@ NODE_NAME = "local"
 _SESSION_PORTS = range(20000, 32000)
 """Below the ports that Linux gives to outgoing connections (ip_local_port_range), which could take
 the server's while it restarts."""
-_TAIL = 12
+_TAIL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +101,53 @@ async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None
                 raise _ended(server, log, offset)
             if loop.time() > deadline:
                 raise UnavailableError(
-                    f"the server does not answer after {timeout:g} s{_tail(log, offset)}",
+                    f"the server does not answer after {timeout:g} s"
+                    f"{_summary(_written(log, offset))}",
                     hint=f"see {log}",
                 )
             await asyncio.sleep(0.02)
 
 
 def _ended(server: ProcessInfo, log: Path, offset: int) -> Error:
-    """The server's own failure, by the kind that its exit status stands for."""
+    """The server's own failure: as it logged it, else by the kind of its exit status."""
+    lines = _written(log, offset)
+    for line in reversed(lines):
+        reason, code, hint = line.get("reason"), line.get("code"), line.get("hint")
+        if isinstance(reason, str) and isinstance(code, str):
+            message = f"the server does not start: {reason}"
+            return from_code(code, message, hint=str(hint) if hint else f"see {log}")
     kinds = {status: code for code, status in EXIT_STATUS.items()}
     code = kinds.get(server.exit_code or 0, UnavailableError.code)
-    message = f"the server does not start: {server.ending()}{_tail(log, offset)}"
+    message = f"the server does not start: {server.ending()}{_summary(lines)}"
     return from_code(code, message, hint=f"see {log}")
 
 
-def _tail(log: Path, offset: int) -> str:
-    """The last lines of a log, written since it had `offset` bytes, as part of a message."""
+def _summary(lines: list[dict[str, Any]]) -> str:
+    """The last lines of a log as part of a message."""
+    return "".join(f"\n  {line['event']}" for line in lines[-_TAIL:])
+
+
+def _written(log: Path, offset: int) -> list[dict[str, Any]]:
+    """What was logged since the log had `offset` bytes; the frames of a traceback are left out."""
     try:
         with log.open("rb") as file:
-            file.seek(max(offset, _size(log) - 8192))
+            file.seek(max(offset, _size(log) - 65536))
             text = file.read().decode(errors="replace")
     except OSError:
-        return ""
-    lines = text.splitlines()[-_TAIL:]
-    return "".join(f"\n  {line}" for line in lines)
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        if not line or line[0].isspace() or line.startswith(("Traceback", "+", "|")):
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if isinstance(found, dict) and "event" in found:
+            lines.append(found)
+        else:
+            lines.append({"event": line})
+    return lines
 
 
 def _size(path: Path) -> int:
