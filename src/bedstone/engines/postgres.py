@@ -20,6 +20,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -116,8 +117,8 @@ class PostgresEngine:
             return None
         try:
             owner = self.data_dir.stat().st_uid
-        except FileNotFoundError:
-            owner = 0
+        except OSError:
+            owner = 0  # not there yet; what is wrong with its parents is said when it is made
         return owner or engine_uid(str(self.directory.resolve()))
 
     def superuser_password(self) -> str:
@@ -142,6 +143,7 @@ class PostgresEngine:
         if info is None:
             await self.initialise(supervisor)
             await self._clear_locks()
+            self._check_port()
             info = await supervisor.spawn(self.spec())
         if not info.running:
             raise UnavailableError(f"{self.name}: {info.ending()}")
@@ -375,6 +377,17 @@ class PostgresEngine:
         (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
         for path in self.socket_dir.glob(".s.PGSQL.*"):
             path.unlink(missing_ok=True)
+
+    def _check_port(self) -> None:
+        """Say it at once: a connection to another server's port may hang instead of failing."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise UnavailableError(
+                    f"{self.name}: port {self.port} is taken", hint="free the port"
+                ) from error
 
     def _explain(self, what: str, mark: int | None = None) -> UnavailableError:
         tail = _tail(self.log, mark)

@@ -7,7 +7,6 @@ another may use, and the server's log still shows who was connected. PUBLIC has 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
 _NAME_LIMIT = 63
+_LOCK = 0x626564726F636B  # any number that nobody else uses
 
 
 async def ensure_role(connection: psycopg.AsyncConnection, role: str, password: str | None) -> None:
@@ -24,15 +24,14 @@ async def ensure_role(connection: psycopg.AsyncConnection, role: str, password: 
 
     The password is hashed here (RFC 5803), so that the server's log can't contain it.
     """
-    from psycopg import Error, errors, sql
+    from psycopg import Error, sql
 
     name = sql.Identifier(_checked(role))
     rights = sql.SQL("NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS")
     try:
+        await _alone(connection)
         if not await _exists(connection, "pg_roles", "rolname", role):
-            # Another may make it at the same time.
-            with contextlib.suppress(errors.DuplicateObject, errors.UniqueViolation):
-                await connection.execute(sql.SQL("CREATE ROLE {}").format(name))
+            await connection.execute(sql.SQL("CREATE ROLE {}").format(name))
         if password is None:
             await connection.execute(
                 sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL {}").format(name, rights)
@@ -54,16 +53,16 @@ async def ensure_database(
     connection: psycopg.AsyncConnection, database: str, owner: str, roles: Iterable[str]
 ) -> None:
     """A database owned by `owner` (made without log-in if missing) that exactly `roles` may use."""
-    from psycopg import Error, errors, sql
+    from psycopg import Error, sql
 
     name, group = sql.Identifier(_checked(database)), sql.Identifier(_checked(owner))
     wanted = {_checked(role) for role in roles} - {owner}
     try:
+        await _alone(connection)
         if not await _exists(connection, "pg_roles", "rolname", owner):
             await ensure_role(connection, owner, None)
         if not await _exists(connection, "pg_database", "datname", database):
-            with contextlib.suppress(errors.DuplicateDatabase, errors.UniqueViolation):
-                await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, group))
+            await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, group))
         await connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, group))
         await connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
         rows = await connection.execute(
@@ -89,6 +88,14 @@ async def ensure_database(
             )
     except Error as error:
         raise _failed(f"database {database}", error) from error
+
+
+async def _alone(connection: psycopg.AsyncConnection) -> None:
+    """Be the only one who changes roles, until the connection ends.
+
+    Two that alter one role at the same time would fail: "tuple concurrently updated".
+    """
+    await connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
 
 
 async def _exists(connection: psycopg.AsyncConnection, table: str, column: str, value: str) -> bool:

@@ -67,6 +67,11 @@ def run_marker(state_dir: Path, run_id: str = "") -> str:
     return f"{RUN_MARKER}={state_id(state_dir)}/{run_id}"
 
 
+def journal_path(run_dir: Path, run_id: str) -> Path:
+    """The run's journal. Never another run's name: the warden of a dead run reads it by path."""
+    return run_dir / f"journal-{run_id}"
+
+
 def run_directory(state_dir: Path) -> Path:
     """The short directory for this state's sockets, created and verified to be ours.
 
@@ -186,11 +191,12 @@ def clear(state_dir: Path, run_dir: Path | None = None) -> None:
     """End strays of every earlier run and remove its files. The caller holds the lock."""
     info = read_run(state_dir)
     folder = run_dir or (Path(info.run_dir) if info else None)
-    journal = folder / "journal" if folder else None
+    # Numbers and start times mean something only in the boot that they were written in.
     this_boot = info is not None and info.boot_id == boot_id()
+    journal = journal_path(folder, info.run_id) if folder and info and this_boot else None
     left = warden.sweep(
         run_marker(state_dir),
-        str(journal) if journal and this_boot else None,
+        str(journal) if journal else None,
         _self_and_ancestors(),
         patience=10.0,
     )

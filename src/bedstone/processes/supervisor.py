@@ -103,7 +103,7 @@ class Supervisor:
         state.clear(Path(config.state_dir), self._run_dir)
         state.run_directory(Path(config.state_dir))
         marker = f"{state.state_id(Path(config.state_dir))}/{config.run_id}"
-        self._journal = self._run_dir / "journal"
+        self._journal = state.journal_path(self._run_dir, config.run_id)
         self._groups = ControlGroups(f"bedstone-{marker.replace('/', '-')}")
         self._table = ProcessTable(
             marker, self._journal, self._groups, self._ended, self._selector.unregister
