@@ -13,16 +13,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from bedstone.control.mesh import queries
 from bedstone.control.mesh.delta import DeltaStream
 from bedstone.control.mesh.mesh import Changes, Mesh
-from bedstone.control.mesh.names import Flavour, Key, Type
+from bedstone.control.mesh.names import Type
 from bedstone.control.mesh.protos import (
     DeltaDiscoveryRequest,
     DeltaDiscoveryResponse,
@@ -98,7 +99,7 @@ class AdsService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service with a gRPC server."""
-        handlers = {
+        handlers: dict[str, Any] = {
             "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(self._delta),
             "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._sotw),
         }
@@ -165,7 +166,10 @@ class AdsService:
     ) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while (data := await context.read()) is not grpc.aio.EOF:
+            while True:
+                data: Any = await context.read()
+                if data is grpc.aio.EOF:
+                    return
                 request = read(data)
                 if request is None:
                     continue
@@ -206,6 +210,46 @@ class AdsService:
     async def progressed(self) -> None:
         """Return once any client has acknowledged, rejected, come or gone."""
         await self._progress.wait()
+
+    async def settled(self, app: str, workload: str, timeout: float) -> bool:
+        """Wait until every client that uses a service has acknowledged its current endpoints.
+
+        Args:
+            app: of the service.
+            workload: the service.
+            timeout: seconds; a client that does not answer must not hold things up for ever.
+
+        Returns:
+            Whether that has happened.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not queries.settled(self._connections, app, workload):
+                    await self.progressed()
+        except TimeoutError:
+            return False
+        return True
+
+    def route_programmed(self, app: str) -> bool:
+        """Whether the app's gateway is served, by every connected proxy that shall."""
+        return queries.route_programmed(self._connections, self._mesh, app)
+
+    def listening(self, node: str) -> frozenset[str]:
+        """The instances (by path) of a node whose listeners its proxy has acknowledged."""
+        return queries.listening(self._connections, self._mesh, node)
+
+    def repair(self, node: str, reported: Mapping[str, str]) -> list[str]:
+        """Send again whatever a node's proxy has not as it should; returns what that was.
+
+        Args:
+            node: whose proxy it is.
+            reported: what it has, by `digests_from_config_dump`.
+        """
+        repaired = queries.repair(self._connections, self._mesh, node, reported)
+        for stream, connection in self._connections.items():
+            if repaired and stream.proxy == NodeProxy(node):
+                connection.wake.set()
+        return repaired
 
     def rejections(self) -> list[Rejection]:
         """What clients have rejected and was not replaced since."""

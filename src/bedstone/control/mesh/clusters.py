@@ -66,7 +66,11 @@ def tls(identity: str, alpn: str, accept: str | None = None) -> dict[str, Any]:
             "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": accept}}]
         }
     return {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_3",
+            # as a client, Envoy offers 1.2 at most unless told
+            "tls_maximum_protocol_version": "TLSv1_3",
+        },
         "tls_certificate_sds_secret_configs": [secret(identity)],
         "combined_validation_context": {
             "default_validation_context": default,

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -50,6 +51,7 @@ class _Subscription:
 
     begun: bool = False
     wildcard: bool = False
+    owed: bool = False  # a client that begins waits for an answer, even an empty one
     names: set[str] = field(default_factory=set)
     globs: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class DeltaStream:
         subscription = self._types[kind]
         for name in subscribe:
             if name == "*":
-                subscription.wildcard = True
+                subscription.wildcard = subscription.owed = True
                 subscription.dirty |= self._mesh.names(self.proxy, kind)
             elif name.endswith("/*"):
                 subscription.globs.add(name)
@@ -284,8 +286,9 @@ class DeltaStream:
             subscription.dirty |= later
         subscription.absent -= {name for name, _ in resources}
         subscription.absent -= set(removed)
-        if not resources and not removed:
+        if not (resources or removed or subscription.owed):
             return None
+        subscription.owed = False
         nonce = f"{kind.name.lower()}-{next(self._nonces)}"
         versions: dict[str, str | None] = {name: made.version for name, made in resources}
         versions.update(dict.fromkeys(removed))
@@ -328,13 +331,23 @@ class DeltaStream:
         """The version of a resource that the client has acknowledged."""
         return self._types[kind].held.get(name)
 
-    def wants(self, kind: Type) -> int:
-        """How many resources of a type the client is subscribed to."""
+    def current(self, kind: Type, name: str) -> bool:
+        """Whether the client has acknowledged the latest version of a resource of its view."""
+        key = self._mesh.key(self.proxy, kind, name)
+        made = self._mesh.get(key) if key is not None else None
+        return made is not None and self.has(kind, name) == made.version
+
+    def names(self, kind: Type) -> AbstractSet[str]:
+        """The names of a type that the client is subscribed to, without those by collection."""
         subscription = self._types[kind]
         if subscription.wildcard:
-            return len(self._mesh.names(self.proxy, kind))
-        return len(subscription.names) + sum(
-            len(self._mesh.collection(self.proxy, glob)) for glob in subscription.globs
+            return self._mesh.names(self.proxy, kind)
+        return subscription.names
+
+    def wants(self, kind: Type) -> int:
+        """How many resources of a type the client is subscribed to."""
+        return len(self.names(kind)) + sum(
+            len(self._mesh.collection(self.proxy, glob)) for glob in self._types[kind].globs
         )
 
     def pending(self, kind: Type) -> int:

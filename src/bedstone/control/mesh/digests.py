@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+_EDS_SLASHES = 2  # APP/CELL/WORKLOAD
+
 
 def addresses_digest(addresses: Iterable[tuple[str, int]]) -> str:
     """The digest of a set of endpoints, whatever their order."""
@@ -55,8 +57,9 @@ def _endpoints(section: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for entry in section.get("dynamic_endpoint_configs", ()):
         config = entry.get("endpoint_config", {})
-        digest = addresses_digest(_addresses(config))
-        found.setdefault(config.get("cluster_name", ""), set()).add(digest)
+        name = config.get("cluster_name", "")
+        if name.count("/") == _EDS_SLASHES:  # others are endpoints that a cluster itself contains
+            found.setdefault(name, set()).add(addresses_digest(_addresses(config)))
     # clusters that share endpoints are listed each; if they differ, the digest equals none of them
     return {f"EDS/{name}": "+".join(sorted(digests)) for name, digests in found.items()}
 

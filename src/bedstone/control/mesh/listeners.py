@@ -18,6 +18,7 @@ from bedstone.control.mesh.clusters import ADS, socket_address, tls
 from bedstone.control.mesh.names import Caller
 from bedstone.control.mesh.protos import (
     RBAC,
+    CustomHeaderConfig,
     DownstreamTlsContext,
     EarlyHeaderMutation,
     HttpConnectionManager,
@@ -27,12 +28,13 @@ from bedstone.control.mesh.protos import (
     seconds,
     typed,
 )
-from bedstone.control.mesh.replies import forbidden, local_replies, proxy_credential
-from bedstone.control.mesh.routes import RBAC_FILTER
+from bedstone.control.mesh.replies import forbidden, header, local_replies, proxy_credential
+from bedstone.control.mesh.routes import ORIGIN, RBAC_FILTER
 from bedstone.model.resources import Address
 
 _INTERNAL_HEADERS = ("x-envoy-", "x-bedstone-")
 _STREAM_IDLE = 3600.0
+_LOOPBACK = "127.0.0.1"
 
 
 def _router(**options: Any) -> dict[str, Any]:
@@ -62,6 +64,31 @@ def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
     )
 
 
+def _trusted() -> dict[str, Any]:
+    """Options by which a request counts as internal, whatever `x-forwarded-for` it carries.
+
+    Envoy takes the deadline headers away from any other, also where the peer is known by its
+    certificate or its own listener. What counts is the address in a header that is always set here.
+    """
+    mark = EarlyHeaderMutation(mutations=[{"append": header(ORIGIN, _LOOPBACK)}])
+    return {
+        "early_header_mutation_extensions": [
+            typed("envoy.http.early_header_mutation.header_mutation", mark)
+        ],
+        "original_ip_detection_extensions": [
+            typed(
+                "envoy.http.original_ip_detection.custom_header",
+                CustomHeaderConfig(
+                    header_name=ORIGIN, allow_extension_to_set_address_as_trusted=True
+                ),
+            )
+        ],
+        "internal_address_config": {
+            "cidr_ranges": [{"address_prefix": _LOOPBACK, "prefix_len": {"value": 32}}]
+        },
+    }
+
+
 def _listener(name: str, address: dict[str, Any], filters: list[Any], **chain: Any) -> Any:
     return Listener(
         name=name,
@@ -75,7 +102,8 @@ def _listener(name: str, address: dict[str, Any], filters: list[Any], **chain: A
 def outbound(path: str, address: Address, routes: str, credential: str | None) -> Any:
     """An instance's HTTP proxy; with `credential`, for whoever proves to be that instance."""
     options: dict[str, Any] = {
-        "upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
+        **_trusted(),
+        "upgrade_configs": [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}],
     }
     if credential is not None:
         exact = {"name": "proxy-authorization", "string_match": {"exact": credential}}
@@ -97,7 +125,7 @@ def outbound(path: str, address: Address, routes: str, credential: str | None) -
 def service(path: str, callee: str, address: Address, routes: str) -> Any:
     """An address that goes to one service."""
     name = f"service/{path}/{callee}"
-    return _listener(name, socket_address(address), [_http(name, routes)])
+    return _listener(name, socket_address(address), [_http(name, routes, **_trusted())])
 
 
 def connect(caller: Caller) -> Any:
@@ -106,7 +134,7 @@ def connect(caller: Caller) -> Any:
     return Listener(
         name=name,
         internal_listener={},
-        filter_chains=[{"filters": [_http(name, f"outbound/{caller}")]}],
+        filter_chains=[{"filters": [_http(name, f"outbound/{caller}", **_trusted())]}],
     )
 
 
@@ -114,7 +142,9 @@ def call(node: str, caller: Caller, socket: str) -> Any:
     """The Unix socket through which `bedstone call` enters the mesh as an identity."""
     name = f"call/{node}/{caller}"
     return _listener(
-        name, {"pipe": {"path": socket, "mode": 0o600}}, [_http(name, f"outbound/{caller}")]
+        name,
+        {"pipe": {"path": socket, "mode": 0o600}},
+        [_http(name, f"outbound/{caller}", **_trusted())],
     )
 
 
@@ -146,6 +176,7 @@ def inbound(domain: str, path: str, address: Address) -> Any:
         ],
         local_reply_config=local_replies(denied),
         forward_client_cert_details="SANITIZE",
+        **_trusted(),
     )
     return _listener(
         name,

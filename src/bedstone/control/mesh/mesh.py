@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from bedstone.control.mesh import names, views
-from bedstone.control.mesh.names import Flavour, Key, Service, Type
+from bedstone.control.mesh.names import Caller, Flavour, Key, Service, Type
 from bedstone.control.mesh.state import GONE, Encoded, Recipe, State, encode, recipe
 from bedstone.control.mesh.views import GrpcClient, Name, NodeProxy, Proxy, View
 from bedstone.control.registry import Change, Endpoint
@@ -69,6 +69,7 @@ class Mesh:
         self._views: defaultdict[str, View] = defaultdict(View)
         self._instances_of: defaultdict[str, set[str]] = defaultdict(set)  # by app, paths
         self._made: dict[Key, tuple[Recipe, Encoded]] = {}
+        self._made_of: defaultdict[str, set[Key]] = defaultdict(set)  # by app
         self._stale: set[Key] = set()
         self._watchers: list[Callable[[Changes], None]] = []
         self._holds = 0
@@ -120,12 +121,15 @@ class Mesh:
             return made[1]
         self._stale.discard(key)
         now = recipe(self._state, key)
+        app = names.subject_of(key.name)[0]
         if now is None:
             self._made.pop(key, None)
+            self._made_of[app].discard(key)
             return None
         if made is None or made[0] != now:
             made = (now, encode(key.name, now))
             self._made[key] = made
+            self._made_of[app].add(key)
         return made[1]
 
     def names(self, proxy: Proxy, kind: Type) -> AbstractSet[str]:
@@ -138,7 +142,7 @@ class Mesh:
                 view = self._views.get(node)
                 return view.names[kind] if view is not None else frozenset()
             case GrpcClient(app, workload, cell):
-                callees = self._state.callees(names.Caller(app, cell, workload))
+                callees = self._state.callees(Caller(app, cell, workload))
                 if kind is Type.LDS:
                     return frozenset(callees)
                 if kind in (Type.CDS, Type.EDS):
@@ -194,7 +198,7 @@ class Mesh:
         for watcher in tuple(self._watchers):
             watcher(changes)
 
-    def _put(self, resource: Resource, changes: Changes) -> None:
+    def _put(self, resource: Resource, changes: Changes) -> None:  # noqa: C901 - a table
         state = self._state
         match resource:
             case App():
@@ -261,7 +265,7 @@ class Mesh:
 
     def _app_changed(self, app: str, changes: Changes) -> None:
         changes.apps.add(app)
-        changes.keys |= {key for key in self._made if names.subject_of(key.name)[0] == app}
+        changes.keys |= self._made_of.get(app, set())
         for path in self._instances_of.get(app, ()):
             self._unit_changed(path, changes)
         for node in self._state.nodes:

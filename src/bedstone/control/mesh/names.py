@@ -28,7 +28,7 @@ from typing import NamedTuple
 GATEWAY = "gateway"
 OPERATOR = "operator"
 
-SDS_CLUSTER = "sds"
+SDS_CLUSTER = "bedstone_sds"
 """The static cluster of every proxy's bootstrap that is the node's secret service."""
 
 BUNDLE_SECRET = "bundle"  # noqa: S105 - the name of a secret is public
@@ -102,7 +102,7 @@ def leds_endpoint(domain: str, service: Service, instance: str) -> str:
     return f"xdstp://{domain}/envoy.config.endpoint.v3.LbEndpoint/{service}/{instance}"
 
 
-def subject_of(name: str) -> tuple[str, str]:
+def subject_of(name: str) -> tuple[str, str]:  # noqa: PLR0911 - a table
     """The app and the part of its manifest that a resource is about.
 
     The part is `gateway` or `workloads.NAME`; both are empty where a name is not of the mesh.

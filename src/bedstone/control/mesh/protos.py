@@ -27,6 +27,9 @@ from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation_pb2 import (
     HeaderMutation as EarlyHeaderMutation,
 )
+from envoy.extensions.http.original_ip_detection.custom_header.v3.custom_header_pb2 import (
+    CustomHeaderConfig,
+)
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from envoy.extensions.transport_sockets.internal_upstream.v3.internal_upstream_pb2 import (
     InternalUpstreamTransport,
@@ -51,6 +54,7 @@ __all__ = [
     "AnyMessage",
     "Cluster",
     "ClusterLoadAssignment",
+    "CustomHeaderConfig",
     "DeltaDiscoveryRequest",
     "DeltaDiscoveryResponse",
     "DiscoveryRequest",

@@ -37,7 +37,10 @@ _IDEMPOTENT = {
     "string_match": {"safe_regex": {"regex": "GET|HEAD|PUT|DELETE|OPTIONS|TRACE"}},
 }
 _NOT_APPLIED = [{"name": OUTCOME, "string_match": {"exact": NOT_APPLIED}}]
+ORIGIN = "x-bedstone-origin"
+"""Set and removed within one proxy; see `listeners`."""
 _PROXY_HEADERS = ("proxy-authorization", "proxy-connection")
+_OWN_HEADERS = (ORIGIN, "x-envoy-internal")
 
 
 class Callee(NamedTuple):
@@ -114,6 +117,7 @@ def service_routes(
 
 
 def _denied(caller: Caller) -> dict[str, Any]:
+    matches: tuple[dict[str, Any], ...] = ({"prefix": "/"}, {"connect_matcher": {}})
     return {
         "name": "denied",
         "domains": ["*"],
@@ -129,7 +133,7 @@ def _denied(caller: Caller) -> dict[str, Any]:
                     ),
                 },
             }
-            for match in ({"prefix": "/"}, {"connect_matcher": {}})
+            for match in matches
         ],
     }
 
@@ -157,7 +161,7 @@ def outbound(caller: Caller, callees: tuple[tuple[str, Callee], ...]) -> Any:
     return RouteConfiguration(
         name=f"outbound/{caller}",
         ignore_port_in_host_matching=True,
-        request_headers_to_remove=_PROXY_HEADERS,
+        request_headers_to_remove=(*_PROXY_HEADERS, *_OWN_HEADERS),
         validate_clusters={"value": False},
         virtual_hosts=[*hosts, _denied(caller)],
     )
@@ -167,6 +171,7 @@ def service(caller: Caller, callee: str, spec: Callee) -> Any:
     """The routes of an address that goes to one service, whatever the host name."""
     return RouteConfiguration(
         name=f"service/{caller}/{callee}",
+        request_headers_to_remove=_OWN_HEADERS,
         validate_clusters={"value": False},
         virtual_hosts=[
             {
@@ -195,6 +200,7 @@ def inbound(path: str, protocol: str, allowed: tuple[str, ...], workload: str) -
         name=f"inbound/{path}",
         validate_clusters={"value": False},
         request_headers_to_add=[header(CALLER, "%DOWNSTREAM_PEER_URI_SAN%")],
+        request_headers_to_remove=_OWN_HEADERS,
         response_headers_to_remove=[OUTCOME],
         typed_per_filter_config={
             RBAC_FILTER: packed(
@@ -257,7 +263,7 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
                 )
             )
     anywhere = by_host.pop(None, [])
-    hosts = [
+    hosts: list[dict[str, Any]] = [
         # a route without a host is for every host, also for those that others name
         {"name": host, "domains": [host], "routes": _merged(routes, anywhere)}
         for host, routes in sorted(by_host.items(), key=lambda item: str(item[0]))

@@ -10,6 +10,7 @@ Rules (xDS protocol, "SotW variant"; gRFC A27):
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -130,6 +131,16 @@ class SotwStream:
     def has(self, kind: Type, name: str) -> str | None:
         """The version of a resource that the client has acknowledged."""
         return self._types[kind].held.get(name)
+
+    def current(self, kind: Type, name: str) -> bool:
+        """Whether the client has acknowledged the latest version of a resource of its view."""
+        key = self._mesh.key(self.proxy, kind, name)
+        made = self._mesh.get(key) if key is not None else None
+        return made is not None and self.has(kind, name) == made.version
+
+    def names(self, kind: Type) -> AbstractSet[str]:
+        """The names of a type that the client is subscribed to."""
+        return self._types[kind].names
 
     def wants(self, kind: Type) -> int:
         """How many resources of a type the client is subscribed to."""

@@ -109,7 +109,8 @@ class Encoded:
     """A resource as sent: an encoded `Any`, and the digest that is its version.
 
     `entry` is the resource as a field of a `DeltaDiscoveryResponse`, `state` of a
-    `DiscoveryResponse`; both are encoded once for all clients. `comparable` is what the same resource's digest is in a proxy's own configuration dump.
+    `DiscoveryResponse`; both are encoded once for all clients. `comparable` is what the same
+    resource's digest is in a proxy's own configuration dump.
     """
 
     data: bytes
@@ -129,7 +130,7 @@ def encode(name: str, recipe: Recipe) -> Encoded:
     return Encoded(data, version, comparable, delta_entry(name, version, data), state_entry(data))
 
 
-def recipe(state: State, key: Key) -> Recipe | None:
+def recipe(state: State, key: Key) -> Recipe | None:  # noqa: PLR0911 - a table
     """What a resource is made of now; None if there is no such resource."""
     if key.flavour is Flavour.GRPC:
         return _grpc(state, key)
@@ -160,7 +161,7 @@ def _assignment(state: State, service: Service, *, whole: bool = False) -> Recip
     )
 
 
-def _cluster(state: State, parts: list[str]) -> Recipe | None:
+def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 - a table
     match parts:
         case ["to", app, cell, identity, callee]:
             if state.workload(app, callee) is None:
@@ -184,7 +185,7 @@ def _cluster(state: State, parts: list[str]) -> Recipe | None:
             return None
 
 
-def _listener(state: State, parts: list[str]) -> Recipe | None:
+def _listener(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 - a table
     match parts:
         case ["gateway", app]:
             declared = state.apps.get(app)
@@ -233,7 +234,7 @@ def _instance_listener(
             return None
 
 
-def _routes(state: State, parts: list[str]) -> Recipe | None:
+def _routes(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 - a table
     match parts:
         case ["outbound", app, cell, identity]:
             caller = Caller(app, cell, identity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -129,6 +130,12 @@ class Stream(Protocol):
 
     def has(self, kind: Type, name: str) -> str | None:
         """The version of a resource (by the client's name) that the client has acknowledged."""
+
+    def current(self, kind: Type, name: str) -> bool:
+        """Whether the client has acknowledged the latest version of a resource of its view."""
+
+    def names(self, kind: Type) -> AbstractSet[str]:
+        """The names of a type that the client is subscribed to, without those by collection."""
 
     def wants(self, kind: Type) -> int:
         """How many resources of a type the client is subscribed to."""
