@@ -36,6 +36,7 @@ from bedstone.node.tasks import Tasks
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
 from bedstone.processes.client import SupervisorClient
+from bedstone.runtime.command import serve_command
 from bedstone.sandbox.ports import Ports
 from bedstone.sandbox.protocol import KIND, Host, Sandbox
 from bedstone.trust.spiffe import GATEWAY, OPERATOR, node_id, workload_id
@@ -79,7 +80,16 @@ class Agent:
             stack.push_async_callback(server.stop, 0)
             ports = Ports(*config.port_range)
             self._sandboxes: dict[str, Sandbox] = {}
-            host = Host(supervisor, ports, config.address, config.run_dir, config.enforce)
+            host = Host(
+                supervisor,
+                ports,
+                config.address,
+                config.run_dir,
+                lambda python, target, host, port: serve_command(
+                    python, target, host=host, port=port
+                ),
+                config.enforce,
+            )
             sandbox = KIND.load("process")(host)
             await sandbox.open()
             self._sandboxes["process"] = sandbox
@@ -171,28 +181,30 @@ class Agent:
     async def _enter_domain(self) -> None:
         """Be a member: by an earlier certificate that is still valid, or by joining now."""
         stored = load_membership(self._config)
-        if stored is not None and stored[1].valid(time.time()):
-            self._become(*stored, sure=False)
+        if (
+            stored is not None
+            and stored[0].run_id == self._reports.node.run_id
+            and stored[1].valid(time.time())
+        ):
+            self._become(*stored)
             return
         pause = 0.02
         while True:
             try:
-                self._become(*await join(self._config), sure=True)
+                self._become(*await join(self._config, self._reports.node.run_id))
                 return
             except Error as error:
                 _log.info("cannot join yet", extra={"reason": error.message})
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
-    def _become(self, membership: Membership, svid: Svid, *, sure: bool) -> None:
+    def _become(self, membership: Membership, svid: Svid) -> None:
         self._membership = membership
         self._identity = svid
         self._proxy.identify(svid)
         self._certificates.adopt(svid)
         self._secrets.put(sds.bundle_secret(membership.domain, svid.bundle))
-        if sure:
-            # A remembered address may be a server's that has moved; the session finds out.
-            self._proxy.follow(membership)
+        self._proxy.follow(membership)
         _log.info("member", extra={"domain": membership.domain, "session": membership.session})
 
     async def _session_failed(self) -> None:
@@ -201,13 +213,13 @@ class Agent:
         if now - self._last_join < REJOIN_PAUSE:
             return
         self._last_join = now
+        known = self._membership
         try:
-            self._become(*await join(self._config, self._membership.domain), sure=True)
+            self._become(*await join(self._config, known.run_id, known.domain))
         except Error as error:
             _log.info("cannot join", extra={"reason": error.message})
 
     def _session_opened(self) -> None:
-        self._proxy.follow(self._membership)
         self._certificates.connected()
 
     async def _resume(self) -> None:

@@ -98,7 +98,7 @@ class Certificates:
                 continue
             wanted.request = None
             if message.error is None:
-                svid = Svid(spiffe_id, wanted.key, message.chain, message.bundle)
+                svid = Svid(spiffe_id, wanted.key, message.chain, message.bundle, self._clock())
                 try:
                     svid.verify()
                 except VerificationError as error:

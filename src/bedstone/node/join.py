@@ -7,6 +7,7 @@ that a restart needs no server.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass
 
 from bedstone.errors import UnavailableError, VerificationError, from_code
@@ -18,18 +19,23 @@ from bedstone.trust.svid import Svid, certificate_request, new_key, write_privat
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The domain that the node is part of, and `HOST:PORT` of its server for sessions and ADS."""
+    """The domain that the node is part of, and `HOST:PORT` of its server for sessions and ADS.
+
+    `run_id` is the supervisor's run in which it was told: an embedded server of another run has
+    another address.
+    """
 
     domain: str
     session: str
+    run_id: str = ""
 
 
 def load_membership(config: NodeConfig) -> tuple[Membership, Svid] | None:
     """What an earlier join gave; None if there is none."""
     try:
         value = json.loads((config.private / "membership.json").read_text())
-        membership = Membership(value["domain"], value["session"])
-    except (OSError, ValueError, KeyError, TypeError):
+        membership = Membership(**value)
+    except (OSError, ValueError, TypeError):
         return None
     svid = Svid.load(config.private / "identity.json")
     if svid is None or svid.spiffe_id != node_id(membership.domain, config.name):
@@ -37,11 +43,14 @@ def load_membership(config: NodeConfig) -> tuple[Membership, Svid] | None:
     return membership, svid
 
 
-async def join(config: NodeConfig, domain: str | None = None) -> tuple[Membership, Svid]:
+async def join(
+    config: NodeConfig, run_id: str, domain: str | None = None
+) -> tuple[Membership, Svid]:
     """Join, and keep the outcome.
 
     Args:
         config: the node's.
+        run_id: the supervisor's run, kept with the outcome.
         domain: the trust domain if it is known; the server says it otherwise.
 
     Raises:
@@ -77,11 +86,11 @@ async def join(config: NodeConfig, domain: str | None = None) -> tuple[Membershi
             hint=detail.get("hint"),
         )
     try:
-        membership = Membership(value["domain"], value["session"])
+        membership = Membership(value["domain"], value["session"], run_id)
         chain, bundle = value["chain"], value["bundle"]
     except KeyError as error:
         raise VerificationError(f"the API's answer lacks {error}") from error
-    svid = Svid(node_id(membership.domain, config.name), key, chain, bundle)
+    svid = Svid(node_id(membership.domain, config.name), key, chain, bundle, time.time())
     svid.verify()
     svid.save(config.private / "identity.json")
     write_private(config.private / "membership.json", json.dumps(asdict(membership)))

@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 FIRST_BACKOFF = 0.05
 LAST_BACKOFF = 1.0
 _OPTIONS = (
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),

@@ -16,13 +16,10 @@ import os
 import secrets
 import shutil
 import socket
-import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import bedstone
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import Address, Instance, Plumbing
 from bedstone.processes import linux
@@ -40,11 +37,6 @@ DATABASE_PORTS: Final = 5432
 FIRST_UID: Final = 2_100_000_000
 """User ids far from those that `adduser`, systemd and container engines give out."""
 UID_COUNT: Final = 1_000_000
-
-_SHIM = (
-    "import sys; sys.path.extend({paths!r}); "
-    "from bedstone.runtime.serve import main; sys.exit(main())"
-)
 
 
 class ProcessSandbox:
@@ -252,20 +244,10 @@ class ProcessSandbox:
             return tuple(command)
         if declared.run is None:
             raise InvalidError("it has neither `run` nor `command`", hint="declare one of them")
-        own = Path(interpreter).parent.parent.resolve() == Path(sys.prefix).resolve()
-        if own or interpreter == sys.executable:
-            start: tuple[str, ...] = (interpreter, "-m", "bedstone.runtime.serve")
-        else:
-            # Another environment's packages come first; ours serve what it lacks.
-            paths = [str(Path(bedstone.__file__).parent.parent), sysconfig.get_path("purelib")]
-            start = (interpreter, "-c", _SHIM.format(paths=paths))
+        address = unit.plumbing.app
         grace = max(declared.stop_timeout - 1.0, declared.stop_timeout / 2)
-        return (
-            *start,
-            declared.run,
-            *("--host", unit.plumbing.app.host, "--port", str(unit.plumbing.app.port)),
-            *("--grace", f"{grace:g}"),
-        )
+        argv = self._host.serve(interpreter, declared.run, address.host, address.port)
+        return (*argv, f"--grace={grace:g}")
 
     def _user(
         self, unit: Unit, source: Path, interpreter: str

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +60,8 @@ class Host:
         ports: of the node's own network.
         address: the node's, where other nodes reach it.
         run_dir: short directory for files of this run.
+        serve: the command line that serves an ASGI application, from the interpreter, the
+            application as `module:attribute`, the host and the port.
         enforce: `auto` uses what privileges allow, `never` does without.
     """
 
@@ -67,6 +69,7 @@ class Host:
     ports: Ports
     address: str
     run_dir: Path
+    serve: Callable[[str, str, str, int], Sequence[str]]
     enforce: Literal["auto", "never"] = "auto"
 
 

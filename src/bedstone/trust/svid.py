@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -51,12 +51,16 @@ def certificate_request(key: str, spiffe_id: str) -> str:
 
 @dataclass(frozen=True)
 class Svid:
-    """An identity: the SPIFFE id, its private key, chain (leaf first) and trust bundle, all PEM."""
+    """An identity: the SPIFFE id, its private key, chain (leaf first) and trust bundle, all PEM.
+
+    `obtained` is when it was received, seconds since the epoch: an issuer may date it back.
+    """
 
     spiffe_id: str
     key: str = field(repr=False)
     chain: str = field(repr=False)
     bundle: str = field(repr=False)
+    obtained: float = 0.0
 
     @cached_property
     def leaf(self) -> x509.Certificate:
@@ -79,7 +83,7 @@ class Svid:
     @property
     def half(self) -> float:
         """When it is to be renewed, seconds since the epoch."""
-        return (self.since + self.until) / 2
+        return (max(self.since, self.obtained) + self.until) / 2
 
     def valid(self, now: float) -> bool:
         """Whether it is usable at `now` (seconds since the epoch)."""
@@ -105,17 +109,16 @@ class Svid:
 
     def save(self, path: Path) -> None:
         """Write it to `path`, atomically, mode 0600; the folder is created with mode 0700."""
-        value = {"id": self.spiffe_id, "key": self.key, "chain": self.chain, "bundle": self.bundle}
-        write_private(path, json.dumps(value))
+        write_private(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Svid | None:
         """What `save` wrote; None if there is none or it is damaged."""
         try:
             value = json.loads(path.read_text())
-            svid = cls(value["id"], value["key"], value["chain"], value["bundle"])
+            svid = cls(**value)
             svid.verify()
-        except (OSError, ValueError, KeyError, TypeError, VerificationError):
+        except (OSError, ValueError, TypeError, VerificationError):
             return None
         return svid
 
