@@ -260,7 +260,11 @@ class EnvoyEngine:
             "typed_config": {
                 "@type": f"{_TYPE}extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "common_tls_context": {
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                    # An upstream's maximum is TLS 1.2 unless it is named.
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_3",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
                     "alpn_protocols": ["h2"],
                     "tls_certificate_sds_secret_configs": [secrets[0]],
                     "validation_context_sds_secret_config": secrets[1],

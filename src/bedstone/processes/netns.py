@@ -27,7 +27,8 @@ def create_netns(path: Path) -> None:
         return
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
-        if not os.path.ismount(path.parent):
+        # os.path.ismount can't tell: a folder bound to itself keeps its device and inode.
+        if str(path.parent) not in _mount_points():
             linux.mount(str(path.parent), str(path.parent), linux.MS_BIND)
             linux.mount(None, str(path.parent), linux.MS_SHARED | linux.MS_REC)
         path.touch(mode=0o600)
@@ -69,12 +70,7 @@ def is_netns(path: Path) -> bool:
 def unmount_below(folder: Path) -> None:
     """Unmount everything of ours at or below `folder`, deepest first."""
     prefix = str(folder)
-    points = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        # proc(5): field 5 is the mount point; space, tab, newline, backslash are octal escapes.
-        point = line.split(" ")[4].encode().decode("unicode_escape")
-        if point == prefix or point.startswith(prefix + "/"):
-            points.append(point)
+    points = [p for p in _mount_points() if p == prefix or p.startswith(prefix + "/")]
     for point in sorted(points, key=len, reverse=True):
         try:
             linux.umount(point)
@@ -102,3 +98,12 @@ def _unavailable(reason: str) -> UnavailableError:
         f"network namespaces are not available: {reason}",
         hint="run as root, with CAP_SYS_ADMIN, for enforced identities",
     )
+
+
+def _mount_points() -> list[str]:
+    """Where something is mounted, as often as it is."""
+    # proc(5): field 5 is the mount point; space, tab, newline, backslash are octal escapes.
+    return [
+        line.split(" ")[4].encode().decode("unicode_escape")
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    ]

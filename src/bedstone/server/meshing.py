@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Mapping
 
@@ -55,7 +56,7 @@ class Meshing:
 
     def acknowledged(self, node: str) -> frozenset[str]:
         """Paths of the instances whose listeners the node's proxy has acknowledged."""
-        return self._ads.acknowledged(node)
+        return self._ads.listening(node)
 
     def repair(self, node: str, digests: Mapping[str, str]) -> list[str]:
         """Push again whatever differs from the truth; return its names."""
@@ -135,11 +136,12 @@ class Meshing:
 
 def _condition(rejection: Rejection) -> Condition:
     """What a user should know of a rejection; a port that is taken is the common case."""
-    message, hint = f"the proxy refused it: {rejection.message}", "see bedstone logs engine:envoy"
-    if "Address already in use" in rejection.message:
+    reason = _own_part(rejection)
+    message, hint = f"the proxy refused it: {reason}", "see bedstone logs engine:envoy"
+    if "Address already in use" in reason:
         message = "another program has its port"
         hint = "stop that program, or change the port; bedstone tries again by itself"
-    elif "Permission denied" in rejection.message:
+    elif "Permission denied" in reason:
         message = "its port may not be opened"
         hint = "choose a port above 1023"
     return Condition(
@@ -149,3 +151,13 @@ def _condition(rejection: Rejection) -> Condition:
         hint=hint,
         since=time.time(),
     )
+
+
+def _own_part(rejection: Rejection) -> str:
+    """The part of a proxy's message that is about this resource: one message tells of many."""
+    _, found, rest = rejection.message.partition(f"{rejection.name}: ")
+    if not found:
+        return rejection.message
+    return re.split(r"\b(?:outbound|inbound|service|database|gateway|connect|call)/", rest)[
+        0
+    ].strip()

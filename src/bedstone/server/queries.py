@@ -204,21 +204,22 @@ class Queries:
             except Exception as error:  # noqa: BLE001 - handed to the reader of the queue
                 await queue.put(error)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(read(node)) for node in nodes]
-            try:
-                left = len(tasks)
-                while left:
-                    item = await queue.get()
-                    if isinstance(item, Exception):
-                        raise item
-                    if item is None:
-                        left -= 1
-                    else:
-                        yield item
-            finally:
-                for task in tasks:
-                    task.cancel()
+        # No TaskGroup: one may not be left and entered again around the yields of a generator.
+        tasks = [asyncio.create_task(read(node)) for node in nodes]
+        try:
+            left = len(tasks)
+            while left:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    left -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def call(self, app: str, workload: str, request: CallRequest) -> CallResult:
         """Send one HTTP request to a workload through the mesh, as an identity of its app.
