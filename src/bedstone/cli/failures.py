@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from bedstone.cli.terminal import Terminal, paint
+from bedstone.cli.terminal import Terminal, clean, paint
 from bedstone.errors import EXIT_STATUS, INTERNAL, Error
 
 INTERRUPTED = 130
@@ -65,9 +65,10 @@ def report(  # noqa: PLR0911 - one answer for each kind
 def show(error: Error, terminal: Terminal) -> None:
     """The lines of one error: each mistake with its position, then what to do next."""
     for part in getattr(error, "problems", None) or (error,):
-        terminal.complain(f"{paint('error:', 'error')} {part}")
+        text = "\n".join(map(clean, str(part).split("\n")))
+        terminal.complain(f"{paint('error:', 'error')} {text}")
     if error.hint:
-        terminal.complain(f"hint: {error.hint}")
+        terminal.complain(f"hint: {clean(error.hint)}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

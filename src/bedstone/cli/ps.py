@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from bedstone.model.api import AppStatus, DomainStatus, Part
     from bedstone.processes.spec import ProcessInfo
 
-_WORKLOADS = ("WORKLOAD", "INSTANCE", "STATE", "REVISION", "RESTARTS", "PID", "AGE")
-_PARTS = ("PART", "NAME", "STATE", "RESTARTS", "PID", "AGE")
+_WORKLOADS = ("WORKLOAD", "INSTANCE", "STATE", "REVISION", "RESTARTS", "PID", "AGE", "DETAIL")
+_PARTS = ("PART", "NAME", "STATE", "RESTARTS", "PID", "AGE", "DETAIL")
 
 
 @click.command(
@@ -135,42 +135,43 @@ def headline(app: AppStatus) -> str:
 
 def instance_row(part: Part, now: float) -> tuple[str, ...]:
     """An instance."""
-    state = paint(part.state) if part.state == "ready" or not part.detail else described(part)
     return (
         part.workload,
         part.name,
-        state,
+        paint(part.state),
         part.revision,
         str(part.restarts),
         str(part.pid or "-"),
         age(part.since, now),
+        clean(part.detail),
     )
 
 
 def part_row(part: Part, now: float, *, kind: str | None = None) -> tuple[str, ...]:
     """An engine, a proxy or a node."""
-    state = paint(part.state) if part.state == "ready" else described(part)
-    pid = str(part.pid or "-")
-    return (kind or part.kind, part.name, state, str(part.restarts), pid, age(part.since, now))
+    return (
+        kind or part.kind,
+        part.name,
+        paint(part.state),
+        str(part.restarts),
+        str(part.pid or "-"),
+        age(part.since, now),
+        clean(part.detail),
+    )
 
 
 def process_row(info: ProcessInfo) -> tuple[str, ...]:
     """A process, as its supervisor sees it."""
-    state = paint("running", "ready") if info.running else paint(info.ending(), "failed")
+    state = paint("running", "ready") if info.running else paint(info.state, "failed")
     pid = str(info.pid) if info.running else "-"
     since = info.started_at if info.running else None
-    return (info.name, state, str(info.restarts), pid, age(since, time.time()))
-
-
-def described(part: Part) -> str:
-    """A state that wants a reason."""
-    return f"{paint(part.state)} ({clean(part.detail)})" if part.detail else paint(part.state)
+    detail = "" if info.running else info.ending()
+    return (info.name, state, str(info.restarts), pid, age(since, time.time()), clean(detail))
 
 
 def age(since: float | None, now: float) -> str:
-    """How long ago."""
-    return (
-        "-"
-        if since is None or since > now + 1
-        else seconds(float(int(max(now - since, 0)))).replace(".0s", "s")
-    )
+    """How long ago, in whole seconds."""
+    if since is None or since > now + 1:
+        return "-"
+    whole = int(max(now - since, 0))
+    return f"{whole}s" if whole < 60 else seconds(whole)

@@ -41,6 +41,8 @@ _COLOUR = {
     "starting": "cyan",
     "draining": "cyan",
 }
+_PATIENCE = 5.0
+"""Seconds of silence after which a wait is mentioned where there is no moving line; it doubles."""
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code != 9}
 
 
@@ -159,13 +161,11 @@ class Terminal:
 class Waiting:
     """The display of one wait."""
 
-    PATIENCE = 5.0
-    """Seconds of silence after which a wait is mentioned where there is no moving line."""
-
     def __init__(self, terminal: Terminal, text: str) -> None:
         self._terminal = terminal
         self._text = text
         self._told = time.monotonic()
+        self._patience = _PATIENCE
         self.status: Status | None = None
 
     def update(self, text: str) -> None:
@@ -178,13 +178,15 @@ class Waiting:
 
     def tick(self) -> None:
         """Called now and then; mentions a long wait where nothing moves."""
-        if self.status is None and time.monotonic() - self._told >= self.PATIENCE:
-            self.touched()
+        if self.status is None and time.monotonic() - self._told >= self._patience:
+            self._told = time.monotonic()
+            self._patience *= 2
             self._terminal.say(f"… {self._text}")
 
     def touched(self) -> None:
         """Something was written: the silence starts anew."""
         self._told = time.monotonic()
+        self._patience = _PATIENCE
 
 
 def _write(text: str, stream: TextIO) -> None:

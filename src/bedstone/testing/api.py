@@ -149,7 +149,7 @@ def serve_fake_api(socket: Path) -> Iterator[FakeApi]:
 
     fake = FakeApi()
     config = uvicorn.Config(
-        fake,  # type: ignore[arg-type] # an ASGI application, typed loosely
+        fake,
         uds=str(socket),
         log_config=None,
         lifespan="off",

@@ -1,0 +1,95 @@
+"""An app's directory with a run that seems to live, whose server is a fake."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bedstone.cli.main import run as run_command
+from bedstone.processes.identity import ProcessIdentity
+from bedstone.processes.state import RunInfo, write_run
+from bedstone.testing.api import FakeApi, serve_fake_api
+
+MANIFEST = """\
+app: bank
+gateway: {port: 8080, routes: [{path: /, to: web}]}
+workloads:
+  web:
+    run: web:app
+    uses: [risk]
+  risk:
+    command: [python, risk.py]
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run one command in this process."""
+
+    def run(*arguments: str) -> Ended:
+        capsys.readouterr()
+        status = run_command(arguments)
+        out, err = capsys.readouterr()
+        return Ended(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory without a manifest, with nothing of the caller's environment."""
+    for name in ("BEDSTONE_URL", "BEDSTONE_TOKEN", "BEDSTONE_CA", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def app(empty: Path) -> Path:
+    """A directory with a manifest; nothing runs."""
+    (empty / "bedstone.yaml").write_text(MANIFEST)
+    (empty / "web.py").write_text("app = None\n")
+    (empty / "risk.py").write_text("pass\n")
+    return empty
+
+
+@pytest.fixture
+def running(app: Path) -> Iterator[FakeApi]:
+    """The same, with a run: this process stands for its supervisor."""
+    identity = ProcessIdentity.of(os.getpid())
+    assert identity is not None
+    state = app / ".bedstone"
+    state.mkdir()
+    with tempfile.TemporaryDirectory(prefix="bst-") as folder:
+        write_run(
+            RunInfo(
+                run_id="r1",
+                pid=identity.pid,
+                start_time=identity.start_time,
+                boot_id=identity.boot_id,
+                state_dir=str(state),
+                run_dir=folder,
+                socket=str(Path(folder, "supervisor.sock")),
+                started_at=time.time(),
+            )
+        )
+        with serve_fake_api(Path(folder, "api.sock")) as fake:
+            yield fake
