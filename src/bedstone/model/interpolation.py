@@ -95,8 +95,9 @@ def _parts(text: str) -> Iterator[str | Reference]:
 def _reference(match: re.Match[str]) -> Reference:
     written, inside = match[0], match[1]
     if not match[2]:
+        # What follows may be a secret with a "${" in it: it is not shown.
         raise InvalidError(
-            f"got {written!r}, expected '}}' at its end", hint="write '$$' for a plain '$'"
+            "got '${' without an end, expected '}'", hint="write '$$' for a plain '$'"
         )
     if found := _VARIABLE.fullmatch(inside):
         return Reference("env", found[1], default=found[2], text=written)

@@ -128,8 +128,8 @@ RUN = "    run: accounts:app\n"
             RUN,
             RUN + "    ready: healthz\n",
             (
-                "8:12: got 'healthz', expected a path such as /healthz, tcp or a mapping with o"
-                "path, tcp, command; did you mean '/healthz'?"
+                "8:12: got 'healthz', expected a path such as /healthz, tcp or a mapping "
+                "with one of path, tcp, command; did you mean '/healthz'?"
             ),
         ),
         (RUN, RUN + "    live: 5\n", "8:11: got 5, expected a path such as /healthz, tcp or a"),
@@ -160,7 +160,7 @@ RUN = "    run: accounts:app\n"
             RUN + "    isolation: microvm\n",
             (
                 "8:16: got isolation 'microvm', expected process: isolation by microvm is not "
-                "yet; remove it"
+                "built yet; remove it"
             ),
         ),
         (RUN, RUN + "    isolation: jail\n", "8:16: got 'jail', expected process"),
@@ -218,7 +218,7 @@ RUN = "    run: accounts:app\n"
         (RUN, RUN + "    env: {A-B: x}\n", "8:11: got the variable 'A-B', expected letters"),
         (RUN, RUN + "    env: {PORT: '80'}\n", "8:11: the variable PORT is set by Bedstone"),
         (RUN, RUN + "    env: {BEDSTONE_X: y}\n", "8:11: the variable BEDSTONE_X is set by"),
-        (RUN, RUN + "    env: {A: '${env.A'}\n", "8:14: got '${env.A', expected '}' at its end"),
+        (RUN, RUN + "    env: {A: '${env.A'}\n", "8:14: got '${' without an end, expected '}'"),
         (
             RUN,
             RUN + "    env: {A: '${databases.ledgr.url}'}\n",
