@@ -181,26 +181,6 @@ def test_a_watch_goes_on_after_a_long_cut(postgres_url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_cancelled_commit_is_whole(postgres_url: str) -> None:
-    async def run() -> None:
-        schema = f"f{uuid.uuid4().hex[:12]}"
-        async with PostgresStore(postgres_url, schema=schema) as store:
-            for steps in range(12):
-                start = (await store.list("")).revision
-                writing = asyncio.ensure_future(
-                    store.commit([Put(f"{steps}/a", b""), Put(f"{steps}/b", b"")])
-                )
-                await asyncio.sleep(0.0003 * steps)
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
-                after = await store.commit([Put("next", b"")])
-                there = len((await store.list(f"{steps}/")).entries)
-                assert there in {0, 2}
-                assert after == start + 1 + (there == 2)
-
-    asyncio.run(run())
-
-
 def test_wrong_places_are_refused_without_secrets(postgres_url: str) -> None:
     async def enter(url: str) -> None:
         async with PostgresStore.open(url):

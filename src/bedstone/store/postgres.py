@@ -93,19 +93,20 @@ WITH history AS (
 )
 SELECT pg_notify(%(channel)s, %(revision)s::text)
 """)
+# A first row for the revision, then the rest, in one statement and so of one snapshot.
 _EVENTS: Final = sql.SQL("""
-SELECT m.revision, e.revision, e.key, e.value, e.created, e.lease
-FROM meta m LEFT JOIN events e ON e.revision > greatest(%s::bigint, m.revision - %s::bigint)
-ORDER BY e.revision, e.position
+SELECT revision, NULL, NULL, NULL, NULL, NULL FROM meta
+UNION ALL (
+    SELECT revision, key, value, created, lease, position FROM events
+    WHERE revision > %s AND revision > (SELECT revision FROM meta) - %s
+    ORDER BY revision, position)
 """)
-_LIST: Final = sql.SQL("""
-SELECT m.revision, e.key, e.value, e.revision, e.created, e.lease
-FROM meta m LEFT JOIN entries e ON e.key >= %s AND e.key < %s ORDER BY e.key
-""")
-_LIST_REST: Final = sql.SQL("""
-SELECT m.revision, e.key, e.value, e.revision, e.created, e.lease
-FROM meta m LEFT JOIN entries e ON e.key >= %s ORDER BY e.key
-""")
+_LIST: Final = """
+SELECT NULL, NULL, revision, NULL, NULL FROM meta
+UNION ALL (SELECT key, value, revision, created, lease FROM entries WHERE {} ORDER BY key)
+"""
+_LIST_BETWEEN: Final = sql.SQL(_LIST).format(sql.SQL("key >= %s AND key < %s"))
+_LIST_FROM: Final = sql.SQL(_LIST).format(sql.SQL("key >= %s"))
 _GET: Final = sql.SQL("SELECT key, value, revision, created, lease FROM entries WHERE key = %s")
 _LEASES: Final = sql.SQL("SELECT lease, ttl, renewal FROM leases")
 _GRANT: Final = sql.SQL("""
@@ -214,10 +215,10 @@ class PostgresStore:
         self._check_open()
         bound = upper_bound(prefix)
         if bound is None:
-            rows = await self._session.read(_LIST_REST, (prefix,))
+            (_, _, revision, *_), *rows = await self._session.read(_LIST_FROM, (prefix,))
         else:
-            rows = await self._session.read(_LIST, (prefix, bound))
-        return Listing(rows[0][0], [Entry(*row[1:]) for row in rows if row[1] is not None])
+            (_, _, revision, *_), *rows = await self._session.read(_LIST_BETWEEN, (prefix, bound))
+        return Listing(revision, [Entry(*row) for row in rows])
 
     async def commit(self, operations: Sequence[Operation]) -> int:
         """Apply all operations or none; return the store's revision after it."""
@@ -370,9 +371,8 @@ class PostgresStore:
     async def _catch_up(self) -> None:
         known = self._hub.revision
         ahead = self._hub.ahead()
-        rows = await self._session.read(_EVENTS, (known, self._history))
-        revision = rows[0][0]
-        news = batches(row[1:] for row in rows if row[1] is not None)
+        (revision, *_), *rows = await self._session.read(_EVENTS, (known, self._history))
+        news = batches(row[:5] for row in rows)
         starts = news[0][0].revision if news else revision + 1
         if revision < known or starts > known + 1:  # restored from a backup, or away for too long
             self._hub.load(revision, news)

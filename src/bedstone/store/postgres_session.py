@@ -31,11 +31,14 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "tcp_user_timeout": "10000",
 }
 
-# A server that is stopped inside a transaction must not hold up the others for ever; and a store
-# that is told "committed" relies on it, so a database's faster default is not good enough.
+# A server that is stopped inside a transaction must not hold up the others for ever. A store that
+# is told "committed" relies on it, so a database's faster default is not good enough. Parallel
+# plans and compiled ones cost more than these small statements, and the former lose the order.
 _SETTINGS: Final = """
 SELECT set_config('search_path', %s, false),
        set_config('default_transaction_isolation', 'read committed', false),
+       set_config('max_parallel_workers_per_gather', '0', false),
+       set_config('jit', 'off', false),
        set_config('lock_timeout', '10s', false),
        set_config('idle_in_transaction_session_timeout', '10s', false),
        set_config('synchronous_commit',
@@ -78,6 +81,7 @@ INSERT INTO {schema}.meta VALUES (1, {version}, 0, 0);
 """
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Query = sql.SQL | sql.Composed
 Rows = list[tuple[Any, ...]]
 
 
@@ -127,7 +131,7 @@ class Session:
             self._connection = fresh
             return fresh
 
-    async def read(self, query: sql.SQL, parameters: Sequence[object] = ()) -> Rows:
+    async def read(self, query: Query, parameters: Sequence[object] = ()) -> Rows:
         """Run one statement that changes nothing; on a lost connection, once more on a new one.
 
         Raises:
@@ -141,7 +145,7 @@ class Session:
             except _LostError as error:
                 raise translated(error.reason) from error.reason
 
-    async def write(self, query: sql.SQL, parameters: Sequence[object] = ()) -> Rows:
+    async def write(self, query: Query, parameters: Sequence[object] = ()) -> Rows:
         """Run one idempotent statement; on a lost connection, once more on a new one.
 
         Raises:
@@ -157,10 +161,10 @@ class Session:
                 lost = translated(first.reason)
                 raise UnknownOutcomeError(lost.message, hint=lost.hint) from first.reason
 
-    async def _run(self, query: sql.SQL, parameters: Sequence[object]) -> Rows:
+    async def _run(self, query: Query, parameters: Sequence[object]) -> Rows:
         connection = await self.connection()
         try:
-            return await (await connection.execute(query, parameters)).fetchall()
+            return await (await connection.execute(query, parameters, binary=True)).fetchall()
         except psycopg.Error as error:
             if not connection.closed:
                 raise translated(error) from error

@@ -226,6 +226,26 @@ class StoreConformance:
             assert entry is not None
             assert int(entry.value) == sum(done) == 120
 
+    async def check_cancelled_uses_leave_the_store_well(self) -> None:
+        """A commit given up at any moment is whole or absent; reads given up do no harm."""
+        async with self.subject.store() as store:
+            for steps in range(16):
+                start = (await store.list("")).revision
+                both: list[Operation] = [Put(f"{steps}/a", b""), Put(f"{steps}/b", b"")]
+                uses = [
+                    asyncio.ensure_future(use)
+                    for use in (store.commit(both), store.list(""), store.get("a"))
+                ]
+                for _ in range(steps):
+                    await asyncio.sleep(0 if steps % 2 else 0.0003)
+                for use in uses:
+                    use.cancel()
+                await asyncio.gather(*uses, return_exceptions=True)
+                after = await store.commit([Put("next", b"")])
+                there = len((await store.list(f"{steps}/")).entries)
+                assert there in {0, 2}
+                assert after == start + 1 + (there == 2)
+
     # Watches.
 
     async def check_a_watch_sees_each_commit_once(self) -> None:
