@@ -34,7 +34,7 @@ def load(target: str) -> Application:
         raise _syntax(error) from error
     except ModuleNotFoundError as error:
         raise _not_found(module_name, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(module_name, error) from error
     walked = module_name
     for name in attribute.split("."):
@@ -79,7 +79,7 @@ def _not_found(module: str, error: ModuleNotFoundError) -> InvalidError:
     )
 
 
-def _failed(module: str, error: Exception) -> InvalidError:
+def _failed(module: str, error: Exception | SystemExit) -> InvalidError:
     reason = traceback.format_exception_only(error)[-1].strip()
     return InvalidError(
         f"importing {module} failed: {reason}{_trail(error)}",

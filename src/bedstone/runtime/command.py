@@ -1,0 +1,28 @@
+"""The command line that serves an application in an interpreter of its own.
+
+Owns the way in for an interpreter that has never heard of Bedstone: `bootstrap.py`, run by its
+path, which lets our libraries fill in, behind the application's own, what it does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def serve_command(python: str, target: str, *, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The argv that serves `target` (`module:attribute`) with the interpreter `python`.
+
+    Its working directory must be the workload's; see `bedstone.runtime.serve` for exit statuses.
+    """
+    libraries = [path for path in sys.path if path and "site-packages" in Path(path).parts]
+    package = str(Path(__file__).parents[2])
+    return [
+        python,
+        str(Path(__file__).with_name("bootstrap.py")),
+        os.pathsep.join(dict.fromkeys([package, *libraries])),
+        target,
+        f"--host={host}",
+        f"--port={port}",
+    ]
