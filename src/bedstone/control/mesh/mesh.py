@@ -12,6 +12,7 @@ Not thread-safe: it belongs to one event loop.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -35,6 +36,7 @@ from bedstone.model.resources import (
 )
 
 LEDS_THRESHOLD = 1000
+_NAME = re.compile(r"[a-z][-a-z0-9]{0,39}")
 _SHRUNK = 0.8  # of the threshold: a service at the threshold does not change form back and forth
 
 
@@ -159,9 +161,12 @@ class Mesh:
                 return Key(Flavour.ENVOY, kind, name) if visible else None
             case NodeProxy():
                 return Key(Flavour.ENVOY, kind, name) if name in self.names(proxy, kind) else None
-            case GrpcClient(app, _, cell):
+            case GrpcClient(app, workload, cell):
                 if name not in self.names(proxy, kind):
-                    return None
+                    if kind is not Type.LDS or not _NAME.fullmatch(name):
+                        return None
+                    # a gRPC client takes a missing listener for a late one, and waits for it
+                    return Key(Flavour.GRPC, kind, f"denied/{app}/{cell}/{workload}/{name}")
                 full = str(Service(app, cell, name)) if kind is Type.LDS else name
                 return Key(Flavour.GRPC, kind, full)
 
@@ -176,6 +181,14 @@ class Mesh:
             names.leds_endpoint(self.domain, service, name)
             for name in self._state.registry.endpoints(service)
         }
+
+    def callees(self, caller: Caller) -> tuple[str, ...]:
+        """The workloads that an identity may call."""
+        return self._state.callees(caller)
+
+    def is_large(self, service: str) -> bool:
+        """Whether a service (`APP/CELL/WORKLOAD`) is delivered endpoint by endpoint."""
+        return Service(*service.split("/", 2)) in self._state.large
 
     def endpoints(
         self, app: str, workload: str, cell: str = DEFAULT_CELL

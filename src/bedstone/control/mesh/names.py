@@ -112,6 +112,8 @@ def subject_of(name: str) -> tuple[str, str]:  # noqa: PLR0911 - a table
             return app, "gateway"
         case ["call", _, app, *_]:
             return app, ""
+        case ["denied", app, _, workload, _]:
+            return app, f"workloads.{workload}"
         case ["outbound" | "inbound" | "service" | "connect" | "program", app, _, workload, *_]:
             return app, f"workloads.{workload}"
         case ["database", app, _, database]:

@@ -49,6 +49,15 @@ def listener(service: Service, timeout: float | None) -> Any:
     return Listener(name=service.workload, api_listener={"api_listener": packed(manager)})
 
 
+def denied(name: str) -> Any:
+    """A name that the client does not declare in `uses`: every call fails at once."""
+    manager = HttpConnectionManager(
+        route_config={"name": "not declared in uses"},
+        http_filters=[typed("envoy.filters.http.router", Router())],
+    )
+    return Listener(name=name, api_listener={"api_listener": packed(manager)})
+
+
 def cluster(domain: str, service: Service) -> Any:
     """The service, with mutual TLS by the client's own certificate."""
     accept = names.spiffe(domain, service.app, service.workload)

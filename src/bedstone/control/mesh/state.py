@@ -278,6 +278,8 @@ def _grpc(state: State, key: Key) -> Recipe | None:
             spec = state.workload(app, workload)
             service = Service(app, cell, workload)
             return Recipe(proxyless.listener, (service, spec.timeout)) if spec else None
+        case Type.LDS, ["denied", _, _, _, name]:
+            return Recipe(proxyless.denied, (name,))
         case Type.CDS, [app, cell, workload] if state.workload(app, workload):
             return Recipe(proxyless.cluster, (state.domain, Service(app, cell, workload)))
         case Type.EDS, [app, cell, workload]:
