@@ -59,7 +59,8 @@ async def _down(state_dir: Path, terminal: Terminal) -> None:
         return
     with terminal.waiting(f"stopping {name}"):
         stopped = await shut_down(run)
-    terminal.say(f"stopped {name}: {', '.join(stopped) if stopped else 'its supervisor'}")
+    names = ", ".join(process.rpartition("/")[2] for process in stopped)
+    terminal.say(f"stopped {name}: {names or 'its supervisor'}")
     terminal.say(f"data stays in {shown(state_dir)}")
 
 

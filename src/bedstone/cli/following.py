@@ -9,8 +9,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bedstone.cli.progress import Line, failures, transitions, troubled, unready
-from bedstone.cli.terminal import Terminal, Waiting, clean
+from bedstone.cli.progress import Line, Shown, failures, news, settled, troubled, unready
+from bedstone.cli.terminal import Terminal, Waiting, clean, seconds
 from bedstone.errors import Error, UnavailableError
 
 if TYPE_CHECKING:
@@ -30,12 +30,16 @@ class Feed:
     Args:
         terminal: where it is shown.
         started: when the clock of its lines began (`time.monotonic`).
+        last: the latest status.
+        clock: lines show the time of day, not the time since the start.
     """
 
     terminal: Terminal
     started: float = field(default_factory=time.monotonic)
     last: AppStatus | None = None
+    clock: bool = False
     waiting: Waiting | None = None
+    _shown: Shown = field(default_factory=dict)
 
     def step(self, kind: str, name: str, state: str, detail: str = "") -> None:
         """One line of the command's own."""
@@ -43,7 +47,8 @@ class Feed:
 
     def update(self, status: AppStatus) -> None:
         """The lines for what changed."""
-        for line in transitions(self.last, status):
+        lines, self._shown = news(self._shown, status)
+        for line in lines:
             self._show(line)
         self.last = status
         if self.waiting is not None and status.waiting_for:
@@ -52,7 +57,8 @@ class Feed:
             self.waiting.update(f"waiting for {clean(first)}{more}")
 
     def _show(self, line: Line) -> None:
-        self.terminal.say(line.text(time.monotonic() - self.started))
+        elapsed = seconds(time.monotonic() - self.started)
+        self.terminal.say(line.text(time.strftime("%H:%M:%S") if self.clock else elapsed))
         if self.waiting is not None:
             self.waiting.touched()
 
@@ -124,11 +130,13 @@ async def until_ready(
     """
     deadline = time.monotonic() + timeout
     failed_since: float | None = None
-    status: AppStatus | None = None
+    status = feed.last
     with feed.terminal.waiting("waiting for the server") as waiting:
         feed.waiting = waiting
         try:
             while True:
+                if status is not None and status.generation >= generation and settled(status):
+                    return status
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise await _late(client, status, timeout)
@@ -140,8 +148,6 @@ async def until_ready(
                     waiting.tick()
                 if status is None or status.generation < generation:
                     continue
-                if status.ready:
-                    return status
                 if not failures(status):
                     failed_since = None
                 elif failed_since is None:

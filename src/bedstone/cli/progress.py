@@ -1,7 +1,8 @@
-"""What happened between two statuses of an app, as lines for people. Pure.
+"""What happened to an app since it was last shown, as lines for people. Pure.
 
-Rule: a part gets a line when its state changes, not when its detail does; waiting for its turn is
-not news.
+Rule: a part gets a line when its state differs from the one last shown, not when its detail does.
+States that only pass (`_QUIET`) are no news: a part that comes back from one to what it was had
+nothing happen to it that a person should read.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bedstone.cli.terminal import clean, paint, seconds
+from bedstone.cli.terminal import clean, paint
 
 if TYPE_CHECKING:
     from bedstone.model.api import AppStatus, Change, Part
     from bedstone.model.resources import Condition
 
 _QUIET = frozenset({"pending", "starting"})
-"""States that are no news before the first other one."""
 _TROUBLE = frozenset({"unready", "backoff", "failed", "stopped"})
+
+
+Shown = dict[tuple[str, str], "Line"]
+"""What was last shown, by kind and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,50 +33,62 @@ class Line:
     name: str
     state: str
     detail: str = ""
+    restarts: int = 0
 
-    def text(self, elapsed: float) -> str:
-        """For people, with the time since the start."""
+    def text(self, when: str) -> str:
+        """For people, with when it happened."""
         name = clean(self.name)
-        line = f"{seconds(elapsed):>6}  {self.kind:<11}  {name:<28}  {paint(self.state)}"
+        line = f"{when:>8}  {self.kind:<11}  {name:<28}  {paint(self.state)}"
         return f"{line}  {clean(self.detail)}".rstrip() if self.detail else line
 
 
-def transitions(before: AppStatus | None, after: AppStatus) -> list[Line]:
-    """The lines that lead from one status to the next, in the order of the parts."""
-    old = {(part.kind, part.name): part for part in before.parts} if before else {}
-    new = {(part.kind, part.name): part for part in after.parts}
-    lines = [line for key, part in new.items() if (line := _transition(old.get(key), part))]
+def news(shown: Shown, status: AppStatus) -> tuple[list[Line], Shown]:
+    """The lines that lead from what was shown to a status, and what is shown after them."""
+    lines: list[Line] = []
+    after: Shown = {}
+    for part in status.parts:
+        key = (part.kind, part.name)
+        line = _news_of(shown.get(key), part)
+        if line is not None:
+            lines.append(line)
+        if found := line or shown.get(key):
+            after[key] = found
+    for (kind, name), line in shown.items():
+        gone = (kind, name) not in after and kind in ("instance", "engine")
+        if gone and line.state != "stopped":
+            lines.append(Line(kind, name, "stopped"))
+    for condition in status.conditions:
+        said = Line("condition", condition.subject, condition.severity, advice(condition))
+        after["condition", condition.subject] = said
+        if shown.get(("condition", condition.subject)) != said:
+            lines.append(said)
     lines += [
-        Line(part.kind, part.name, "stopped")
-        for key, part in old.items()
-        if key not in new and part.kind in ("instance", "engine") and part.state != "stopped"
+        Line(kind, name, "ok", "resolved")
+        for kind, name in shown
+        if kind == "condition" and (kind, name) not in after
     ]
-    known = _conditions(before.conditions if before else ())
-    current = _conditions(after.conditions)
-    for subject, condition in current.items():
-        if known.get(subject) != condition:
-            detail = f"{condition.message}; {condition.hint}".removesuffix("; ")
-            lines.append(Line("condition", subject, condition.severity, detail))
-    lines += [
-        Line("condition", subject, "ok", "resolved") for subject in known if subject not in current
-    ]
-    return lines
+    return lines, after
 
 
-def _transition(old: Part | None, new: Part) -> Line | None:
-    if old is None:
-        if new.state in _QUIET:
-            return None
-    elif (old.state, old.restarts) == (new.state, new.restarts) or {old.state, new.state} <= _QUIET:
+def _news_of(last: Line | None, part: Part) -> Line | None:
+    if part.state in _QUIET:
         return None
-    detail = new.detail
-    if old is not None and new.restarts > old.restarts:
-        detail = f"restarted, {new.restarts} in all{f': {detail}' if detail else ''}"
-    return Line(new.kind, new.name, new.state, detail)
+    detail = part.detail
+    if last is not None and part.restarts > last.restarts:
+        detail = f"restarted, {part.restarts} in all{f': {detail}' if detail else ''}"
+    elif last is not None and last.state == part.state:
+        return None
+    return Line(part.kind, part.name, part.state, detail, part.restarts)
 
 
-def _conditions(conditions: Iterable[Condition]) -> dict[str, Condition]:
-    return {c.subject: c.model_copy(update={"since": 0.0}) for c in conditions}
+def advice(condition: Condition) -> str:
+    """What a condition says, and what to do about it."""
+    return f"{condition.message}; {condition.hint}".removesuffix("; ")
+
+
+def settled(status: AppStatus) -> bool:
+    """Whether all is ready and nothing is left of what was before."""
+    return status.ready and all(part.current for part in status.parts)
 
 
 def failures(status: AppStatus) -> list[Line]:
@@ -83,7 +99,7 @@ def failures(status: AppStatus) -> list[Line]:
         if part.current and part.state == "failed"
     ]
     lines += [
-        Line("condition", c.subject, c.severity, f"{c.message}; {c.hint}".removesuffix("; "))
+        Line("condition", c.subject, c.severity, advice(c))
         for c in status.conditions
         if c.severity == "error"
     ]

@@ -328,9 +328,10 @@ class _Session:
 
         was_connected = True
         while True:
+            asked = self._generation
             try:
                 status = await until_ready(
-                    client, following, self._feed, self._generation, self._options.timeout
+                    client, following, self._feed, asked, self._options.timeout
                 )
             except UnavailableError as error:
                 if not run.alive():
@@ -343,7 +344,8 @@ class _Session:
                 )
             else:
                 self._welcome(status)
-            while self._settled():
+            self._feed.clock = True
+            while self._generation == asked:
                 fresh = await following.next(0.5)
                 if fresh is not None:
                     self._feed.update(fresh)
@@ -357,10 +359,6 @@ class _Session:
                         "the supervisor has ended", hint=f"see {self._state_dir}/logs"
                     )
 
-    def _settled(self) -> bool:
-        """Whether what is shown is of the latest generation that was applied."""
-        return self._feed.last is not None and self._feed.last.generation >= self._generation
-
     async def _watch(self, client: Client) -> None:
         """Roll out what is saved."""
         from bedstone.cli.changing import saves
@@ -370,7 +368,7 @@ class _Session:
                 await self._apply_again(client)
             except Error as error:
                 show(error, self._terminal)
-                self._terminal.complain(f"what ran before goes on; {self._path} was not applied")
+                self._terminal.complain("what ran before goes on: nothing was applied")
 
     async def _apply_again(self, client: Client) -> None:
         from bedstone.cli.request import load, request_of
@@ -386,8 +384,7 @@ class _Session:
         plan = await client.plan(request)
         if not plan.changes:
             return
-        now = time.strftime("%H:%M:%S")
-        self._terminal.say(f"{now} saved; it will change:")
+        self._terminal.say(f"{time.strftime('%H:%M:%S')}  saved; it will change:")
         for line in change_lines(plan.changes):
             self._terminal.say(line)
         result = await client.apply(request)
@@ -397,7 +394,8 @@ class _Session:
         """What there is now, and what to try; in full the first time."""
         elapsed = seconds(time.monotonic() - self._feed.started)
         if self._shown_ready:
-            self._terminal.say(f"{status.app} is {paint('ready')} (generation {status.generation})")
+            ready = f"{status.app} is {paint('ready')} (generation {status.generation})"
+            self._terminal.say(f"{time.strftime('%H:%M:%S')}  {ready}")
             return
         self._shown_ready = True
         say = self._terminal.say

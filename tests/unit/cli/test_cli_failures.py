@@ -60,7 +60,9 @@ def test_a_bug_says_so_and_keeps_its_traceback(
     monkeypatch.chdir(tmp_path)
     logs = tmp_path / ".bedstone" / "logs"
     logs.mkdir(parents=True)
-    assert report(pytest.raises(KeyError, {}.__getitem__, "surprise").value) == 70
+    with pytest.raises(KeyError) as caught:
+        raise KeyError("surprise")
+    assert report(caught.value) == 70
     shown = capsys.readouterr().err
     (kept,) = logs.glob("crash-*.log")
     assert "a bug in bedstone: KeyError: 'surprise'" in shown
