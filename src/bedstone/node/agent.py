@@ -29,6 +29,7 @@ from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
 from bedstone.node.instances import Instances, Surroundings
 from bedstone.node.join import Membership, join, load_membership
+from bedstone.node.logs import LogKeeper
 from bedstone.node.preparations import Preparations
 from bedstone.node.reports import Reports
 from bedstone.node.session import Session
@@ -43,6 +44,7 @@ from bedstone.trust.spiffe import GATEWAY, OPERATOR, node_id, workload_id
 from bedstone.trust.svid import Svid
 
 DIGEST_PERIOD = 10.0
+LOG_PERIOD = 1.0
 ADOPTION_PATIENCE = 1.5
 REJOIN_PAUSE = 0.5
 _log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ class Agent:
                 self._session.run(),
                 self._compare(),
                 self._save(),
-                self._commands.maintain(),
+                self._keep_logs(),
             ):
                 self._tasks.start(work)
             await watching
@@ -169,7 +171,7 @@ class Agent:
             config.private / "instances.json",
             run_id,
         )
-        self._commands = Commands(config, self._session.send, self._tasks)
+        self._commands = Commands(config, self._session.send, self._session.drained, self._tasks)
 
     # Membership.
 
@@ -189,12 +191,15 @@ class Agent:
             self._become(*stored)
             return
         pause = 0.02
+        said = ""
         while True:
             try:
                 self._become(*await join(self._config, self._reports.node.run_id))
                 return
             except Error as error:
-                _log.info("cannot join yet", extra={"reason": error.message})
+                if error.message != said:
+                    said = error.message
+                    _log.info("cannot join yet", extra={"reason": said})
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
@@ -305,3 +310,11 @@ class Agent:
                 seen = digest
             except Error as error:
                 _log.info("no digests", extra={"reason": error.message})
+
+    async def _keep_logs(self) -> None:
+        """Note how the logs grow, and bound them."""
+        keeper = LogKeeper(self._config.logs)
+        while True:
+            alive = {instance.path for instance in self._view.instances()}
+            keeper.look(time.time(), alive)
+            await asyncio.sleep(LOG_PERIOD)

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from urllib.parse import urlsplit
 
 from bedstone.errors import Error, InvalidError
 from bedstone.model.messages import Command, FromNode, Reply
 from bedstone.node.config import NodeConfig
 from bedstone.node.http import request
+from bedstone.node.logs import show
 from bedstone.node.tasks import Tasks
 
 
 class Commands:
     """The commands that are being answered."""
 
-    def __init__(self, config: NodeConfig, send: Callable[[FromNode], bool], tasks: Tasks) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        send: Callable[[FromNode], bool],
+        drained: Callable[[], Awaitable[None]],
+        tasks: Tasks,
+    ) -> None:
+        """Args: the node's, how to answer, how to wait until answers have left, where to work."""
         self._config = config
         self._send = send
+        self._drained = drained
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[object]] = {}
 
@@ -39,10 +49,25 @@ class Commands:
             match command.action:
                 case "call":
                     await self._call(command)
-                case _:
-                    raise InvalidError(f"no such command: {command.action}")
+                case "logs":
+                    await self._logs(command)
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
+
+    async def _logs(self, command: Command) -> None:
+        batches = show(
+            self._config.logs,
+            command.subject,
+            since=command.since,
+            tail=command.tail,
+            follow=command.follow,
+        )
+        async with aclosing(batches):
+            async for lines in batches:
+                if not self._send(Reply(id=command.id, lines=tuple(lines))):
+                    return  # the stream broke, and with it the command
+                await self._drained()
+        self._send(Reply(id=command.id, final=True))
 
     async def _call(self, command: Command) -> None:
         """One request into the mesh, as the command's identity."""
@@ -68,6 +93,3 @@ class Commands:
                 body=base64.b64encode(answer.body).decode(),
             )
         )
-
-    async def maintain(self) -> None:
-        """Keep the logs within their bounds."""

@@ -162,15 +162,7 @@ class _Delta:
                 while not reader.done():
                     changed.clear()
                     response = discovery_pb2.DeltaDiscoveryResponse(type_url=TYPE_URL)
-                    for name in sorted(wanted):
-                        found = self._secrets.get(name)
-                        if found is None or sent.get(name) == found[0]:
-                            continue
-                        version, value = found
-                        resource = response.resources.add(name=name, version=version)
-                        resource.resource.type_url = TYPE_URL
-                        resource.resource.value = value
-                        sent[name] = version
+                    self._fill(response, wanted, sent)
                     if response.resources:
                         nonce += 1
                         response.nonce = str(nonce)
@@ -178,6 +170,15 @@ class _Delta:
                     await changed.wait()
             finally:
                 reader.cancel()
+
+    def _fill(self, response: Any, wanted: set[str], sent: dict[str, str]) -> None:
+        for name in sorted(wanted):
+            found = self._secrets.get(name)
+            if found is not None and sent.get(name) != found[0]:
+                sent[name], value = found
+                resource = response.resources.add(name=name, version=found[0])
+                resource.resource.type_url = TYPE_URL
+                resource.resource.value = value
 
 
 class _World:

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_BACKOFF = 0.05
 LAST_BACKOFF = 1.0
+QUEUE_BOUND = 16
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -75,6 +76,11 @@ class Session:
             return False
         self._outbox.put_nowait(message)
         return True
+
+    async def drained(self) -> None:
+        """Wait until few messages are queued, so that a flood of output takes no memory."""
+        while self._outbox.qsize() > QUEUE_BOUND:  # noqa: ASYNC110 - a queue tells no length
+            await asyncio.sleep(0.005)
 
     async def run(self) -> None:
         """Keep the stream open until cancelled."""

@@ -1,0 +1,216 @@
+"""The logs of a node: kept within bounds, and shown: of one source or many, by time, and followed.
+
+Rules: reading happens in a thread, in batches, so that a large log stalls nothing; a line is shown
+once; a source that appears while others are followed is followed too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import os
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from bedstone.errors import NotFoundError
+from bedstone.model.messages import LogLine
+from bedstone.node import logfile
+
+BATCH = 500
+FOLLOW_PERIOD = 0.15
+RESCAN_PERIOD = 1.0
+KEEP_DEAD = 10
+"""Logs of instances that are gone, kept per workload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file, and what its lines are said to come from."""
+
+    path: Path
+    name: str
+
+
+def find_sources(logs: Path, subject: str) -> list[Source]:
+    """The files that a subject names.
+
+    Args:
+        logs: the directory of the logs.
+        subject: `engine:NAME`, or a prefix of `APP/CELL/WORKLOAD/INSTANCE`.
+
+    Raises:
+        NotFoundError: no engine has that name.
+    """
+    if subject.startswith("engine:"):
+        return _engine(logs, subject.removeprefix("engine:"))
+    parts = [part for part in subject.split("/") if part]
+    if len(parts) > 4 or any(part in (".", "..") for part in parts):
+        return []
+    folder = logs / "instances"
+    pattern = "/".join([*parts, *["*"] * (4 - len(parts))]) + ".log"
+    return [Source(path, path.stem) for path in sorted(folder.glob(pattern))]
+
+
+def _engine(logs: Path, name: str) -> list[Source]:
+    known = {path.stem: path for path in sorted(logs.glob("*.log"))}
+    if name in known:
+        return [Source(known[name], name)]
+    # A database is also known by its own name.
+    found = [path for stem, path in known.items() if stem.startswith("postgres-")]
+    found = [path for path in found if path.stem.endswith(f"-{name.removeprefix('postgres-')}")]
+    if not found or not name:
+        raise NotFoundError(
+            f"no engine is named {name!r}, expected one of {', '.join(known) or 'none'}"
+        )
+    return [Source(path, path.stem) for path in found]
+
+
+def _merged(sources: list[Source], since: float | None, ends: dict[Path, int]) -> Iterator[LogLine]:
+    files = [
+        logfile.read(source.path, source.name, since=since, end=ends.get(source.path, 0))
+        for source in sources
+    ]
+    return heapq.merge(*files, key=lambda line: line.time)
+
+
+def _tail(
+    sources: list[Source], since: float | None, lines: int, ends: dict[Path, int]
+) -> Iterator[LogLine]:
+    files = []
+    for source in sources:
+        if source.path in ends:
+            begin = logfile.tail_start(source.path, lines)
+            end = ends[source.path]
+            files.append(logfile.read(source.path, source.name, since=since, begin=begin, end=end))
+    merged = heapq.merge(*files, key=lambda line: line.time)
+    return iter(deque(merged, maxlen=lines))
+
+
+def _ends(sources: list[Source]) -> dict[Path, int]:
+    """Where each file ends now, at the end of a line."""
+    found = {}
+    for source in sources:
+        try:
+            with source.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                begin = max(0, size - logfile.LONGEST_LINE)
+                file.seek(begin)
+                newline = file.read(size - begin).rfind(b"\n")
+                found[source.path] = begin + newline + 1 if newline >= 0 else size
+        except OSError:
+            continue
+    return found
+
+
+async def show(
+    logs: Path,
+    subject: str,
+    *,
+    since: float | None = None,
+    tail: int | None = None,
+    follow: bool = False,
+) -> AsyncGenerator[list[LogLine], None]:
+    """Batches of lines of a subject, by time; without end when followed.
+
+    What is not followed includes a last line that is not complete yet.
+    """
+    sources = await asyncio.to_thread(find_sources, logs, subject)
+    ends = await asyncio.to_thread(_ends, sources)
+    if not follow:
+        ends = {path: max(end, path.stat().st_size) for path, end in ends.items()}
+    if tail is None:
+        lines = _merged(sources, since, ends)
+    else:
+        lines = await asyncio.to_thread(_tail, sources, since, tail, ends)
+    while batch := await asyncio.to_thread(lambda: list(islice(lines, BATCH))):
+        yield batch
+    if follow:
+        async for batch in _follow(logs, subject, ends):
+            yield batch
+
+
+async def _follow(
+    logs: Path, subject: str, ends: dict[Path, int]
+) -> AsyncGenerator[list[LogLine], None]:
+    rescan = 0.0
+    sources: list[Source] = []
+    while True:
+        now = time.monotonic()
+        if now >= rescan:
+            sources = find_sources(logs, subject)
+            rescan = now + RESCAN_PERIOD
+        fresh = []
+        for source in sources:
+            fresh += _fresh(source, ends)
+        if fresh:
+            yield fresh
+        else:
+            await asyncio.sleep(FOLLOW_PERIOD)
+
+
+def _fresh(source: Source, ends: dict[Path, int]) -> list[LogLine]:
+    """The complete lines that came since the last look; at most one block of them."""
+    begin = ends.get(source.path, 0)
+    try:
+        size = source.path.stat().st_size
+        if size < begin:
+            begin = 0  # cut
+        if size == begin:
+            return []
+        with source.path.open("rb") as file:
+            file.seek(max(begin, logfile.data_start(source.path)) if begin == 0 else begin)
+            begin = file.tell()
+            block = file.read(256 << 10)
+    except OSError:
+        return []
+    whole = block.rfind(b"\n") + 1
+    if whole == 0 and len(block) < logfile.LONGEST_LINE:
+        ends[source.path] = begin
+        return []
+    whole = whole or len(block)
+    ends[source.path] = begin + whole
+    now = time.time()
+    return [
+        LogLine(time=now, source=source.name, text=logfile.decoded(line))
+        for line in block[:whole].splitlines()
+    ]
+
+
+class LogKeeper:
+    """Notes how files grow, and bounds them."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._sizes: dict[Path, int] = {}
+
+    def look(self, now: float, alive: set[str]) -> None:
+        """Note, bound and forget. Call it about once a second.
+
+        Args:
+            now: seconds since the epoch.
+            alive: paths of the instances that are placed here.
+        """
+        dead: dict[Path, list[tuple[float, Path]]] = {}
+        instances = self._logs / "instances"
+        for path in self._logs.rglob("*.log"):
+            try:
+                status = path.stat()
+                if self._sizes.get(path) != status.st_size:
+                    self._sizes[path] = status.st_size
+                    logfile.note(path, now, status.st_size)
+                    logfile.bound(path)
+            except OSError:
+                continue  # it is gone, or the disk is full; the next look comes
+            if path.is_relative_to(instances):
+                name = str(path.relative_to(instances)).removesuffix(".log")
+                if name not in alive:
+                    dead.setdefault(path.parent, []).append((status.st_mtime, path))
+        for files in dead.values():
+            for _, path in sorted(files, reverse=True)[KEEP_DEAD:]:
+                self._sizes.pop(path, None)
+                for victim in (path, logfile.index_path(path), path.with_name(path.name + ".1")):
+                    victim.unlink(missing_ok=True)
