@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from bedstone.errors import InvalidError, NotFoundError, Position
 from bedstone.model.positions import (
+    MAX_BYTES,
     Document,
     Location,
     ManifestError,
@@ -26,10 +27,38 @@ from bedstone.model.positions import (
     read_document,
 )
 from bedstone.model.rules import check_files, check_rules
-from bedstone.model.schema import describe, keys_at, schema_at
+from bedstone.model.schema import PROBE_KEYS, describe, keys_at, places_of, schema_at
 from bedstone.model.spec import PROBE_TAG, UNBUILT, AppSpec
 
 MANIFEST_NAME: Final = "bedstone.yaml"
+
+_SYNONYMS: Final = {
+    "name": "app",
+    "services": "workloads",
+    "environment": "env",
+    "depends_on": "uses",
+    "cmd": "command",
+    "args": "command",
+    "entrypoint": "command",
+    "scale": "replicas",
+    "instances": "replicas",
+    "healthcheck": "ready",
+    "readiness": "ready",
+    "liveness": "live",
+    "resources": "limits",
+    "dir": "path",
+    "workdir": "path",
+    "cwd": "path",
+    "directory": "path",
+    "target": "to",
+    "service": "to",
+    "workload": "to",
+    "prefix": "path",
+    "mem": "memory",
+    "cpus": "cpu",
+    "nofile": "files",
+}
+"""What other tools call a key of ours."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +96,8 @@ def load_manifest(path: Path, *, environ: Mapping[str, str] | None = None) -> Ma
     if path.is_dir():
         path /= MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"there is no manifest at {path}", hint="start one with `bedstone init`"
@@ -178,11 +208,12 @@ def _translate(document: Document, kind: str, location: Location) -> Problem:
     match kind:
         case "extra_forbidden":
             known = keys_at(document.data, parent)
-            near = _nearest(str(last), known)
             return Problem(
                 document.key_position(location),
                 f"unknown key {last!r}, expected one of {', '.join(known)}",
-                near,
+                "a probe has one of path, tcp, command"
+                if last in PROBE_KEYS and parent[-1:] in (("ready",), ("live",))
+                else _suggestion(str(last), known),
                 location,
             )
         case "missing":
@@ -237,6 +268,16 @@ def _advice(location: Location, value: Any, node: Mapping[str, Any] | None) -> s
 def _quoted(word: str) -> str:
     plain = word and all(letter.isalnum() or letter in "._/=+-" for letter in word)
     return word if plain and not word[0].isdigit() and word[0] != "-" else f'"{word}"'
+
+
+def _suggestion(key: str, known: list[str]) -> str | None:
+    """The key that was meant: another word for it, one spelled like it, or one in another place."""
+    if (meant := _SYNONYMS.get(key.lower())) in known:
+        return f"did you mean {meant!r}?"
+    if near := _nearest(key, known):
+        return near
+    places = places_of(key)
+    return f"it belongs in {' or '.join(places)}" if places else None
 
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:

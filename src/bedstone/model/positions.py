@@ -153,7 +153,8 @@ def _decode(content: str | bytes, file: str) -> str:
     size = len(content) if isinstance(content, bytes) else len(content.encode(errors="replace"))
     if size > MAX_BYTES:
         raise _fatal(
-            Position(file, 1, 1), f"got {size} bytes, expected a manifest of at most {MAX_BYTES}"
+            Position(file, 1, 1),
+            f"got more than {MAX_BYTES} bytes, expected a manifest that a person wrote",
         )
     if isinstance(content, str):
         return content.removeprefix("\ufeff")

@@ -20,9 +20,6 @@ from bedstone.model.positions import Document, Location, Problem, format_locatio
 RESERVED_APPS: Final = frozenset({"node", "server"})
 RESERVED_NAMES: Final = frozenset({"gateway", "operator"})
 RESERVED_PREFIX: Final = "bedstone"
-RESERVED_VARIABLES: Final = frozenset(
-    {"PORT", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"}
-)
 _RESERVED_VARIABLE_PREFIX: Final = "BEDSTONE_"
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -214,7 +211,7 @@ class _Rules:
                     location,
                     f"got the variable {variable!r}, expected letters, digits and underscores",
                 )
-            elif variable in RESERVED_VARIABLES or variable.startswith(_RESERVED_VARIABLE_PREFIX):
+            elif variable == "PORT" or variable.startswith(_RESERVED_VARIABLE_PREFIX):
                 yield self._key_problem(
                     location, f"the variable {variable} is set by Bedstone", "remove it"
                 )

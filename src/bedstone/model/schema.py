@@ -33,6 +33,9 @@ SCHEMA_ID: Final = "urn:bedstone:schema:manifest:1"
 
 Schema = dict[str, Any]
 
+PROBE_KEYS: Final = ("path", "tcp", "command")
+"""The keys of which a probe has one."""
+
 _PATTERNS: Final = {
     NAME_PATTERN: "a name of at most 40 lower-case letters, digits and hyphens, from a letter",
     PATH_PATTERN: "a path such as /healthz",
@@ -221,6 +224,23 @@ def keys_at(data: Any, location: Location) -> list[str]:
     return list(_narrow(node, _lookup(data, location)).get("properties", {}))
 
 
+def places_of(key: str) -> list[str]:
+    """Where else in a manifest a key may stand, for messages."""
+    definitions = _schema()["$defs"]
+    return [
+        place
+        for place, part in (
+            ("the top level", _schema()),
+            ("gateway", definitions["Gateway"]),
+            ("a route", definitions["Route"]),
+            ("a workload", definitions["WorkloadSpec"]),
+            ("limits", definitions["Limits"]),
+            ("a database", definitions["DatabaseSpec"]),
+        )
+        if key in part["properties"]
+    ]
+
+
 def _lookup(data: Any, location: Location) -> Any:
     for part in location:
         data = _child(data, part)
@@ -276,11 +296,7 @@ def _alternatives(options: list[Schema]) -> str:
         for option in options:
             resolved = _resolve(option)
             if resolved.get("type") == "object":
-                objects += [
-                    key
-                    for key in ("path", "tcp", "command")
-                    if key in resolved.get("properties", {})
-                ]
+                objects += [key for key in PROBE_KEYS if key in resolved.get("properties", {})]
             else:
                 yield describe(resolved)
         if objects:

@@ -64,6 +64,11 @@ RUN = "    run: accounts:app\n"
         ),
         (RUN, RUN + "    zzz: 1\n", "8:5: unknown key 'zzz', expected one of run, command, path"),
         ("ledger: {}", "ledger: {size: 1}", "12:12: unknown key 'size', expected one of engine"),
+        (
+            RUN,
+            RUN + "    environment: {}\n",
+            "8:5: unknown key 'environment', expected one of run, command, path, python, env, pre",
+        ),
         # types and bounds
         ("app: bank\n", "", "1:1: missing key 'app', expected a name of at most 40"),
         ("bank", "Bank", "1:6: got 'Bank', expected a name of at most 40 lower-case letters"),
@@ -250,6 +255,25 @@ def test_one_mistake_is_one_problem_with_its_place(old: str, new: str, problem: 
     assert "secret" not in found.replace("secrets", "")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        (RUN, RUN + "    environment: {}\n", "did you mean 'env'?"),
+        (RUN, RUN + "    depends_on: [risk]\n", "did you mean 'uses'?"),
+        (RUN, RUN + "    Replicas: 1\n", "did you mean 'replicas'?"),
+        ("databases:", "services: {}\ndatabases:", "did you mean 'workloads'?"),
+        ("databases:", "port: 80\ndatabases:", "it belongs in gateway"),
+        (RUN, RUN + "    memory: 5GB\n", "it belongs in limits"),
+        ("ledger: {}", "ledger: {timeout: 5s}", "it belongs in a route or a workload"),
+        (RUN, RUN + "    zzz: 1\n", None),
+    ],
+)
+def test_an_unknown_key_suggests_what_was_meant(old: str, new: str, hint: str | None) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(changed(old, new))
+    assert [problem.hint for problem in caught.value.problems] == [hint]
+
+
 @pytest.mark.parametrize("text", ["5\n", "- a\n", "hello\n", "[]\n", "{}\n"])
 def test_what_is_no_manifest_is_said_to_be_none(text: str) -> None:
     found = problems(text)
@@ -318,6 +342,18 @@ def test_there_is_no_manifest(tmp_path: Path) -> None:
         load_manifest(tmp_path)
     assert str(tmp_path / "bedstone.yaml") in caught.value.message
     assert "bedstone init" in (caught.value.hint or "")
+
+
+def test_a_manifest_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "bedstone.yaml").mkdir()
+    with pytest.raises(InvalidError, match="cannot be read: Is a directory") as caught:
+        load_manifest(tmp_path)
+    assert caught.value.hint
+
+
+def test_an_endless_manifest_is_refused() -> None:
+    with pytest.raises(ManifestError, match=r"/dev/zero:1:1: got more than \d+ bytes"):
+        load_manifest(Path("/dev/zero"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; run as another user")

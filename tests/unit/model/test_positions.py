@@ -43,7 +43,7 @@ def refused(text: str | bytes) -> str:
         ("a: @x\n", "m.yaml:1:4: not YAML"),
         ("%YAML 3.0\n---\na: 1\n", "m.yaml:1:1: not YAML"),
         ("[" * 5000, f"m.yaml:1:{MAX_DEPTH + 2}: nested more than {MAX_DEPTH} deep"),
-        ("a: 1\n" * (MAX_BYTES // 5 + 1), "m.yaml:1:1: got 1048580 bytes"),
+        ("a: 1\n" * (MAX_BYTES // 5 + 1), "m.yaml:1:1: got more than 1048576 bytes"),
     ],
 )
 def test_what_cannot_be_read_is_one_problem_with_its_place(text: str | bytes, start: str) -> None:
