@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bedstone.model.interpolation import escape, interpolate, references
-from bedstone.model.manifest import check_shape, parse_manifest
+from bedstone.model.manifest import parse_manifest
 from bedstone.model.positions import (
     ManifestError,
     Problem,
@@ -21,6 +21,7 @@ from bedstone.model.positions import (
 )
 from bedstone.model.rules import url_variable
 from bedstone.model.schema import json_schema
+from bedstone.model.shape import check_shape
 from bedstone.model.spec import NAME_PATTERN, AppSpec, WorkloadSpec
 from bedstone.model.units import format_duration, format_size, parse_duration, parse_size
 
