@@ -139,15 +139,17 @@ class PostgresEngine:
 
     async def start(self, supervisor: SupervisorClient, timeout: float = 60.0) -> ProcessInfo:
         """Initialise if new, start or adopt, and wait until it accepts connections. Idempotent."""
+        mark = None
         info = await self._adopted(supervisor)
         if info is None:
             await self.initialise(supervisor)
             await self._clear_locks()
             self._check_port()
+            mark = _size(self.log)
             info = await supervisor.spawn(self.spec())
         if not info.running:
             raise UnavailableError(f"{self.name}: {info.ending()}")
-        await self.wait_ready(supervisor, timeout)
+        await self.wait_ready(supervisor, timeout, mark)
         return info
 
     async def initialise(self, supervisor: SupervisorClient) -> None:
@@ -195,13 +197,17 @@ class PostgresEngine:
         return self._spec(self.name, argv)
 
     async def wait_ready(
-        self, supervisor: SupervisorClient | None = None, timeout: float = 60.0
+        self,
+        supervisor: SupervisorClient | None = None,
+        timeout: float = 60.0,
+        mark: int | None = None,
     ) -> None:
         """Return when a SCRAM connection over TCP succeeds; replay after a crash counts as waiting.
 
         Args:
             supervisor: asked whether the process has ended meanwhile, to fail at once.
             timeout: seconds.
+            mark: where in the log the reason for an early end would be.
         """
         import psycopg
 
@@ -218,7 +224,7 @@ class PostgresEngine:
             if supervisor is not None:
                 info = await supervisor.get(self.name)
                 if not info.running:
-                    raise self._explain(f"{self.name} ended: {info.ending()}")
+                    raise self._explain(f"{self.name} ended: {info.ending()}", mark)
             await asyncio.sleep(0.02)
         raise UnavailableError(
             f"{self.name} is not ready after {timeout:g} s: {reason}", hint=f"see {self.log}"

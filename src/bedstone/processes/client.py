@@ -219,8 +219,14 @@ async def start_supervisor(
     config_path = state_dir / f"supervisor-{run_id}.json"
     read, write = os.pipe()
     try:
-        _write_private(config_path, json.dumps(config.to_json()))
-        _spawn_supervisor(config_path, f"{state_id(state_dir)}/{run_id}", write, log)
+        try:
+            _write_private(config_path, json.dumps(config.to_json()))
+            _spawn_supervisor(config_path, f"{state_id(state_dir)}/{run_id}", write, log)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot start the supervisor: {error.filename or state_dir}: {error.strerror}",
+                hint=f"make {state_dir} and its logs writable, and see that the disk has room",
+            ) from error
         os.close(write)
         write = -1
         answer = await _read_answer(read, timeout)

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,10 @@ class Supervisor:
         """Serve until shut down."""
         while not self._done:
             for key, events in self._selector.select(self._until_next_timer()):
-                key.data(events)
+                _guarded(partial(key.data, events))
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                _guarded(heapq.heappop(self._timers)[2])
         self._finish()
 
     # Signals and timers.
@@ -418,6 +419,17 @@ class Supervisor:
         """Stop stage after stage; answered when nothing is left."""
         self._awaiting_shutdown.append((connection, number))
         self._shut_down()
+
+
+def _guarded(action: Callable[[], object]) -> None:
+    """Do it; a bug of ours in one request must not take the whole run with it."""
+    try:
+        action()
+    except Exception:  # noqa: BLE001 - see above
+        import traceback
+
+        traceback.print_exc()
+        time.sleep(0.05)  # what can't be handled would come again at once
 
 
 def main() -> int:

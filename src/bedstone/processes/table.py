@@ -27,6 +27,9 @@ from bedstone.processes.identity import boot_id, read_stat
 from bedstone.processes.launcher import launch
 from bedstone.processes.spec import NAME_MARKER, RUN_MARKER, ProcessInfo, ProcessSpec
 
+_JOURNAL_LAUNCHES = 1000
+"""How many launches are kept in the journal, at most, besides what runs."""
+
 
 @dataclass(slots=True)
 class Process:
@@ -66,6 +69,7 @@ class ProcessTable:
         closing: Callable[[int], object],
     ) -> None:
         self._marker = marker
+        self._journal_path = journal
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._groups = groups
         self._ended = ended
@@ -117,7 +121,9 @@ class ProcessTable:
         stat = read_stat(pid)
         start_time = stat[2] if stat else 0
         with contextlib.suppress(OSError):  # a full disk; the marker is there still
-            os.write(self._journal, f"{pid} {start_time} {json.dumps(spec.name)}\n".encode())
+            if self._launches % _JOURNAL_LAUNCHES == 0:
+                self._shorten_journal()
+            os.write(self._journal, _entry(pid, start_time, spec.name))
         process.report = read
         process.info = replace(
             process.info,
@@ -204,6 +210,16 @@ class ProcessTable:
         )
         self._groups.release(process.membership)
 
+    def _shorten_journal(self) -> None:
+        """Keep only what runs, so that a crash loop doesn't fill the disk."""
+        draft = self._journal_path.with_suffix(".new")
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        for pid, process in self._by_pid.items():
+            os.write(handle, _entry(pid, process.info.start_time or 0, process.spec.name))
+        draft.replace(self._journal_path)
+        os.close(self._journal)
+        self._journal = handle
+
     def _close_report(self, process: Process) -> None:
         if process.report >= 0:
             self._closing(process.report)
@@ -225,6 +241,10 @@ class ProcessTable:
                 variable in live for variable in variables if variable.startswith(prefix)
             ):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _entry(pid: int, start_time: int, name: str) -> bytes:
+    return f"{pid} {start_time} {json.dumps(name)}\n".encode()
 
 
 def _children() -> list[int]:
