@@ -14,6 +14,7 @@ from bedstone.cli.target import STATE_NAME, Target, choose_app
 from bedstone.cli.terminal import Terminal, paint
 
 if TYPE_CHECKING:
+    from bedstone.cli.following import Feed
     from bedstone.client.api import Client
     from bedstone.model.api import ApplyResult
 
@@ -67,11 +68,12 @@ async def _apply(
     if target.url is None and target.state_dir is None:
         target = Target(file, manifest.root / STATE_NAME)
     async with target.connect() as client:
+        feed = await feed_of(client, terminal, manifest.spec.app) if wait else None
         result = await (client.plan(request) if dry_run else client.apply(request))
         if not as_json:
             show_result(terminal, result, dry_run=dry_run)
-        if wait and not dry_run:
-            await settle(client, terminal, result, timeout)
+        if feed is not None and not dry_run:
+            await settle(client, feed, result, timeout)
     if as_json:
         terminal.json(result.model_dump(mode="json"))
 
@@ -89,13 +91,23 @@ def show_result(terminal: Terminal, result: ApplyResult, *, dry_run: bool) -> No
         terminal.say(f"{result.app}: applied (generation {result.generation})")
 
 
-async def settle(client: Client, terminal: Terminal, result: ApplyResult, timeout: float) -> None:
+async def settle(client: Client, feed: Feed, result: ApplyResult, timeout: float) -> None:
     """Show an app becoming ready; fail if it does not."""
-    from bedstone.cli.following import Feed, statuses, until_ready
+    from bedstone.cli.following import statuses, until_ready
 
     async with statuses(client, result.app, lambda: True) as following:
-        await until_ready(client, following, Feed(terminal), result.generation, timeout)
-    terminal.say(f"{result.app} is {paint('ready')}")
+        await until_ready(client, following, feed, result.generation, timeout)
+    feed.terminal.say(f"{result.app} is {paint('ready')}")
+
+
+async def feed_of(client: Client, terminal: Terminal, app: str) -> Feed:
+    """What shows an app's way on from what it is now."""
+    from bedstone.cli.following import Feed, known
+
+    feed = Feed(terminal)
+    if current := await known(client, app):
+        feed.prime(current)
+    return feed
 
 
 @click.command(
@@ -133,8 +145,10 @@ async def _restart(
 ) -> ApplyResult:
     named, workload = what
     async with target.connect() as client:
-        result = await client.restart(await choose_app(client, target, named), workload)
+        app = await choose_app(client, target, named)
+        feed = await feed_of(client, terminal, app) if timeout is not None else None
+        result = await client.restart(app, workload)
         terminal.say(f"{workload} is being restarted")
-        if timeout is not None:
-            await settle(client, terminal, result, timeout)
+        if feed is not None and timeout is not None:
+            await settle(client, feed, result, timeout)
     return result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bedstone.cli.progress import Line, Shown, failures, news, settled, troubled, unready
 from bedstone.cli.terminal import Terminal, Waiting, clean, seconds
-from bedstone.errors import Error, UnavailableError
+from bedstone.errors import Error, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from bedstone.client.api import Client
@@ -44,6 +44,10 @@ class Feed:
     def step(self, kind: str, name: str, state: str, detail: str = "") -> None:
         """One line of the command's own."""
         self._show(Line(kind, name, state, detail))
+
+    def prime(self, status: AppStatus) -> None:
+        """Take a status as known, without a line."""
+        _, self._shown = news(self._shown, status)
 
     def update(self, status: AppStatus) -> None:
         """The lines for what changed."""
@@ -104,6 +108,14 @@ class Statuses:
         if isinstance(found, Error):
             raise found
         return found
+
+
+async def known(client: Client, app: str) -> AppStatus | None:
+    """An app's status, if there is such an app."""
+    try:
+        return await client.app_status(app)
+    except NotFoundError:
+        return None
 
 
 @asynccontextmanager

@@ -235,12 +235,15 @@ class _Session:
             postgres_program()
 
     async def _apply_first(self, client: Client, *, started: bool) -> None:
+        from bedstone.cli.following import known
         from bedstone.cli.request import request_of
 
         request = await asyncio.to_thread(request_of, self._manifest, self._sources)
         if not started:
-            apps = {app.app: app for app in (await client.status()).apps}
-            self._check_port(apps[self._app].gateway if self._app in apps else None)
+            current = await known(client, self._app)
+            self._check_port(current.gateway if current else None)
+            if current:
+                self._feed.prime(current)
         result = await client.apply(request)
         self._generation = result.generation
         if started:
@@ -344,8 +347,9 @@ class _Session:
                 )
             else:
                 self._welcome(status)
+                asked = status.generation
             self._feed.clock = True
-            while self._generation == asked:
+            while self._generation <= asked:
                 fresh = await following.next(0.5)
                 if fresh is not None:
                     self._feed.update(fresh)
