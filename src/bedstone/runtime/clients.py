@@ -1,8 +1,8 @@
 """Bound outgoing calls by the request's deadline, per client library.
 
 Rules:
-- A call after the deadline is not sent: `DeadlineExceededError`; with gRPC, its own
-  `DEADLINE_EXCEEDED`, which its callers already handle.
+- A call after the deadline is not sent: `DeadlineExceededError`. With gRPC too: given a deadline
+  that has passed, its own client sometimes sends the call all the same.
 - A time-out of the application's only gets shorter, to what remains.
 - Each function changes one library in place, once, when that library has been imported.
 """

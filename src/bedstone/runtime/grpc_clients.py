@@ -13,8 +13,7 @@ import grpc
 import grpc.aio
 import wrapt
 
-from bedstone.runtime.clients import shorter
-from bedstone.telemetry.context import current
+from bedstone.runtime.clients import remaining, shorter
 
 
 class _Fields(NamedTuple):
@@ -31,10 +30,9 @@ class _Details(_Fields, grpc.ClientCallDetails):
 
 
 def _clipped(details: Any) -> Any:
-    left = current().remaining()
+    left = remaining()
     if left is None:
         return details
-    # With nothing left grpc answers DEADLINE_EXCEEDED by itself, and sends nothing.
     timeout = shorter(details.timeout, left)
     if isinstance(details, grpc.aio.ClientCallDetails):
         return grpc.aio.ClientCallDetails(
