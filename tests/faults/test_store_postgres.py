@@ -181,6 +181,28 @@ def test_a_watch_goes_on_after_a_long_cut(postgres_url: str) -> None:
     asyncio.run(run())
 
 
+def test_servers_that_start_together_create_one_store(postgres_url: str) -> None:
+    schema = f"f{uuid.uuid4().hex[:12]}"
+    started = asyncio.Event()
+
+    async def serve(name: str) -> int:
+        async with PostgresStore(postgres_url, schema=schema) as store:
+            revision = await store.commit([Put(name, b"")])
+            await started.wait()
+            assert len((await store.list("")).entries) == 4
+            return revision
+
+    async def run() -> None:
+        servers = [asyncio.ensure_future(serve(name)) for name in "abcd"]
+        async with PostgresStore(postgres_url, schema=schema) as store:
+            watch = store.watch("", 0)
+            seen = [(await anext(watch))[0].revision for _ in range(4)]
+            started.set()
+            assert sorted(await asyncio.gather(*servers)) == seen == [1, 2, 3, 4]
+
+    asyncio.run(run())
+
+
 def test_wrong_places_are_refused_without_secrets(postgres_url: str) -> None:
     async def enter(url: str) -> None:
         async with PostgresStore.open(url):

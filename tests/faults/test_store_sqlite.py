@@ -184,6 +184,25 @@ def test_an_unknown_outcome_is_said_and_settled_later(tmp_path: Path, fault: Fau
     asyncio.run(run())
 
 
+def test_an_unknown_outcome_is_settled_without_another_write(tmp_path: Path) -> None:
+    async def run() -> None:
+        clock = VirtualClock()
+        journal = FaultyJournal(tmp_path / "store.db")
+        async with LocalStore(journal, clock=clock) as store:
+            watch = store.watch("", 0)
+            journal.next, journal.recoverable = Fault.APPLIED, False
+            with pytest.raises(UnknownOutcomeError):
+                await store.commit([Put("b", b"2")])
+            await clock.advance(2)
+            assert await store.get("b") is None
+            journal.recoverable = True
+            await clock.advance(2)
+            assert await store.get("b") is not None
+            assert [it.key for it in await anext(watch)] == ["b"]
+
+    asyncio.run(run())
+
+
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
@@ -238,8 +257,9 @@ def test_a_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
                 for name, number in acknowledged.items():
                     assert int(values[f"{name}/left"]) >= number
                     assert values[f"{name}/left"] == values[f"{name}/right"]
-                watch = store.watch("", listing.revision - 20)
-                for revision in range(listing.revision - 19, listing.revision + 1):
+                start = max(0, listing.revision - 20)
+                watch = store.watch("", start)
+                for revision in range(start + 1, listing.revision + 1):
                     assert {it.revision for it in await anext(watch)} == {revision}
 
         asyncio.run(check(acknowledged, last))

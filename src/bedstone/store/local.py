@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from bedstone.errors import InvalidError, UnavailableError, UnknownOutcomeError
+from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.store.batching import Batcher, closed
 from bedstone.store.leases import INTERVAL, Clock, Observer, SystemClock, end_lapsed
 from bedstone.store.planning import (
@@ -262,4 +263,7 @@ class LocalStore:
     async def _observe(self) -> None:
         while True:
             await self._clock.sleep(INTERVAL)
+            if self._stale:  # a write of unknown outcome is settled even if no other follows
+                with contextlib.suppress(Error):
+                    await self._batcher.submit(Commit(()))
             await end_lapsed(self._observer.lapsed(self._clock.monotonic()), self._batcher.submit)

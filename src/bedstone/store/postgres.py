@@ -10,6 +10,7 @@ Rules:
 - A connection cut before COMMIT was sent applied nothing. One cut while COMMIT was under way is
   settled by looking for the write's own mark under the same lock; only where that cannot be done
   within `SETTLE` seconds is the outcome reported as unknown.
+- LISTEN and session settings need a session: a pooler between must pool sessions, not transactions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from bedstone.errors import (
     Error,
     InvalidError,
     NotFoundError,
-    UnavailableError,
     UnknownOutcomeError,
 )
 from bedstone.store.batching import Batcher, closed
@@ -321,7 +321,9 @@ class PostgresStore:
                 for attempt in itertools.count():
                     try:
                         return await self._marked(draft, writing)
-                    except (psycopg.Error, UnavailableError):
+                    except UnknownOutcomeError:
+                        raise
+                    except (psycopg.Error, Error):
                         await self._writer.drop()
                         await asyncio.sleep(min(0.05 * 2**attempt, 1.0))
         except TimeoutError:
