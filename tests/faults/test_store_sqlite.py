@@ -22,7 +22,7 @@ from bedstone.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from bedstone.store import Put, open_store
+from bedstone.store import Put, Store, open_store
 from bedstone.store.leases import SystemClock
 from bedstone.store.local import Loaded, LocalStore
 from bedstone.store.memory import MemoryStore
@@ -356,6 +356,7 @@ def test_callers_survive_writes_that_fail_both_ways() -> None:
     async def run() -> None:
         async with MemoryStore() as inner:
             store = FaultyStore(inner)
+            assert isinstance(store, Store)
             for number in range(1, 21):
                 while True:
                     entry = await store.get("counter")
