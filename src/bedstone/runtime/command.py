@@ -11,12 +11,23 @@ import sys
 from pathlib import Path
 
 
-def serve_command(python: str, target: str, *, port: int, host: str = "127.0.0.1") -> list[str]:
+def serve_command(
+    python: str,
+    target: str,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    grace: float | None = None,
+) -> list[str]:
     """The argv that serves `target` (`module:attribute`) with the interpreter `python`.
 
-    Its working directory must be the workload's; see `bedstone.runtime.serve` for exit statuses.
+    After SIGTERM, requests in flight have `grace` seconds; it should be a little less than the time
+    to SIGKILL. The working directory must be the workload's. `bedstone.runtime.serve` has the exit
+    statuses.
     """
-    libraries = [path for path in sys.path if path and "site-packages" in Path(path).parts]
+    libraries = [
+        path for path in sys.path if {"site-packages", "dist-packages"} & {*Path(path).parts}
+    ]
     package = str(Path(__file__).parents[2])
     return [
         python,
@@ -25,4 +36,5 @@ def serve_command(python: str, target: str, *, port: int, host: str = "127.0.0.1
         target,
         f"--host={host}",
         f"--port={port}",
+        *([] if grace is None else [f"--grace={grace:g}"]),
     ]
