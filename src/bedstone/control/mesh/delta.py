@@ -178,8 +178,11 @@ class DeltaStream:
         else:
             middle = len(rest) // 2
             subscription.halves += [set(half) for half in (rest[:middle], rest[middle:]) if half]
-        for name, version in sent.versions.items():
-            if version is None:
+        for name in sent.versions.keys() - added.keys():
+            if added:
+                subscription.dirty.add(name)
+            else:
+                # nobody can refuse to have something no more
                 subscription.held.pop(name, None)
 
     def _hear(self, key: Key) -> None:
