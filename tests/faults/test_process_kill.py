@@ -18,7 +18,7 @@ from bedstone.engines.postgres import PostgresEngine
 from bedstone.errors import UnavailableError
 from bedstone.processes.client import RunInfo, SupervisorClient, cleanup_stale, start_supervisor
 from bedstone.processes.identity import ProcessIdentity
-from bedstone.processes.spec import ProcessSpec
+from bedstone.processes.spec import Limits, ProcessSpec
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -124,6 +124,9 @@ def test_everything_killed_at_once_is_cleared_by_the_next_start(
             await client.spawn(daemon("a", tmp_path))
             await until(lambda: written(tmp_path / "a"))
             grandchild = identity(int((tmp_path / "a").read_text()))
+            await client.spawn(
+                ProcessSpec("b", ("sleep", "1000"), env=ENV, limits=Limits(memory=1 << 28, cpu=1))
+            )
             if os.geteuid() == 0:
                 await client.create_netns("left")
         # The warden first, so that only the next start can end the grandchild.
@@ -136,7 +139,9 @@ def test_everything_killed_at_once_is_cleared_by_the_next_start(
         again = await start_supervisor(tmp_path / ".bedstone", detached=True)
         assert not grandchild.alive()
         assert again.run_id != run.run_id
-        assert "left" not in Path("/proc/self/mountinfo").read_text()
+        assert f"{run.run_dir}/netns/left" not in Path("/proc/self/mountinfo").read_text()
+        groups = f"bedstone-{Path(run.run_dir).name}-"
+        assert [*Path("/sys/fs/cgroup").rglob(f"{groups}*")] == []
         async with SupervisorClient(again.socket) as client:
             assert await client.list() == []
             await client.shutdown()

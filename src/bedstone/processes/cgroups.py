@@ -7,8 +7,10 @@ internal processes").
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,21 +80,18 @@ class ControlGroups:
         for folder in membership.folders:
             _remove(folder)
 
-    def close(self) -> None:
-        """Remove the run's groups."""
-        for folder in self._bases():
-            if folder.is_dir():
-                for child in folder.iterdir():
-                    if child.is_dir():
-                        _remove(child)
-                _remove(folder)
+    def close(self, patience: float = 1.0) -> None:
+        """Remove the groups of every run whose key begins with this one's.
 
-    def _bases(self) -> list[Path]:
-        v1 = [
-            self._root / name / self._own.get(name, "") / self._key
-            for name in ("memory", "cpu", "pids")
-        ]
-        return [*v1, self._root / self._key]
+        Args:
+            patience: seconds to wait for dead processes to be reaped, which keep their group.
+        """
+        v1 = [self._root / name / self._own.get(name, "") for name in ("memory", "cpu", "pids")]
+        deadline = time.monotonic() + patience
+        for base in (*v1, self._root):
+            for folder in base.glob(f"{self._key}*") if base.is_dir() else ():
+                while not _remove_tree(folder) and time.monotonic() < deadline:
+                    time.sleep(0.01)
 
     def _limit(self, controller: str, name: str, limits: Limits) -> Path | None:
         unified = (self._root / "cgroup.controllers").exists()
@@ -140,8 +139,20 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
 
 
+def run_key(state_id: str, run_id: str = "") -> str:
+    """The folder name of a run's groups; without `run_id`, the beginning of all of the state's."""
+    return f"bedstone-{state_id}-{run_id}"
+
+
 def _remove(folder: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         folder.rmdir()
-    except OSError:
-        return
+
+
+def _remove_tree(folder: Path) -> bool:
+    """Remove a run's folder; the files in it are the kernel's and need not be."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            _remove(child)
+    _remove(folder)
+    return not folder.exists()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from bedstone.errors import ConflictError, DeniedError, UnavailableError
 from bedstone.processes import warden
+from bedstone.processes.cgroups import ControlGroups, run_key
 from bedstone.processes.identity import ProcessIdentity, boot_id, read_stat
 from bedstone.processes.netns import unmount_below
 from bedstone.processes.spec import RUN_MARKER
@@ -207,6 +208,7 @@ def clear(state_dir: Path, run_dir: Path | None = None) -> None:
         )
     if folder is not None:
         remove_run_directory(folder)
+    ControlGroups(run_key(state_id(state_dir))).close()
     (state_dir / _RUN).unlink(missing_ok=True)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError, UnavailableError
 from bedstone.processes import linux, netns, state
-from bedstone.processes.cgroups import ControlGroups
+from bedstone.processes.cgroups import ControlGroups, run_key
 from bedstone.processes.control import Connection, ControlServer
 from bedstone.processes.identity import boot_id, read_stat
 from bedstone.processes.spec import RUN_MARKER, ProcessInfo, ProcessSpec
@@ -105,7 +105,7 @@ class Supervisor:
         state.run_directory(Path(config.state_dir))
         marker = f"{state.state_id(Path(config.state_dir))}/{config.run_id}"
         self._journal = state.journal_path(self._run_dir, config.run_id)
-        self._groups = ControlGroups(f"bedstone-{marker.replace('/', '-')}")
+        self._groups = ControlGroups(run_key(*marker.split("/")))
         self._table = ProcessTable(
             marker, self._journal, self._groups, self._ended, self._selector.unregister
         )
