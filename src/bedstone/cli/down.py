@@ -46,19 +46,27 @@ def _confirm(state_dir: Path, *, yes: bool) -> None:
 
 
 async def _down(state_dir: Path, terminal: Terminal) -> None:
-    from bedstone.cli.embedded import shut_down
+    from bedstone.cli.embedded import exclusive, shut_down
     from bedstone.processes.client import cleanup_stale
     from bedstone.processes.state import read_run
 
     name = shown(state_dir.parent)
-    dead = read_run(state_dir)
-    run = await asyncio.to_thread(cleanup_stale, state_dir)
-    if run is None:
-        what = "cleared away what a dead run had left of" if dead else "nothing runs for"
-        terminal.say(f"{what} {name}")
+    if not state_dir.exists():
+        terminal.say(f"nothing runs for {name}")
         return
-    with terminal.waiting(f"stopping {name}"):
-        stopped = await shut_down(run)
+
+    def busy() -> None:
+        terminal.say("waiting for another command that starts or stops it")
+
+    async with exclusive(state_dir, busy):
+        dead = read_run(state_dir)
+        run = await asyncio.to_thread(cleanup_stale, state_dir)
+        if run is None:
+            what = "cleared away what a dead run had left of" if dead else "nothing runs for"
+            terminal.say(f"{what} {name}")
+            return
+        with terminal.waiting(f"stopping {name}"):
+            stopped = await shut_down(run)
     names = ", ".join(process.rpartition("/")[2] for process in stopped)
     terminal.say(f"stopped {name}: {names or 'its supervisor'}")
     terminal.say(f"data stays in {shown(state_dir)}")

@@ -7,12 +7,16 @@ was there before is not touched.
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import random
 import socket
 import sys
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +32,9 @@ _SESSION_PORTS = range(20000, 32000)
 """Below the ports that Linux gives to outgoing connections (ip_local_port_range), which could take
 the server's while it restarts."""
 _TAIL = 5
+_PATIENCE = 3
+"""Restarts after which the server or the node is believed to be broken, if it does not last."""
+_STABLE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,52 @@ class Options:
     timeout: float = 30.0
 
 
+@asynccontextmanager
+async def exclusive(state_dir: Path, busy: Callable[[], None]) -> AsyncIterator[None]:
+    """Keep other commands from starting or stopping this run meanwhile.
+
+    A run that is just being started has no supervisor yet that could be found, and would be taken
+    for what a dead one left.
+
+    Args:
+        state_dir: the run's, created if missing.
+        busy: called once if another command must be waited for.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise unwritable(state_dir, error) from error
+    try:
+        told = False
+        while not _locked(handle):
+            if not told:
+                busy()
+                told = True
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unwritable(state_dir: Path, error: OSError) -> Error:
+    """What to say where the state cannot be written."""
+    return UnavailableError(
+        f"cannot write {error.filename or state_dir}: {error.strerror}",
+        hint="make room on the disk"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else f"make {state_dir.parent} writable for you",
+    )
+
+
 async def start(state_dir: Path, options: Options) -> RunInfo:
     """Start a supervisor with a server and a node, and wait until the API answers.
 
@@ -58,8 +111,7 @@ async def start(state_dir: Path, options: Options) -> RunInfo:
 
     logs = state_dir / "logs"
     try:
-        for folder in (state_dir, logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         run_dir = run_directory(state_dir.resolve())
         processes = _processes(state_dir.resolve(), run_dir, options)
         offset = _size(logs / "server.log")
@@ -70,10 +122,7 @@ async def start(state_dir: Path, options: Options) -> RunInfo:
             log=logs.resolve() / "supervisor.log",
         )
     except OSError as error:
-        raise UnavailableError(
-            f"cannot write {error.filename or state_dir}: {error.strerror}",
-            hint=f"make room and make {state_dir} writable for you",
-        ) from error
+        raise unwritable(state_dir, error) from error
     try:
         await _answers(run, logs / "server.log", offset, options.timeout)
     except BaseException:
@@ -98,7 +147,7 @@ async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None
                 return
             server = await supervisor.get("server")
             if server.state != "running" and (server.restarts >= 1 or server.pid is None):
-                raise _ended(server, log, offset)
+                raise ended(server, log, offset)
             if loop.time() > deadline:
                 raise UnavailableError(
                     f"the server does not answer after {timeout:g} s"
@@ -108,17 +157,30 @@ async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None
             await asyncio.sleep(0.02)
 
 
-def _ended(server: ProcessInfo, log: Path, offset: int) -> Error:
-    """The server's own failure: as it logged it, else by the kind of its exit status."""
+async def ailment(run: RunInfo) -> Error | None:
+    """Why a run can never work: its server or its node ends each time it is started."""
+    from bedstone.processes.client import SupervisorClient
+
+    with suppress(UnavailableError):
+        async with SupervisorClient(run.socket) as supervisor:
+            for info in await supervisor.list():
+                own = info.name in ("server", "node") and info.restarts >= _PATIENCE
+                if own and time.time() - (info.started_at or 0) < _STABLE:
+                    return ended(info, Path(run.state_dir, "logs", f"{info.name}.log"))
+    return None
+
+
+def ended(info: ProcessInfo, log: Path, offset: int = 0) -> Error:
+    """The failure of the server or the node: as it logged it, else by its exit status."""
     lines = _written(log, offset)
     for line in reversed(lines):
         reason, code, hint = line.get("reason"), line.get("code"), line.get("hint")
         if isinstance(reason, str) and isinstance(code, str):
-            message = f"the server does not start: {reason}"
+            message = f"the {info.name} does not start: {reason}"
             return from_code(code, message, hint=str(hint) if hint else f"see {log}")
     kinds = {status: code for code, status in EXIT_STATUS.items()}
-    code = kinds.get(server.exit_code or 0, UnavailableError.code)
-    message = f"the server does not start: {server.ending()}{_summary(lines)}"
+    code = kinds.get(info.exit_code or 0, UnavailableError.code)
+    message = f"the {info.name} does not start: {info.ending()}{_summary(lines)}"
     return from_code(code, message, hint=f"see {log}")
 
 

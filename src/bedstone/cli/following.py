@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _RETRY = 0.2
 _SETTLE = 1.0
 """Seconds for which a failure must last before it is believed."""
+_ASK = 1.0
+"""Seconds between looks at the processes of the run."""
 _TAIL = 10
 
 
@@ -133,22 +135,43 @@ async def statuses(
 
 
 async def until_ready(
-    client: Client, following: Statuses, feed: Feed, generation: int, timeout: float
+    client: Client,
+    following: Statuses,
+    feed: Feed,
+    generation: int,
+    timeout: float,
+    ailment: Callable[[], Awaitable[Error | None]] | None = None,
 ) -> AppStatus:
     """Wait until an app is ready at a generation.
 
+    Args:
+        client: of the server.
+        following: of the app.
+        feed: where progress is shown.
+        generation: the app's, at least.
+        timeout: seconds.
+        ailment: asked every second why all this can never work.
+
     Raises:
         UnavailableError: a part cannot become ready, or the time is over; says which and why.
+        Error: the ailment.
     """
     deadline = time.monotonic() + timeout
-    failed_since: float | None = None
+    failing, asking = _Lasting(_SETTLE), _Lasting(_ASK)
     status = feed.last
     with feed.terminal.waiting("waiting for the server") as waiting:
         feed.waiting = waiting
         try:
             while True:
-                if status is not None and status.generation >= generation and settled(status):
+                current = status is not None and status.generation >= generation
+                if status is not None and current and settled(status):
                     return status
+                if status is not None and failing.since(current and bool(failures(status))):
+                    raise await _failed(client, status)
+                if ailment is not None and asking.since(holds=True):
+                    asking.restart()
+                    if error := await ailment():
+                        raise error
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise await _late(client, status, timeout)
@@ -156,18 +179,30 @@ async def until_ready(
                 if fresh is not None:
                     feed.update(fresh)
                     status = fresh
-                else:
-                    waiting.tick()
-                if status is None or status.generation < generation:
-                    continue
-                if not failures(status):
-                    failed_since = None
-                elif failed_since is None:
-                    failed_since = time.monotonic()
-                elif time.monotonic() - failed_since >= _SETTLE:
-                    raise await _failed(client, status)
+                waiting.tick()
         finally:
             feed.waiting = None
+
+
+class _Lasting:
+    """Whether something has held for some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began: float | None = None
+
+    def since(self, holds: bool) -> bool:  # noqa: FBT001 - what it is about
+        """Note whether it holds now; True if it has for long enough."""
+        if not holds:
+            self._began = None
+            return False
+        if self._began is None:
+            self._began = time.monotonic()
+        return time.monotonic() - self._began >= self._seconds
+
+    def restart(self) -> None:
+        """Forget how long it has held."""
+        self._began = None
 
 
 async def _failed(client: Client, status: AppStatus) -> Error:

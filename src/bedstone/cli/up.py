@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -169,6 +170,8 @@ class _Session:
         self._feed: Feed = Feed(terminal, began)
         self._generation = 0
         self._shown_ready = False
+        self._ailing = False
+        self._ended = False
 
     @property
     def _app(self) -> str:
@@ -176,20 +179,22 @@ class _Session:
 
     async def run(self) -> None:
         """Start or adopt the run, apply, then wait or stay."""
+        from bedstone.cli.embedded import abandon, exclusive
         from bedstone.processes.client import cleanup_stale
 
-        root = shown(self._manifest.root)
-        run = await asyncio.to_thread(cleanup_stale, self._state_dir)
-        started = run is None
-        if run is None:
-            self._check_port(None)
-            self._check_engines()
-            self._terminal.say(f"starting {self._app} from {root}")
-            run = await self._start()
-        else:
-            self._terminal.say(
-                f"{self._app} runs already (supervisor {run.pid}): applying the manifest to it"
-            )
+        def busy() -> None:
+            self._terminal.say("waiting for another command that starts or stops it")
+
+        fresh = not self._state_dir.exists()
+        async with exclusive(self._state_dir, busy):
+            run = await asyncio.to_thread(cleanup_stale, self._state_dir)
+            started = run is None
+            if run is None:
+                run = await self._start(fresh=fresh)
+            else:
+                self._terminal.say(
+                    f"{self._app} runs already (supervisor {run.pid}): applying the manifest to it"
+                )
         target = Target(self._path, self._state_dir)
         try:
             async with target.connect() as client:
@@ -198,15 +203,25 @@ class _Session:
         except BaseException:
             if started and not self._options.detach:
                 await self._end(run)
-            elif started and self._generation == 0:
-                from bedstone.cli.embedded import abandon
-
+            elif started and (self._generation == 0 or self._ailing):
                 await abandon(run)
             raise
 
-    async def _start(self) -> RunInfo:
+    async def _start(self, *, fresh: bool) -> RunInfo:
+        """Check what can be checked beforehand, then start; nothing new is left if it fails."""
+        try:
+            self._check_port(None)
+            self._check_engines()
+            return await self._start_run()
+        except BaseException:
+            if fresh and not (self._state_dir / "logs" / "server.log").exists():
+                shutil.rmtree(self._state_dir, ignore_errors=True)
+            raise
+
+    async def _start_run(self) -> RunInfo:
         from bedstone.cli import embedded
 
+        self._terminal.say(f"starting {self._app} from {shown(self._manifest.root)}")
         options = embedded.Options(
             detached=self._options.detach,
             api_listen=embedded.check_listen(self._options.api_listen)
@@ -265,19 +280,27 @@ class _Session:
             return
         async with statuses(client, self._app, run.alive) as following:
             if self._options.detach:
-                await self._wait(client, following)
+                await self._wait(client, following, run)
             else:
                 await self._foreground(client, following, run, started=started)
 
-    async def _wait(self, client: Client, following: Statuses) -> None:
-        from bedstone.cli.following import until_ready
-
-        status = await until_ready(
-            client, following, self._feed, self._generation, self._options.timeout
-        )
+    async def _wait(self, client: Client, following: Statuses, run: RunInfo) -> None:
+        status = await self._ready(client, following, run)
         self._welcome(status)
         if self._options.as_json:
             self._terminal.json(status.model_dump(mode="json"))
+
+    async def _ready(self, client: Client, following: Statuses, run: RunInfo) -> AppStatus:
+        from bedstone.cli.embedded import ailment
+        from bedstone.cli.following import until_ready
+
+        async def ailing() -> Error | None:
+            error = await ailment(run)
+            self._ailing = error is not None
+            return error
+
+        timeout = self._options.timeout
+        return await until_ready(client, following, self._feed, self._generation, timeout, ailing)
 
     # The foreground.
 
@@ -319,24 +342,23 @@ class _Session:
     async def _end(self, run: RunInfo) -> None:
         from bedstone.cli.embedded import shut_down
 
-        if not run.alive():
+        if self._ended or not run.alive():
             return
+        self._ended = True
         self._terminal.say("stopping (Ctrl-C again: at once)")
         await shut_down(run)
         self._terminal.say(f"stopped; data stays in {shown(self._state_dir)}")
 
     async def _follow(self, client: Client, following: Statuses, run: RunInfo) -> None:
         """Show the way to readiness, each time there is one, and what happens between."""
-        from bedstone.cli.following import until_ready
-
         was_connected = True
         while True:
             asked = self._generation
             try:
-                status = await until_ready(
-                    client, following, self._feed, asked, self._options.timeout
-                )
+                status = await self._ready(client, following, run)
             except UnavailableError as error:
+                if self._ailing:
+                    raise
                 if not run.alive():
                     raise UnavailableError(
                         "the supervisor has ended", hint=f"see {self._state_dir}/logs"
