@@ -110,6 +110,10 @@ class Started:
 class Sandbox(Protocol):
     """One kind of isolation on one node."""
 
+    async def open(self) -> None:
+        """Find out what this machine allows. Called once, before anything else."""
+        ...
+
     @property
     def enforced(self) -> bool:
         """Whether the network itself says who calls, rather than a credential."""
