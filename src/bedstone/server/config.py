@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bedstone.errors import InvalidError, UnavailableError
+from bedstone.trust.authority import LEAF_LIFETIME
 
 
 class ServerConfig(BaseModel):
@@ -16,6 +17,7 @@ class ServerConfig(BaseModel):
 
     `session` is HOST:PORT of the gRPC listener for nodes and proxies, fixed for the life of a run.
     `api_listen` is HOST:PORT of the HTTPS listener with bearer tokens, if there shall be one.
+    `certificate_seconds` is how long a workload's certificate is valid; it is renewed at half.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,7 @@ class ServerConfig(BaseModel):
     store: str = ""
     api_socket: Path
     api_listen: str | None = None
+    certificate_seconds: float = Field(LEAF_LIFETIME.total_seconds(), ge=2)
 
     @classmethod
     def load(cls, file: Path) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 import os
 import signal
@@ -63,7 +64,8 @@ async def serve(config: ServerConfig) -> None:
         mesh = Mesh(authority.domain)
         ads = AdsService(mesh, by_certificate(authority.domain))
         meshing = Meshing(store, loop, mesh, ads)
-        sessions = Sessions(store, loop, authority, meshing)
+        lifetime = dt.timedelta(seconds=config.certificate_seconds)
+        sessions = Sessions(store, loop, authority, meshing, lifetime=lifetime)
         meshing.connect(sessions)
         changes = Changes(store, loop)
         queries = Queries(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 import secrets
 from collections import deque
@@ -50,7 +51,7 @@ from bedstone.model.resources import (
     Revision,
 )
 from bedstone.store import Delete, Operation, Put, Store
-from bedstone.trust.authority import Authority
+from bedstone.trust.authority import LEAF_LIFETIME, Authority
 
 LEASE_SECONDS = 10.0
 _KEEP_ALIVE_EVERY = 1.0
@@ -285,8 +286,15 @@ class Sessions:
     """All sessions of this server."""
 
     def __init__(
-        self, store: Store, loop: ControlLoop, authority: Authority, proxies: Proxies
+        self,
+        store: Store,
+        loop: ControlLoop,
+        authority: Authority,
+        proxies: Proxies,
+        *,
+        lifetime: dt.timedelta = LEAF_LIFETIME,
     ) -> None:
+        self._lifetime = lifetime
         self.store = store
         self.authority = authority
         self.proxies = proxies
@@ -355,7 +363,9 @@ class Sessions:
         try:
             if not self._may_certify(node, request.spiffe_id):
                 raise DeniedError(f"{request.spiffe_id} is not placed on node {node}")
-            issued = self.authority.sign(request.request, request.spiffe_id)
+            issued = self.authority.sign(
+                request.request, request.spiffe_id, lifetime=self._lifetime
+            )
         except Error as error:
             _log.warning(
                 "certificate refused",
