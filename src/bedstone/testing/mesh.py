@@ -30,6 +30,7 @@ from bedstone.model.resources import (
     Phase,
     Plumbing,
     Presence,
+    Resource,
 )
 from bedstone.model.spec import AppSpec
 from bedstone.node import sds
@@ -87,11 +88,12 @@ class MeshRig:
     secrets: sds.Secrets
     ads_port: int
     node: str = "n1"
-    concurrency: int = 1
+    leds_threshold: int = 1000
     instances: dict[str, Instance] = field(default_factory=dict)
     statuses: dict[str, InstanceStatus] = field(default_factory=dict)
     envoy: asyncio.subprocess.Process | None = None
     _apps: dict[str, App] = field(default_factory=dict)
+    _server: grpc.aio.Server | None = None
 
     @property
     def proxy(self) -> Proxy:
@@ -156,6 +158,7 @@ class MeshRig:
     def drain(self, status: InstanceStatus) -> None:
         """Want an instance no more."""
         instance = self.instances[status.path].model_copy(update={"desired": Desired.DRAINED})
+        self.instances[status.path] = instance
         self.mesh.apply([instance])
 
     async def settle(self, timeout: float = 10.0) -> None:
@@ -178,6 +181,38 @@ class MeshRig:
                     continue
                 for address in (status.plumbing.inbound, status.plumbing.outbound):
                     await wait_open(address.port)
+
+    async def start_control(self) -> None:
+        """Serve ADS, on the same port as before."""
+        self._server = grpc.aio.server()
+        self.ads.add_to(self._server)
+        own = issue(self.authority, server_id(self.authority.domain), (HOST,))
+        credentials = grpc.ssl_server_credentials(
+            [(own.key.encode(), own.chain.encode())],
+            root_certificates=self.authority.bundle.encode(),
+            require_client_auth=True,
+        )
+        self.ads_port = self._server.add_secure_port(f"{HOST}:{self.ads_port}", credentials)
+        await self._server.start()
+
+    async def stop_control(self) -> None:
+        """End ADS, and forget everything that it knew; the mesh is another one afterwards."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+        domain = self.authority.domain
+        self.mesh = Mesh(domain, leds_threshold=self.leds_threshold)
+        self.ads = AdsService(self.mesh, by_certificate(domain))
+
+    def known(self) -> list[Resource]:
+        """All that the rig has told the mesh."""
+        return [
+            *(self._apps.values()),
+            *self.instances.values(),
+            *self.statuses.values(),
+            Node(name=self.node, address=HOST, calls=str(self.directory / "calls")),
+            Presence(node=self.node),
+        ]
 
     async def start_envoy(self) -> None:
         """Start the proxy, or start it again."""
@@ -218,18 +253,6 @@ async def mesh_rig(
         directory = Path(name)
         authority = Authority.open(directory / "authority")
         domain = authority.domain
-        mesh = Mesh(domain, leds_threshold=leds_threshold)
-        ads = AdsService(mesh, by_certificate(domain))
-        server = grpc.aio.server()
-        ads.add_to(server)
-        own = issue(authority, server_id(domain), (HOST,))
-        credentials = grpc.ssl_server_credentials(
-            [(own.key.encode(), own.chain.encode())],
-            root_certificates=authority.bundle.encode(),
-            require_client_auth=True,
-        )
-        ads_port = server.add_secure_port(f"{HOST}:0", credentials)
-        await server.start()
         secrets = sds.Secrets()
         secrets.put(sds.bundle_secret(domain, authority.bundle))
         sds_server = await sds.serve(secrets, directory / "sds.sock")
@@ -239,6 +262,7 @@ async def mesh_rig(
         (certificates / "key.pem").write_text(client.key)
         (certificates / "chain.pem").write_text(client.chain)
         (certificates / "authority.pem").write_text(authority.bundle)
+        ads_port = free_port()
         engine = _Engine(
             node_id=node,
             cluster="test",
@@ -254,15 +278,19 @@ async def mesh_rig(
             sds_socket=directory / "sds.sock",
             concurrency=concurrency,
         )
-        rig = MeshRig(directory, mesh, ads, authority, engine, secrets, ads_port, node)
-        calls = directory / "calls"
-        calls.mkdir(mode=0o700)
-        mesh.apply([Node(name=node, address=HOST, calls=str(calls)), Presence(node=node)])
+        mesh = Mesh(domain, leds_threshold=leds_threshold)
+        ads = AdsService(mesh, by_certificate(domain))
+        rig = MeshRig(
+            directory, mesh, ads, authority, engine, secrets, ads_port, node, leds_threshold
+        )
+        (directory / "calls").mkdir(mode=0o700)
         try:
+            await rig.start_control()
+            rig.mesh.apply(rig.known())
             if start:
                 await rig.start_envoy()
             yield rig
         finally:
             await rig.stop_envoy()
-            await server.stop(0)
+            await rig.stop_control()
             await sds_server.stop(0)
