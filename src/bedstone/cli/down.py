@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bedstone.cli.options import CONTEXT, teach
-from bedstone.cli.target import Target, shown
+from bedstone.cli.target import Target, named, shown
 from bedstone.cli.terminal import Terminal
 from bedstone.errors import InvalidError, UnavailableError
 
@@ -50,7 +50,7 @@ async def _down(state_dir: Path, terminal: Terminal) -> None:
     from bedstone.processes.client import cleanup_stale
     from bedstone.processes.state import read_run
 
-    name = shown(state_dir.parent)
+    name = named(state_dir.parent)
     if not state_dir.exists():
         terminal.say(f"nothing runs for {name}")
         return

@@ -46,8 +46,7 @@ def report(  # noqa: PLR0911 - one answer for each kind
         case click.exceptions.Exit():
             return error.exit_code
         case click.ClickException():
-            error.show()
-            return error.exit_code
+            return _misused(error, terminal)
         case click.Abort() if not isinstance(error.__cause__, KeyboardInterrupt):
             terminal.complain("aborted: nothing was changed")
             return 1
@@ -69,6 +68,15 @@ def show(error: Error, terminal: Terminal) -> None:
         terminal.complain(f"{paint('error:', 'error')} {text}")
     if error.hint:
         terminal.complain(f"hint: {clean(error.hint)}")
+
+
+def _misused(error: click.ClickException, terminal: Terminal) -> int:
+    """A command line that cannot be understood."""
+    terminal.complain(f"{paint('error:', 'error')} {clean(error.format_message())}")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        terminal.complain(f"hint: `{context.command_path} --help` shows how")
+    return error.exit_code
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException | None:

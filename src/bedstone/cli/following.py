@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bedstone.cli.progress import Line, Shown, failures, news, settled, troubled, unready
-from bedstone.cli.terminal import Terminal, Waiting, clean, seconds
+from bedstone.cli.terminal import Terminal, Waiting, brief, clean, seconds
 from bedstone.errors import Error, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Lasting:
 
 async def _failed(client: Client, status: AppStatus) -> Error:
     lines = [
-        f"\n  {line.kind} {clean(line.name)}: {clean(line.detail) or line.state}"
+        f"\n  {line.kind} {clean(line.name)}: {brief(line.detail) or line.state}"
         for line in failures(status)
     ]
     text = f"{status.app} cannot become ready:{''.join(lines)}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bedstone.cli.terminal import clean, paint
+from bedstone.cli.terminal import brief, clean, paint
 
 if TYPE_CHECKING:
     from bedstone.model.api import AppStatus, Change, Part
@@ -39,7 +39,7 @@ class Line:
         """For people, with when it happened."""
         name = clean(self.name)
         line = f"{when:>8}  {self.kind:<11}  {name:<28}  {paint(self.state)}"
-        return f"{line}  {clean(self.detail)}".rstrip() if self.detail else line
+        return f"{line}  {brief(self.detail)}".rstrip() if self.detail else line
 
 
 def news(shown: Shown, status: AppStatus) -> tuple[list[Line], Shown]:
@@ -75,7 +75,7 @@ def _news_of(last: Line | None, part: Part) -> Line | None:
         return None
     detail = part.detail
     if last is not None and part.restarts > last.restarts:
-        detail = f"restarted, {part.restarts} in all{f': {detail}' if detail else ''}"
+        detail = f"restart {part.restarts}{f': {detail}' if detail else ''}"
     elif last is not None and last.state == part.state:
         return None
     return Line(part.kind, part.name, part.state, detail, part.restarts)
@@ -118,7 +118,7 @@ def unready(status: AppStatus) -> list[str]:
 
 def describe(part: Part) -> str:
     """A part's state and why."""
-    return f"{part.state}: {part.detail}" if part.detail else part.state
+    return f"{part.state}: {brief(part.detail)}" if part.detail else part.state
 
 
 def troubled(status: AppStatus) -> str | None:

@@ -11,7 +11,7 @@ import click
 
 from bedstone.cli.options import CONTEXT, output_option, targeted, teach
 from bedstone.cli.target import Target
-from bedstone.cli.terminal import Terminal, clean, columns, paint, seconds
+from bedstone.cli.terminal import Terminal, brief, clean, columns, paint, seconds
 from bedstone.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def instance_row(part: Part, now: float) -> tuple[str, ...]:
         str(part.restarts),
         str(part.pid or "-"),
         age(part.since, now),
-        clean(part.detail),
+        brief(part.detail),
     )
 
 
@@ -156,7 +156,7 @@ def part_row(part: Part, now: float, *, kind: str | None = None) -> tuple[str, .
         str(part.restarts),
         str(part.pid or "-"),
         age(part.since, now),
-        clean(part.detail),
+        brief(part.detail),
     )
 
 
@@ -166,7 +166,7 @@ def process_row(info: ProcessInfo) -> tuple[str, ...]:
     pid = str(info.pid) if info.running else "-"
     since = info.started_at if info.running else None
     detail = "" if info.running else info.ending()
-    return (info.name, state, str(info.restarts), pid, age(since, time.time()), clean(detail))
+    return (info.name, state, str(info.restarts), pid, age(since, time.time()), brief(detail))
 
 
 def age(since: float | None, now: float) -> str:

@@ -96,7 +96,7 @@ class Target:
         if run is None:
             root = self.state().parent
             raise UnavailableError(
-                f"nothing runs for {shown(root)}", hint=f"start it with `bedstone up{at(root)}`"
+                f"nothing runs for {named(root)}", hint=f"start it with `bedstone up{at(root)}`"
             )
         return Endpoint(socket=Path(run.run_dir, "api.sock"))
 
@@ -155,6 +155,11 @@ def shown(path: Path) -> str:
     if path == here:
         return "."
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def named(root: Path) -> str:
+    """An app's directory in a sentence; the current one by its own name."""
+    return root.name or str(root) if root == Path.cwd() else shown(root)
 
 
 def at(root: Path, option: str = "") -> str:

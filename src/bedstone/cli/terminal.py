@@ -51,6 +51,16 @@ def clean(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def brief(text: str, limit: int = 160) -> str:
+    """One line for a text of several: what it begins with, and the error it ends with."""
+    lines = [line for part in text.splitlines() if (line := clean(part).strip())]
+    if len(lines) > 1:
+        errors = [line for line in lines[1:] if line.startswith("error:")]
+        lines = [f"{lines[0]}: {(errors or lines)[-1].removeprefix('error: ')}"]
+    line = lines[0] if lines else ""
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def paint(text: str, state: str | None = None) -> str:
     """The text in the colour of a state (by default, of the state that it names)."""
     colour = _COLOUR.get(text if state is None else state)

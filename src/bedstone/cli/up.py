@@ -16,7 +16,7 @@ import click
 from bedstone.cli.failures import Failed, show
 from bedstone.cli.options import CONTEXT, output_option, teach
 from bedstone.cli.progress import change_lines
-from bedstone.cli.target import MANIFEST_NAME, STATE_NAME, Target, at, nearest, shown
+from bedstone.cli.target import MANIFEST_NAME, STATE_NAME, Target, at, named, nearest, shown
 from bedstone.cli.terminal import Terminal, paint, seconds
 from bedstone.errors import Error, NotFoundError, UnavailableError
 
@@ -221,7 +221,7 @@ class _Session:
     async def _start_run(self) -> RunInfo:
         from bedstone.cli import embedded
 
-        self._terminal.say(f"starting {self._app} from {shown(self._manifest.root)}")
+        self._terminal.say(f"starting {self._app} from {named(self._manifest.root)}")
         options = embedded.Options(
             detached=self._options.detach,
             api_listen=embedded.check_listen(self._options.api_listen)

@@ -69,10 +69,8 @@ def test_without_an_app_each_command_says_how_to_begin(empty: Path, command: Com
 
 def test_where_nothing_runs_the_hint_is_up(app: Path, command: Command) -> None:
     ended = command("ps")
-    assert (ended.status, ended.err) == (
-        7,
-        "error: nothing runs for .\nhint: start it with `bedstone up`\n",
-    )
+    message = f"error: nothing runs for {app.name}\nhint: start it with `bedstone up`\n"
+    assert (ended.status, ended.err) == (7, message)
     (app / "below").mkdir()
     ended = command("ps", "-C", "below")
     assert ended.status == 7
