@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -481,5 +481,62 @@ def test_a_foreground_run_ends_in_good_order_with_its_starter(tmp_path: Path) ->
         await until(partial(gone, supervisor))
         assert (tmp_path / "order").read_text() == "ended\n"
         assert not Path(run_dir).exists()
+
+    asyncio.run(check())
+
+
+def test_a_detached_run_outlives_its_starter(tmp_path: Path) -> None:
+    text = (
+        "import asyncio, sys\nfrom pathlib import Path\n"
+        "from bedstone.processes.client import start_supervisor\n"
+        "asyncio.run(start_supervisor(Path(sys.argv[1], '.bedstone'), detached=True))\n"
+    )
+
+    async def check() -> None:
+        starter = await asyncio.create_subprocess_exec(sys.executable, "-c", text, str(tmp_path))
+        assert await starter.wait() == 0
+        run = cleanup_stale(tmp_path / ".bedstone")
+        assert run is not None
+        await asyncio.sleep(0.2)
+        async with SupervisorClient(run.socket) as client:
+            assert await client.ping() == run.run_id
+            await client.shutdown()
+        await until(lambda: not run.alive())
+
+    asyncio.run(check())
+
+
+def test_a_client_that_talks_nonsense_or_never_reads_harms_nobody(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with supervised(tmp_path) as (run, client):
+            for nonsense in (b"hello\n", b"[]\n", b'{"id": "x"}\n', b"{" * (5 << 20)):
+                reader, writer = await asyncio.open_unix_connection(run.socket)
+                with suppress(ConnectionError):
+                    writer.write(nonsense)
+                    await writer.drain()
+                    assert await reader.read() == b"", "the supervisor hangs up"
+                writer.close()
+            deaf, writer = await asyncio.open_unix_connection(run.socket, limit=1)
+            writer.write(b'{"id": 1, "op": "watch"}\n')
+            big = program("big", "true", env={**ENV, "X": "y" * 100_000})
+            for _ in range(30):
+                await client.spawn(big)
+                await end_of(client, "big")
+            assert (await client.get("big")).exit_code == 0
+            assert "y" * 100 not in repr(await client.list()), "no environment is told"
+            writer.close()
+            del deaf
+
+    asyncio.run(check())
+
+
+def test_a_stopped_process_is_stopped_all_the_same(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with supervised(tmp_path) as (_, client):
+            await client.spawn(program("frozen", "sleep", "1000"))
+            await client.signal("frozen", signal.SIGSTOP)
+            start = time.monotonic()
+            assert (await client.stop("frozen", grace=20)).exit_signal == signal.SIGTERM
+            assert time.monotonic() - start < 5
 
     asyncio.run(check())

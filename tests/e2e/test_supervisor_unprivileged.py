@@ -85,3 +85,64 @@ def test_all_of_it_passes_as_an_ordinary_user(folder: Path, python: str, file: s
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
+
+
+_CONTAINER = """
+import asyncio, socket, sys
+from pathlib import Path
+from bedstone.engines.postgres import PostgresEngine
+from bedstone.errors import UnavailableError
+from bedstone.processes.client import SupervisorClient, start_supervisor
+
+async def main(state):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    run = await start_supervisor(state)
+    async with SupervisorClient(run.socket) as client:
+        try:
+            await client.create_netns("x")
+        except UnavailableError as error:
+            print(error.hint)
+        engine = PostgresEngine(
+            state / "data/db", Path(run.run_dir), Path("postgres.log").absolute(), port
+        )
+        try:
+            print((await engine.start(client)).applied, await engine.health() < 5)
+        except UnavailableError as error:
+            print(error.hint)
+        await client.shutdown()
+
+asyncio.run(main(Path(sys.argv[1], ".bedstone")))
+"""
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_root_in_a_container_that_may_not_mount_runs_the_database_or_says_why_not(
+    folder: Path, *, closed: bool
+) -> None:
+    """Docker's default: uid 0 without CAP_SYS_ADMIN."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("dropping one capability needs setpriv(1): apt install util-linux")
+    folder.chmod(0o700 if closed else 0o755)
+    project = folder / "project"
+    project.mkdir(mode=0o755)
+    result = subprocess.run(
+        [
+            *("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"),
+            *(sys.executable, "-c", _CONTAINER, str(project)),
+        ],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.stderr == ""
+    refusal, database = result.stdout.splitlines()
+    assert refusal == "run as root, with CAP_SYS_ADMIN, for enforced identities"
+    if closed:
+        assert "grant CAP_SYS_ADMIN" in database
+        assert folder.stat().st_mode & 0o777 == 0o700, "what is not ours stays closed"
+    else:
+        assert database.startswith("('uid ")
+        assert database.endswith("True")

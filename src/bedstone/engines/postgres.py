@@ -28,7 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bedstone.engines import roles
-from bedstone.engines.privilege import can_mount, engine_uid, reachable
+from bedstone.engines.privilege import (
+    account_uid,
+    can_mount,
+    engine_uid,
+    open_state,
+    reachable,
+)
 from bedstone.engines.programs import postgres_program
 from bedstone.errors import ConflictError, NotFoundError, UnavailableError
 from bedstone.processes.client import SupervisorClient
@@ -119,7 +125,11 @@ class PostgresEngine:
             owner = self.data_dir.stat().st_uid
         except OSError:
             owner = 0  # not there yet; what is wrong with its parents is said when it is made
-        return owner or engine_uid(str(self.directory.resolve()))
+        if owner:
+            return owner
+        # initdb insists on a name for its user. With mounts it is given one, otherwise only an
+        # account has one.
+        return engine_uid(str(self.directory.resolve())) if can_mount() else account_uid()
 
     def superuser_password(self) -> str:
         """The superuser's; it never leaves the node."""
@@ -311,7 +321,6 @@ class PostgresEngine:
                 "may enter, or grant CAP_SYS_ADMIN",
             )
         if can_mount():
-            # initdb insists on a name for its user.
             mounts.append(Mount(str(self._base / "passwd"), "/etc/passwd", readonly=True))
         return tuple(mounts)
 
@@ -333,6 +342,8 @@ class PostgresEngine:
                 passwd.chmod(0o644)
                 os.chown(self.socket_dir, uid, uid)
                 _give(self.directory, uid)
+                if not can_mount():
+                    open_state(self.directory.resolve())
             _write_private(self.directory / "pg_hba.conf", _HBA, uid)
         except OSError as error:
             raise UnavailableError(

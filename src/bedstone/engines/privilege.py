@@ -30,6 +30,27 @@ def engine_uid(key: str) -> int:
     return 65_534
 
 
+def account_uid() -> int:
+    """The user number of an account for services, for where none can be made up."""
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            continue
+    return 65_534
+
+
+def open_state(path: Path) -> None:
+    """Let others pass, not look, through our own state directory down to `path`.
+
+    For a container's root, which can't mount. Directories above the state are not ours to open.
+    """
+    state = next((folder for folder in path.parents if folder.name == ".bedstone"), None)
+    for folder in path.parents:
+        if state is not None and (folder == state or state in folder.parents):
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o011)
+
+
 def reachable(path: Path, uid: int, gid: int) -> bool:
     """Whether a user may enter every directory above `path`."""
     for folder in path.resolve().parents:
