@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from bedstone.control.scheduling import revision_name
 from bedstone.control.snapshot import Snapshot
@@ -18,28 +18,30 @@ from bedstone.model.resources import (
     Preparation,
 )
 
+_UNHEARD = {"state": Phase.PENDING, "detail": "its node is not heard from yet", "pid": None}
 
-def app_status(snapshot: Snapshot, app: App, *, programmed: bool, complete: bool) -> AppStatus:
+
+def app_status(
+    snapshot: Snapshot, app: App, *, programmed: bool, heard: Container[str]
+) -> AppStatus:
     """The status of one app.
 
     Args:
         snapshot: the control plane's picture.
         app: the app.
         programmed: every gateway's proxy has acknowledged the app's routes.
-        complete: the server has heard from every node since its start; before that, nothing is
-            called ready.
+        heard: the nodes that have said hello since the server started. What the store holds of
+            another node is what it was, not what it is.
     """
-    parts = (
-        *_proxies(snapshot, app),
-        *_databases(snapshot, app),
-        *_certificates(snapshot, app),
-        *_instances(snapshot, app),
-        *_routes(snapshot, app, programmed=programmed),
+    unheard = {name for name in snapshot.nodes() if snapshot.present(name) and name not in heard}
+    parts = tuple(
+        part.model_copy(update=_UNHEARD) if unheard and part.kind != "route" else part
+        for part in _parts(snapshot, app, programmed=programmed and not unheard)
     )
     waiting = [f"{part.kind} {part.name}" for part in parts if part.state != Phase.READY]
     waiting += _missing(snapshot, app)
-    if not complete:
-        waiting.insert(0, "the server, which is hearing from its nodes")
+    if unheard:
+        waiting.insert(0, f"node {', '.join(sorted(unheard))}, not heard from yet")
     conditions = snapshot.of(Condition, app.name)
     nodes = [node for node in snapshot.nodes().values() if snapshot.present(node.name)]
     gateway = app.spec.gateway
@@ -53,6 +55,14 @@ def app_status(snapshot: Snapshot, app: App, *, programmed: bool, complete: bool
         parts=parts,
         conditions=tuple(conditions),
     )
+
+
+def _parts(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
+    yield from _proxies(snapshot, app)
+    yield from _databases(snapshot, app)
+    yield from _certificates(snapshot, app)
+    yield from _instances(snapshot, app)
+    yield from _routes(snapshot, app, programmed=programmed)
 
 
 def _shown(address: str) -> str:

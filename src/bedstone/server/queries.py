@@ -104,7 +104,7 @@ class Queries:
             self._loop.snapshot,
             self._app(name),
             programmed=self._mesh.route_programmed(name),
-            complete=self._complete(),
+            heard=self._sessions.heard,
         )
 
     async def watch(self, name: str) -> AsyncGenerator[AppStatus, None]:

@@ -160,7 +160,7 @@ class Session:
             [Delete(key) for key in gone],
             renew=True,
         )
-        await self._sessions.heard(self.node, revision)
+        await self._sessions.note_hello(self.node, revision)
 
     async def _take(self, message: FromNode) -> None:
         match message:
@@ -300,7 +300,8 @@ class Sessions:
         self.proxies = proxies
         self._loop = loop
         self._sessions: dict[str, tuple[Session, asyncio.Task[object] | None]] = {}
-        self._heard: set[str] = set()
+        self.heard: set[str] = set()
+        """The nodes that have said hello since this server started."""
         loop.observe(self._observe)
 
     @property
@@ -311,7 +312,7 @@ class Sessions:
     def heard_from_all(self) -> bool:
         """Whether every node that lives has said hello since this server started."""
         return all(
-            name in self._heard for name in self.snapshot.nodes() if self.snapshot.present(name)
+            name in self.heard for name in self.snapshot.nodes() if self.snapshot.present(name)
         )
 
     def get(self, node: str) -> Session:
@@ -330,10 +331,10 @@ class Sessions:
         if found := self._sessions.get(node):
             found[0].wake()
 
-    async def heard(self, node: str, revision: int) -> None:
+    async def note_hello(self, node: str, revision: int) -> None:
         """Note that a node's hello, written at `revision`, is part of the picture."""
         await self._loop.reached(revision)
-        self._heard.add(node)
+        self.heard.add(node)
         await self._loop.poke()
 
     async def serve(self, node: str, incoming: AsyncIterator[FromNode], send: Send) -> None:

@@ -1,0 +1,119 @@
+"""What an app's status says, and when it may say ready."""
+
+from collections.abc import Sequence
+
+from bedstone.control.overview import app_status
+from bedstone.control.scheduling import revision_name
+from bedstone.control.snapshot import Snapshot
+from bedstone.model.api import AppStatus
+from bedstone.model.resources import (
+    App,
+    Condition,
+    Database,
+    DatabaseStatus,
+    Desired,
+    Instance,
+    InstanceStatus,
+    Node,
+    Phase,
+    Presence,
+    Resource,
+)
+from bedstone.model.spec import AppSpec
+from bedstone.store import Entry, Event
+
+APP = App(
+    name="shop",
+    spec=AppSpec.model_validate(
+        {
+            "app": "shop",
+            "gateway": {"port": 8080, "routes": [{"path": "/", "to": "web"}]},
+            "workloads": {"web": {"command": ["web"]}},
+            "databases": {"db": {}},
+        }
+    ),
+)
+REVISION = revision_name(APP, "web")
+INSTANCE = Instance(
+    app="shop", workload="web", name=f"web-{REVISION}-0", revision=REVISION, node="n"
+)
+STATUS = InstanceStatus(
+    app="shop",
+    workload="web",
+    name=INSTANCE.name,
+    node="n",
+    revision=REVISION,
+    phase=Phase.READY,
+    certificate_until=2e9,
+)
+READY: tuple[Resource, ...] = (
+    APP,
+    INSTANCE,
+    STATUS,
+    Node(name="n", address="127.0.0.1", proxy=Phase.READY, enforced=True),
+    Presence(node="n"),
+    Database(app="shop", name="db", node="n"),
+    DatabaseStatus(app="shop", name="db", node="n", phase=Phase.READY),
+)
+
+
+def status(
+    *resources: Resource, programmed: bool = True, heard: Sequence[str] = ("n",)
+) -> AppStatus:
+    snapshot = Snapshot()
+    for number, resource in enumerate((*READY, *resources), 1):
+        entry = Entry(resource.key, resource.encode(), number, number)
+        snapshot.apply([Event(resource.key, number, entry)])
+    return app_status(snapshot, APP, programmed=programmed, heard=heard)
+
+
+def test_ready_when_every_part_is() -> None:
+    found = status()
+    assert found.ready
+    assert found.waiting_for == ()
+    assert found.enforced
+    assert found.gateway == "http://localhost:8080"
+
+
+def test_what_the_store_remembers_of_a_silent_node_is_not_called_ready() -> None:
+    """After everything was killed, the store still holds the statuses of the run before."""
+    found = status(heard=())
+    assert not found.ready
+    assert {part.state for part in found.parts} == {Phase.PENDING}
+    assert found.waiting_for[0] == "node n, not heard from yet"
+
+
+def test_a_route_needs_its_proxy_and_a_ready_instance() -> None:
+    waiting = status(programmed=False)
+    assert waiting.waiting_for == ("route / → web",)
+    unready = status(STATUS.model_copy(update={"phase": Phase.UNREADY, "reason": "probe failed"}))
+    route = unready.parts[-1]
+    assert (route.state, route.detail) == (Phase.PENDING, "web has no ready instance")
+    assert not unready.ready
+
+
+def test_a_rejected_gateway_is_shown_at_its_routes() -> None:
+    condition = Condition(app="shop", subject="gateway", message="another program has its port")
+    found = status(condition)
+    assert found.parts[-1].state == Phase.FAILED
+    assert found.parts[-1].detail == "another program has its port"
+    assert found.conditions == (condition,)
+
+
+def test_an_old_revision_that_makes_way_keeps_the_app_from_being_ready() -> None:
+    old = INSTANCE.model_copy(
+        update={"name": "web-old-0", "revision": "old", "desired": Desired.DRAINED}
+    )
+    old_status = STATUS.model_copy(update={"name": "web-old-0", "revision": "old"})
+    found = status(old, old_status)
+    part = next(part for part in found.parts if part.name == "web-old-0")
+    assert (part.state, part.current) == (Phase.DRAINING, False)
+    assert found.waiting_for == ("instance web-old-0",)
+
+
+def test_what_has_no_record_yet_is_waited_for() -> None:
+    snapshot = Snapshot()
+    snapshot.apply([Event(APP.key, 1, Entry(APP.key, APP.encode(), 1, 1))])
+    found = app_status(snapshot, APP, programmed=False, heard=())
+    assert "workload web, not yet placed on a node" in found.waiting_for
+    assert "database db, not yet placed on a node" in found.waiting_for
