@@ -2,6 +2,9 @@
 
 Rules: flat, imports fast, pulls in no server code. Without Bedstone around it, `current()` is empty
 and everything here works.
+
+The context follows `await`, tasks, `asyncio.to_thread` and the thread pools of ASGI frameworks. It
+does not follow a bare `ThreadPoolExecutor`; run `contextvars.copy_context().run` in it.
 """
 
 from bedstone.runtime.errors import DeadlineExceededError

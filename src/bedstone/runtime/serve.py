@@ -35,11 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     here = str(Path.cwd())
     if here not in sys.path:  # `-P` or PYTHONSAFEPATH leave it out; the application lives there
         sys.path.insert(0, here)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("uvicorn.error", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return _serve(options)
     except Error as error:
@@ -74,6 +69,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     tracing.instrument()
     application = load(options.application)
+    _log_as_the_application_does()
     service = options.application.partition(":")[0]
     server = uvicorn.Server(
         uvicorn.Config(
@@ -94,6 +90,17 @@ def _serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
     return 0 if server.started else _FAILED_START
+
+
+def _log_as_the_application_does() -> None:
+    """Give logs a form if the application, now imported, has not given them one."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("uvicorn.error", "httpx"):
+        logger = logging.getLogger(chatty)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
 
 
 def _port(given: int | None) -> int:

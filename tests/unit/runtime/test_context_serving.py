@@ -128,3 +128,25 @@ def test_starting_does_not_load_clients_that_the_application_does_not_use(tmp_pa
         env={k: v for k, v in os.environ.items() if not k.startswith("OTEL")},
     )
     assert "importing shop failed: ValueError: []" in done.stderr
+
+
+def test_the_applications_own_logging_stays(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import logging\n"
+        "logging.basicConfig(format='shop says %(message)s')\n"
+        "async def app(scope, receive, send):\n"
+        "    logging.warning('closing')\n"
+        "    await receive()\n"
+        "    await send({'type': 'lifespan.startup.failed', 'message': 'no ledger'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "bedstone.runtime.serve", "shop:app", "--port", "0"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "shop says closing" in done.stderr
+    assert "shop says no ledger" in done.stderr
