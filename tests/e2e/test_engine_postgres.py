@@ -70,6 +70,7 @@ def test_a_taken_port_is_named_and_nothing_stays_running(tmp_path: Path) -> None
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             async with supervised(tmp_path, port) as (engine, client):
+                await engine.initialise(client)
                 start = time.monotonic()
                 with pytest.raises(UnavailableError, match=f"port {port} is taken"):
                     await engine.start(client)
@@ -209,7 +210,7 @@ def test_a_directory_that_another_server_uses_is_refused(tmp_path: Path) -> None
             start = time.monotonic()
             with pytest.raises(ConflictError, match=f"pid {info.pid}"):
                 await other.start(client)
-            assert time.monotonic() - start < 8
+            assert time.monotonic() - start < 20
             assert await engine.health() < 5, "the first is not disturbed"
 
     asyncio.run(check())

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bedstone.engines import postgres_files as files
 from bedstone.engines import roles
 from bedstone.engines.privilege import (
     account_uid,
@@ -69,18 +70,6 @@ _HBA = """\
 local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
 """
-
-_CAUSES = (
-    (r"could not bind .*Address already in use", "port {port} is taken", "free the port"),
-    (r"No space left on device", "the disk is full", "free some space at {directory}"),
-    (r"(Permission denied)", "permission denied", "make {directory} accessible"),
-    (
-        r"database files are incompatible|was initialized by PostgreSQL version",
-        "the data was written by another version of PostgreSQL",
-        "use the version that wrote it, or dump and restore",
-    ),
-    (r"could not create shared memory|Cannot allocate memory", "not enough memory", "free memory"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +144,7 @@ class PostgresEngine:
             await self.initialise(supervisor)
             await self._clear_locks()
             self._check_port()
-            mark = _size(self.log)
+            mark = files.size(self.log)
             info = await supervisor.spawn(self.spec())
         if not info.running:
             raise UnavailableError(f"{self.name}: {info.ending()}")
@@ -173,7 +162,9 @@ class PostgresEngine:
             await supervisor.stop(initialiser, 0.0)
         draft = self.directory / "initialising"
         shutil.rmtree(draft, ignore_errors=True)
-        _write_private(self.directory / "superuser.password", secrets.token_urlsafe(32), self._uid)
+        files.write_private(
+            self.directory / "superuser.password", secrets.token_urlsafe(32), self._uid
+        )
         program = self._program("initdb")
         spec = self._spec(
             initialiser,
@@ -185,13 +176,13 @@ class PostgresEngine:
                 *("--set", "dynamic_shared_memory_type=mmap"),
             ),
         )
-        mark = _size(self.log)
+        mark = files.size(self.log)
         info = await _run_to_end(supervisor, spec)
         if info.state != "exited" or info.exit_code != 0:
             shutil.rmtree(draft, ignore_errors=True)
             raise self._explain(f"initdb: {info.ending()}", mark)
         draft.rename(self.data_dir)
-        _sync_directory(self.directory)
+        files.sync_directory(self.directory)
 
     def spec(self) -> ProcessSpec:
         """What to run, once initialised."""
@@ -341,10 +332,10 @@ class PostgresEngine:
                 passwd.write_text(f"{SUPERUSER}:x:{uid}:{uid}::/:/bin/false\n")
                 passwd.chmod(0o644)
                 os.chown(self.socket_dir, uid, uid)
-                _give(self.directory, uid)
+                files.give(self.directory, uid)
                 if not can_mount():
                     open_state(self.directory.resolve())
-            _write_private(self.directory / "pg_hba.conf", _HBA, uid)
+            files.write_private(self.directory / "pg_hba.conf", _HBA, uid)
         except OSError as error:
             raise UnavailableError(
                 f"cannot prepare {error.filename or self.directory}: {error.strerror}",
@@ -384,7 +375,7 @@ class PostgresEngine:
     async def _clear_locks(self, patience: float = 5.0) -> None:
         """Remove what a killed server left, once nobody works in its directory."""
         deadline = time.monotonic() + patience
-        while owners := _working_in(self.data_dir):
+        while owners := files.working_in(self.data_dir):
             if time.monotonic() > deadline:
                 raise ConflictError(
                     f"another PostgreSQL (pid {owners[0]}) uses {self.data_dir}",
@@ -407,13 +398,10 @@ class PostgresEngine:
                 ) from error
 
     def _explain(self, what: str, mark: int | None = None) -> UnavailableError:
-        tail = _tail(self.log, mark)
-        fill = {"port": self.port, "directory": self.directory}
-        for pattern, cause, fix in _CAUSES:
-            if re.search(pattern, tail):
-                return UnavailableError(
-                    f"{self.name}: {cause.format(**fill)}", hint=fix.format(**fill)
-                )
+        tail = files.tail(self.log, mark)
+        cause = files.cause(tail, port=self.port, directory=self.directory)
+        if cause is not None:
+            return UnavailableError(f"{self.name}: {cause[0]}", hint=cause[1])
         lines = re.findall(r"(?:FATAL|PANIC|error):\s+(.*)", tail)
         return UnavailableError(
             f"{what}{': ' + lines[-1] if lines else ''}", hint=f"see {self.log}"
@@ -434,72 +422,3 @@ async def _run_to_end(supervisor: SupervisorClient, spec: ProcessSpec) -> Proces
                 end = found if found.started_at == started.started_at else None
     await supervisor.forget(spec.name)
     return end
-
-
-def _working_in(folder: Path) -> list[int]:
-    """Processes whose working directory is `folder`, whatever path they know it by."""
-    try:
-        wanted = folder.stat()
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            there = (entry / "cwd").stat()
-            program = (entry / "exe").readlink().name
-        except OSError:
-            continue
-        same = (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
-        if same and program.startswith("postgres"):
-            found.append(int(entry.name))
-    return found
-
-
-def _give(folder: Path, uid: int) -> None:
-    """Make a user the owner of a directory that is ours, and of what is in it (after a copy)."""
-    os.chown(folder, uid, uid)
-    data = folder / "data"
-    if data.exists() and (data / "PG_VERSION").stat().st_uid != uid:
-        for root, folders, files in os.walk(data):
-            for name in (".", *folders, *files):
-                os.chown(Path(root, name), uid, uid, follow_symlinks=False)
-
-
-def _write_private(path: Path, text: str, uid: int | None) -> None:
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(handle)
-        if uid is not None:
-            os.fchown(handle, uid, uid)
-    draft.replace(path)
-
-
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _tail(path: Path, start: int | None = None, limit: int = 8192) -> str:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - limit, start or 0))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
