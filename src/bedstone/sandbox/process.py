@@ -207,6 +207,9 @@ class ProcessSandbox:
         owner = uid if uid is not None and os.geteuid() == 0 else None
         make_folder(folder, owner)
         env = environment(unit)
+        if "/" in interpreter and "PATH" not in declared.env:
+            # As in an activated environment, so that a shell finds what is installed beside it.
+            env["PATH"] = f"{Path(interpreter).parent}{os.pathsep}{env['PATH']}"
         if uid is not None and uid >= FIRST_UID:
             env["HOME"] = env["TMPDIR"] = str(folder)
         if unit.identity is not None and "GRPC_XDS_BOOTSTRAP" not in declared.env:
