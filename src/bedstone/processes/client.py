@@ -8,6 +8,7 @@ connecting again is the caller's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -236,6 +237,8 @@ async def start_supervisor(
             os.close(write)
         config_path.unlink(missing_ok=True)
     if "run" not in answer:
+        with contextlib.suppress(OSError):  # not empty: another run's
+            Path(config.run_dir).rmdir()
         raise _rebuild(answer)
     return RunInfo(**answer["run"])
 
