@@ -8,7 +8,7 @@ so that new directories are watched too.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +20,7 @@ _LIMIT = 4000
 _DEBOUNCE_MS = 150
 
 
-async def saves(manifest: Path) -> AsyncIterator[None]:
+async def saves(manifest: Path) -> AsyncGenerator[None, None]:
     """Yields after every burst of changes to the manifest or below its directory.
 
     Raises:

@@ -170,6 +170,7 @@ class _Session:
         self._feed: Feed = Feed(terminal, began)
         self._generation = 0
         self._shown_ready = False
+        self._started = False
         self._ailing = False
         self._ended = False
 
@@ -188,7 +189,7 @@ class _Session:
         fresh = not self._state_dir.exists()
         async with exclusive(self._state_dir, busy):
             run = await asyncio.to_thread(cleanup_stale, self._state_dir)
-            started = run is None
+            self._started = run is None
             if run is None:
                 run = await self._start(fresh=fresh)
             else:
@@ -198,12 +199,12 @@ class _Session:
         target = Target(self._path, self._state_dir)
         try:
             async with target.connect() as client:
-                await self._apply_first(client, started=started)
-                await self._stay(client, run, started=started)
+                await self._apply_first(client)
+                await self._stay(client, run)
         except BaseException:
-            if started and not self._options.detach:
+            if self._started and not self._options.detach:
                 await self._end(run)
-            elif started and (self._generation == 0 or self._ailing):
+            elif self._started and (self._generation == 0 or self._ailing):
                 await abandon(run)
             raise
 
@@ -249,19 +250,19 @@ class _Session:
         if any(database.url is None for database in self._manifest.spec.databases.values()):
             postgres_program()
 
-    async def _apply_first(self, client: Client, *, started: bool) -> None:
+    async def _apply_first(self, client: Client) -> None:
         from bedstone.cli.following import known
         from bedstone.cli.request import request_of
 
         request = await asyncio.to_thread(request_of, self._manifest, self._sources)
-        if not started:
+        if not self._started:
             current = await known(client, self._app)
             self._check_port(current.gateway if current else None)
             if current:
                 self._feed.prime(current)
         result = await client.apply(request)
         self._generation = result.generation
-        if started:
+        if self._started:
             return
         if result.changes:
             for line in change_lines(result.changes):
@@ -269,7 +270,7 @@ class _Session:
         else:
             self._terminal.say("nothing has changed")
 
-    async def _stay(self, client: Client, run: RunInfo, *, started: bool) -> None:
+    async def _stay(self, client: Client, run: RunInfo) -> None:
         from bedstone.cli.following import statuses
 
         if self._options.detach and not self._options.wait:
@@ -282,7 +283,7 @@ class _Session:
             if self._options.detach:
                 await self._wait(client, following, run)
             else:
-                await self._foreground(client, following, run, started=started)
+                await self._foreground(client, following, run)
 
     async def _wait(self, client: Client, following: Statuses, run: RunInfo) -> None:
         status = await self._ready(client, following, run)
@@ -304,9 +305,7 @@ class _Session:
 
     # The foreground.
 
-    async def _foreground(
-        self, client: Client, following: Statuses, run: RunInfo, *, started: bool
-    ) -> None:
+    async def _foreground(self, client: Client, following: Statuses, run: RunInfo) -> None:
         stop = asyncio.Event()
         presses = 0
 
@@ -333,7 +332,7 @@ class _Session:
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
         for task in done:
             task.result()
-        if not started:
+        if not self._started:
             self._terminal.say(f"left running; `bedstone down{at(self._manifest.root)}` stops it")
             return
         await self._end(run)
@@ -429,6 +428,9 @@ class _Session:
         if status.gateway:
             say(f"  gateway     {status.gateway}")
         say(f"  identities  {identities(status, self._options.isolate)}")
+        if self._options.api_listen:
+            authority = shown(self._state_dir / "authority" / "root.pem")
+            say(f"  api         https://{self._options.api_listen}, CA certificate {authority}")
         say()
         where = at(self._manifest.root, "-C")
         if status.gateway and self._manifest.spec.gateway:
@@ -441,7 +443,8 @@ class _Session:
             say(f"  bedstone down{where}")
         else:
             saved = "; what you save is rolled out" if self._options.watch else ""
-            say(f"\nCtrl-C stops it{saved}")
+            ends = "stops it" if self._started else "leaves it running"
+            say(f"\nCtrl-C {ends}{saved}")
 
 
 def replace_hint(error: Error, hint: str) -> Error:

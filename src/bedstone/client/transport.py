@@ -232,14 +232,14 @@ def _timed_out(error: httpx.HTTPError) -> bool:
 def _failure(status: int, content: bytes, retry_after: str | None) -> Error:
     """The error that an unsuccessful answer stands for."""
     value: Any = None
+    if status == 401:
+        return DeniedError(
+            "the server wants a valid token", hint="give --token-file or BEDSTONE_TOKEN"
+        )
     try:
         value = json.loads(content)
         code, message, hint = value["code"], value["message"], value.get("hint")
     except (ValueError, KeyError, TypeError, AttributeError):
-        if status == 401:
-            return DeniedError(
-                "the server wants a credential", hint="give --token-file or BEDSTONE_TOKEN"
-            )
         code = next((code for code, known in HTTP_STATUS.items() if known == status), INTERNAL)
         detail = _detail(value)
         message, hint = f"the server answered {status}{detail}", None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import pytest
 
 from bedstone.cli.main import run as run_command
 from bedstone.processes.identity import ProcessIdentity
-from bedstone.processes.state import RunInfo, write_run
+from bedstone.processes.state import RunInfo, locked, write_run
 from bedstone.testing.api import FakeApi, serve_fake_api
 
 MANIFEST = """\
@@ -73,12 +73,16 @@ def app(empty: Path) -> Path:
 
 @pytest.fixture
 def running(app: Path) -> Iterator[FakeApi]:
-    """The same, with a run: this process stands for its supervisor."""
-    identity = ProcessIdentity.of(os.getpid())
-    assert identity is not None
+    """The same, with a run: a process that does nothing stands for its supervisor."""
     state = app / ".bedstone"
     state.mkdir()
-    with tempfile.TemporaryDirectory(prefix="bst-") as folder:
+    with (
+        subprocess.Popen(["sleep", "600"]) as supervisor,
+        locked(state),
+        tempfile.TemporaryDirectory(prefix="bst-") as folder,
+    ):
+        identity = ProcessIdentity.of(supervisor.pid)
+        assert identity is not None
         write_run(
             RunInfo(
                 run_id="r1",
@@ -93,3 +97,4 @@ def running(app: Path) -> Iterator[FakeApi]:
         )
         with serve_fake_api(Path(folder, "api.sock")) as fake:
             yield fake
+        supervisor.kill()

@@ -386,19 +386,22 @@ def test_schema_is_json(command: Command) -> None:
     assert json.loads(command("schema").out)["type"] == "object"
 
 
-def test_doctor_has_a_fix_for_what_fails(
-    empty: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_looks_at_this_machine(empty: Path, command: Command) -> None:
     ended = command("doctor")
     assert ended.out.startswith("RESULT")
-    for check in ("python", "envoy", "postgres", "identities", "disk"):
+    for check in ("python", "envoy", "postgresql", "disk"):
         assert check in ended.out
     found = json.loads(command("doctor", "-o", "json").out)
     assert all(check["fix"] for check in found if check["result"] != "ok")
-    monkeypatch.setattr("bedstone.cli.doctor._ROOM", 1 << 62)
+
+
+def test_doctor_has_a_fix_for_what_fails(
+    empty: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bedstone.engines.doctor._SPACE", 1 << 62)
     ended = command("doctor")
     assert ended.status == 1
-    assert "make room" in ended.out
+    assert "fail: disk: free at least" in ended.out
 
 
 def test_a_command_that_does_not_exist_names_the_nearest(command: Command) -> None:
