@@ -29,6 +29,7 @@ from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
 from bedstone.node.instances import Instances, Surroundings
 from bedstone.node.join import Membership, join, load_membership
+from bedstone.node.journal import Journal
 from bedstone.node.logs import LogKeeper
 from bedstone.node.preparations import Preparations
 from bedstone.node.reports import Reports
@@ -166,10 +167,8 @@ class Agent:
                 preparations=preparations,
                 clock=self._clock,
                 xds=lambda: self._membership.session,
-                changed=self._save_wake.set,
-            ),
-            config.private / "instances.json",
-            run_id,
+                journal=Journal(config.private / "instances", run_id),
+            )
         )
         self._commands = Commands(config, self._session.send, self._session.drained, self._tasks)
 
@@ -283,11 +282,10 @@ class Agent:
     # Regular work.
 
     async def _save(self) -> None:
-        """Write down what changed, at most a few times a second."""
+        """Write down what the server wants, at most a few times a second."""
         while True:
             await self._save_wake.wait()
             self._save_wake.clear()
-            self._instances.save()
             self._view.save(self._config.private / "view.json")
             await asyncio.sleep(0.1)
 

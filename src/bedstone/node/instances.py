@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from bedstone.model.resources import Desired, Instance, InstanceStatus, Phase, P
 from bedstone.model.spec import ExecProbe, TcpProbe
 from bedstone.node import lifecycle
 from bedstone.node.certificates import Certificates
+from bedstone.node.journal import Journal, Record
 from bedstone.node.lifecycle import (
     Event,
     Exited,
@@ -46,7 +46,6 @@ from bedstone.node.watch import Watch
 from bedstone.processes.spec import ProcessInfo
 from bedstone.sandbox.protocol import Sandbox, Unit, process_name, split_uses
 from bedstone.trust.spiffe import workload_id
-from bedstone.trust.svid import write_private
 
 LISTEN_POLL = 0.01
 LISTEN_POLL_LATER = 0.25
@@ -82,7 +81,7 @@ class Surroundings:
     preparations: Preparations
     clock: Callable[[], float]
     xds: Callable[[], str]
-    changed: Callable[[], None]
+    journal: Journal
 
 
 class Runner:
@@ -93,8 +92,9 @@ class Runner:
         around: Surroundings,
         instance: Instance,
         revision: Revision,
-        old: InstanceStatus | None,
+        record: Record | None,
     ) -> None:
+        old = record.status if record else None
         self._around = around
         self._tasks = Tasks()
         self._events: deque[Event] = deque()
@@ -102,7 +102,8 @@ class Runner:
         self._ended: dict[int, str] = {}
         self._listening = False
         self._listen_task: asyncio.Task[object] | None = None
-        self._ever_ready = old is not None and old.ready_at is not None
+        self.served = record is not None and record.served
+        """It was ready at some time: its proxy listens, and what it uses was there."""
         self._enforced = old.enforced if old else False
         self._limits = old.limits if old else []
         self.instance = instance
@@ -149,8 +150,13 @@ class Runner:
         around = self._around
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if process is not None and process.running and process.pid is not None:
-            self.plumbing = previous
-            self._tell(Spawned(process.pid, process.started_at or around.clock(), adopted=True))
+            if previous is None:
+                # Nobody knows its addresses any more: it cannot be adopted.
+                await self.sandbox.stop(self.instance, self.revision.spec.stop_timeout)
+            else:
+                self.plumbing = previous
+                begun = process.started_at or around.clock()
+                self._tell(Spawned(process.pid, begun, adopted=True))
         elif self.state.pid is not None:
             ending = process.ending() if process else "it ended while no agent was there"
             self._tell(Exited(ending))
@@ -162,7 +168,7 @@ class Runner:
                 decision = lifecycle.step(self.state, event, self._facts(), now)
                 self.state = decision.state
                 if self.state.phase is Phase.READY:
-                    self._ever_ready = True
+                    self.served = True
                 self._publish()
                 for action in decision.actions:
                     self._tasks.start(self._perform(action))
@@ -235,7 +241,7 @@ class Runner:
         ]
         app = view.app(instance.app)
         # One that has served before does not wait for others again: an outage must not spread.
-        if app is not None and not self._ever_ready:
+        if app is not None and not self.served:
             circle = cycle_of(app.spec, instance.workload)
             missing += [
                 f"workload {name}"
@@ -256,7 +262,7 @@ class Runner:
         while self.plumbing is not None and not self._listening:
             plumbing = self.plumbing
             waited = around.clock() - begun
-            known = self.instance.path in around.view.acknowledged or self._ever_ready
+            known = self.instance.path in around.view.acknowledged or self.served
             if known and await accepts(self.sandbox.socket, plumbing.outbound):
                 if await accepts(self.sandbox.socket, plumbing.inbound):
                     self._listening = True
@@ -427,7 +433,8 @@ class Runner:
             certificate_until=svid.until if svid else None,
         )
         if self._around.reports.put(status):
-            self._around.changed()
+            # Before anything that was decided is done.
+            self._around.journal.write(Record(status, self.served))
 
 
 def _restored(old: InstanceStatus | None) -> State:
@@ -453,34 +460,18 @@ def _restored(old: InstanceStatus | None) -> State:
 class Instances:
     """All runners of the node."""
 
-    def __init__(self, around: Surroundings, journal: Path, run_id: str) -> None:
+    def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._journal = journal
-        self._run_id = run_id
         self._tasks = Tasks()
-        self._old: dict[str, InstanceStatus] = {}
+        self._old: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
         around.watch.listen("instance/", self._ended)
 
     def load(self) -> None:
-        """Read the journal of an earlier agent of the same run."""
-        try:
-            value = json.loads(self._journal.read_bytes())
-            same_run = value["run_id"] == self._run_id
-            statuses = [InstanceStatus.model_validate(item) for item in value["instances"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        if same_run:
-            self._old = {status.path: status for status in statuses}
-            for status in statuses:
-                self._around.reports.put(status)
-
-    def save(self) -> None:
-        """Write the journal."""
-        statuses = [
-            status.model_dump(mode="json") for status in self._around.reports.instances.values()
-        ]
-        write_private(self._journal, json.dumps({"run_id": self._run_id, "instances": statuses}))
+        """Read what an earlier agent of the same run left."""
+        self._old = self._around.journal.load()
+        for record in self._old.values():
+            self._around.reports.put(record.status)
 
     def reconcile(self) -> None:
         """Run exactly what the view says."""
@@ -506,26 +497,26 @@ class Instances:
                 runner.forgotten.set()
         if self._around.view.known:
             for path in self._old.keys() - wanted.keys():
-                self._tasks.start(self._discard(self._old.pop(path)))
+                self._tasks.start(self._discard(self._old.pop(path).status))
         self._around.preparations.retain(self._preparing())
         self.kick()
 
     def _begin(self, instance: Instance, revision: Revision) -> None:
-        old = self._old.pop(instance.path, None)
-        runner = Runner(self._around, instance, revision, old)
+        record = self._old.pop(instance.path, None)
+        runner = Runner(self._around, instance, revision, record)
         self._runners[instance.path] = runner
-        self._tasks.start(self._run(runner, old))
+        self._tasks.start(self._run(runner, record))
 
-    async def _run(self, runner: Runner, old: InstanceStatus | None) -> None:
+    async def _run(self, runner: Runner, record: Record | None) -> None:
         process = self._around.watch.latest.get(process_name(runner.instance))
-        await runner.run(old.plumbing if old else None, process)
+        await runner.run(record.status.plumbing if record else None, process)
         # Stopped; it stays said until the server has deleted it.
         path = runner.instance.path
         await runner.forgotten.wait()
         await runner.sandbox.release(runner.instance, runner.plumbing)
         del self._runners[path]
         self._around.reports.remove(f"status/instances/{path}")
-        self._around.changed()
+        self._around.journal.forget(path)
         self.reconcile()
 
     async def _discard(self, old: InstanceStatus) -> None:
@@ -543,7 +534,7 @@ class Instances:
             await sandbox.stop(instance, 10.0)
         await sandbox.release(instance, old.plumbing)
         self._around.reports.remove(old.key)
-        self._around.changed()
+        self._around.journal.forget(old.path)
 
     def _preparing(self) -> set[Key]:
         return {key_of(instance) for instance in self._around.view.instances()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,8 +42,8 @@ class Life:
     now: float = 1000.0
     wake: float | None = None
 
-    def tell(self, event: Event | None = None, **facts: object) -> tuple[Action, ...]:
-        self.facts = replace(self.facts, **facts)  # type: ignore[arg-type]
+    def tell(self, event: Event | None = None, **facts: Any) -> tuple[Action, ...]:
+        self.facts = replace(self.facts, **facts)
         decision = step(self.state, event or Look(), self.facts, self.now)
         self.state, self.wake = decision.state, decision.wake
         return decision.actions
@@ -78,7 +79,7 @@ class Life:
         ({"listening": False}, "proxy"),
     ],
 )
-def test_nothing_starts_before_everything_is_there(missing: dict[str, object], reason: str) -> None:
+def test_nothing_starts_before_everything_is_there(missing: dict[str, Any], reason: str) -> None:
     life = Life()
     assert life.tell(**missing) == ()
     assert life.phase() is Phase.PENDING

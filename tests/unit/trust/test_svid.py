@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import time
 from dataclasses import replace
@@ -24,7 +24,7 @@ def issue(authority: Authority, spiffe_id: str = ID, seconds: float = 3600) -> S
     issued = authority.sign(
         certificate_request(key, spiffe_id),
         spiffe_id,
-        lifetime=datetime.timedelta(seconds=seconds),
+        lifetime=dt.timedelta(seconds=seconds),
     )
     return Svid(spiffe_id, key, issued.chain, authority.bundle, time.time())
 
