@@ -37,6 +37,9 @@ from bedstone.errors import DeniedError
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _LOG = logging.getLogger(__name__)
+_LARGE = 256 << 10
+_LARGE_AT_ONCE = 16
+_LARGE_WAIT = 2.0
 _TYPES = {kind.value: kind for kind in Type}
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -87,6 +90,10 @@ class AdsService:
     Args:
         mesh: what to serve.
         authorize: says who a client is, or raises DeniedError.
+
+    Attributes:
+        bytes_sent: since the beginning, to all clients.
+        responses_sent: likewise.
     """
 
     def __init__(self, mesh: Mesh, authorize: Authorize) -> None:
@@ -95,6 +102,9 @@ class AdsService:
         self._interest = Interest()
         self._connections: dict[Stream, _Connection] = {}
         self._progress = asyncio.Event()
+        self.bytes_sent = 0
+        self.responses_sent = 0
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._unwatch = mesh.watch(self._changed)
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -196,11 +206,28 @@ class AdsService:
         while not connection.closed:
             connection.wake.clear()
             for response in connection.stream.poll(loop.time()):
-                await context.write(write(response))
+                await self._write(context, write(response))
             at = connection.stream.wake_at(loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(at):
                     await connection.wake.wait()
+
+    async def _write(self, context: Context, data: bytes) -> None:
+        """Write; of large responses only a few at a time, as each is a copy in memory."""
+        self.bytes_sent += len(data)
+        self.responses_sent += 1
+        if len(data) < _LARGE:
+            await context.write(data)
+            return
+        held = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LARGE_WAIT):  # a client that does not read is no excuse
+                held = await self._large.acquire()
+        try:
+            await context.write(data)
+        finally:
+            if held:
+                self._large.release()
 
     def _advance(self) -> None:
         """Wake whoever waits for acknowledgements."""
@@ -222,13 +249,21 @@ class AdsService:
         Returns:
             Whether that has happened.
         """
+        waiting = list(self._connections)
         try:
             async with asyncio.timeout(timeout):
-                while not queries.settled(self._connections, app, workload):
+                while True:
+                    # one look at the last of them for each step, and not at all of them
+                    while waiting and (
+                        waiting[-1] not in self._connections
+                        or queries.settled(waiting[-1], app, workload)
+                    ):
+                        waiting.pop()
+                    if not waiting:
+                        return True
                     await self.progressed()
         except TimeoutError:
             return False
-        return True
 
     def route_programmed(self, app: str) -> bool:
         """Whether the app's gateway is served, by every connected proxy that shall."""

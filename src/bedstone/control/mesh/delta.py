@@ -9,11 +9,13 @@ Rules:
 - After a rejection the culprits are left out, and offered again when they change or after a while;
   the rest is sent again. Where the message names no culprit, halving finds it.
 - A returning client says what it has, and is sent the difference.
+- Of a collection's members nothing is remembered but which are yet to be sent: a thousand clients
+  of ten thousand endpoints must not cost ten million records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,10 +41,11 @@ _ROUTING = (Type.LDS, Type.RDS)
 
 @dataclass(slots=True)
 class _Sent:
-    """A response that waits for its answer: the versions in it; None for a removal."""
+    """A response that waits for its answer."""
 
     nonce: str
-    versions: dict[str, str | None]
+    resources: tuple[tuple[str, Encoded], ...]
+    removed: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class _Subscription:
     owed: bool = False  # a client that begins waits for an answer, even an empty one
     names: set[str] = field(default_factory=set)
     globs: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)  # collections to be sent from scratch
     held: dict[str, str] = field(default_factory=dict)
     dirty: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)  # subscribed, and to be told it does not exist
@@ -63,7 +67,11 @@ class _Subscription:
 
     @property
     def busy(self) -> bool:
-        return self.begun and (self.sent is not None or bool(self.dirty) or bool(self.halves))
+        return self.begun and bool(self.sent or self.dirty or self.halves)
+
+    def collects(self, name: str) -> bool:
+        """Whether a name belongs to a collection that the client subscribes to."""
+        return bool(self.globs) and name.rpartition("/")[0] + "/*" in self.globs
 
 
 class DeltaStream:
@@ -88,8 +96,8 @@ class DeltaStream:
             if not request.subscribe:
                 self._subscribe(request.kind, ("*",))
         self._subscribe(request.kind, request.subscribe)
-        subscription.held.update(request.initial)
-        subscription.dirty.update(request.initial)
+        if request.initial:
+            self._returned(request.kind, request.initial)
         self._unsubscribe(request.kind, request.unsubscribe)
         sent = subscription.sent
         if sent is not None and request.nonce == sent.nonce:
@@ -98,6 +106,20 @@ class DeltaStream:
                 self._acknowledged(request.kind, sent)
             else:
                 self._rejected(request.kind, sent, request.error, now)
+
+    def _returned(self, kind: Type, initial: Mapping[str, str]) -> None:
+        """Take in what a returning client has."""
+        subscription = self._types[kind]
+        for name, version in initial.items():
+            if not subscription.collects(name):
+                subscription.held[name] = version
+            elif (wanted := self._wanted(kind, name)) and wanted.version == version:
+                continue
+            subscription.dirty.add(name)
+        for glob in subscription.whole:
+            missing = self._mesh.collection(self.proxy, glob).keys() - initial.keys()
+            subscription.dirty |= missing
+        subscription.whole.clear()
 
     def _subscribe(self, kind: Type, subscribe: Iterable[str]) -> None:
         subscription = self._types[kind]
@@ -108,11 +130,7 @@ class DeltaStream:
             elif name.endswith("/*"):
                 subscription.globs.add(name)
                 self._hear(Key(Flavour.ENVOY, kind, name))
-                members = self._mesh.collection(self.proxy, name)
-                subscription.dirty |= members
-                if not members:
-                    subscription.absent.add(name)
-                    subscription.dirty.add(name)
+                subscription.whole.add(name)
             else:
                 subscription.names.add(name)
                 subscription.absent.add(name)
@@ -132,8 +150,9 @@ class DeltaStream:
             subscription.names.discard(name)
             if name in subscription.globs:
                 subscription.globs.discard(name)
+                subscription.whole.discard(name)
                 prefix = name.removesuffix("*")
-                gone = [member for member in subscription.held if member.startswith(prefix)]
+                gone = [member for member in subscription.dirty if member.startswith(prefix)]
             else:
                 gone = [name]
             if not subscription.wildcard:
@@ -147,12 +166,13 @@ class DeltaStream:
 
     def _acknowledged(self, kind: Type, sent: _Sent) -> None:
         subscription = self._types[kind]
-        for name, version in sent.versions.items():
-            subscription.refused.pop(name, None)
-            if version is None:
-                subscription.held.pop(name, None)
-            elif self._subscribed(kind, name):
-                subscription.held[name] = version
+        for name in sent.removed:
+            subscription.held.pop(name, None)
+        for name, encoded in sent.resources:
+            if subscription.refused:
+                subscription.refused.pop(name, None)
+            if subscription.wildcard or name in subscription.names:
+                subscription.held[name] = encoded.version
                 if kind is Type.CDS:
                     self._await_endpoints(name)
 
@@ -167,7 +187,7 @@ class DeltaStream:
 
     def _rejected(self, kind: Type, sent: _Sent, message: str, now: float) -> None:
         subscription = self._types[kind]
-        added = {name: version for name, version in sent.versions.items() if version is not None}
+        added = {name: encoded.version for name, encoded in sent.resources}
         culprits = mentioned(message, added) or (list(added) if len(added) == 1 else [])
         for name in culprits:
             before = subscription.refused.get(name)
@@ -178,7 +198,7 @@ class DeltaStream:
         else:
             middle = len(rest) // 2
             subscription.halves += [set(half) for half in (rest[:middle], rest[middle:]) if half]
-        for name in sent.versions.keys() - added.keys():
+        for name in sent.removed:
             if added:
                 subscription.dirty.add(name)
             else:
@@ -208,9 +228,7 @@ class DeltaStream:
 
     def _subscribed(self, kind: Type, name: str) -> bool:
         subscription = self._types[kind]
-        if subscription.wildcard or name in subscription.names:
-            return True
-        return bool(subscription.globs) and name.rpartition("/")[0] + "/*" in subscription.globs
+        return subscription.wildcard or name in subscription.names or subscription.collects(name)
 
     def _wanted(self, kind: Type, name: str) -> Encoded | None:
         """What the client shall have under a name; remembers to hear of its changes."""
@@ -219,7 +237,8 @@ class DeltaStream:
         key = self._mesh.key(self.proxy, kind, name)
         if key is None:
             return None
-        self._hear(key)
+        if not self._types[kind].collects(name):  # heard of by the collection
+            self._hear(key)
         return self._mesh.get(key)
 
     def poll(self, now: float) -> list[Response]:
@@ -265,6 +284,29 @@ class DeltaStream:
         return now - self._retained_since < PATIENCE
 
     def _respond(self, kind: Type, subscription: _Subscription, now: float) -> Response | None:
+        if subscription.whole:
+            resources, removed = self._wholes(subscription)
+        else:
+            resources, removed = self._difference(kind, subscription, now)
+        if not (resources or removed or subscription.owed):
+            return None
+        subscription.owed = False
+        nonce = f"{kind.name.lower()}-{next(self._nonces)}"
+        subscription.sent = _Sent(nonce, resources, removed)
+        return Response(kind, nonce, resources, removed)
+
+    def _wholes(
+        self, subscription: _Subscription
+    ) -> tuple[tuple[tuple[str, Encoded], ...], tuple[str, ...]]:
+        """One collection from scratch; an empty one is answered as absent."""
+        glob = subscription.whole.pop()
+        members = self._mesh.collection(self.proxy, glob)
+        subscription.dirty -= members.keys()
+        return tuple(members.items()), () if members else (glob,)
+
+    def _difference(
+        self, kind: Type, subscription: _Subscription, now: float
+    ) -> tuple[tuple[tuple[str, Encoded], ...], tuple[str, ...]]:
         candidates = subscription.halves.pop() if subscription.halves else subscription.dirty
         resources: list[tuple[str, Encoded]] = []
         removed: list[str] = []
@@ -272,7 +314,11 @@ class DeltaStream:
         for name in sorted(candidates):
             wanted = self._wanted(kind, name)
             if wanted is None:
-                if name in subscription.held or name in subscription.absent:
+                if (
+                    name in subscription.held
+                    or name in subscription.absent
+                    or subscription.collects(name)
+                ):
                     removed.append(name)
                 subscription.refused.pop(name, None)
                 continue
@@ -289,14 +335,7 @@ class DeltaStream:
             subscription.dirty |= later
         subscription.absent -= {name for name, _ in resources}
         subscription.absent -= set(removed)
-        if not (resources or removed or subscription.owed):
-            return None
-        subscription.owed = False
-        nonce = f"{kind.name.lower()}-{next(self._nonces)}"
-        versions: dict[str, str | None] = {name: made.version for name, made in resources}
-        versions.update(dict.fromkeys(removed))
-        subscription.sent = _Sent(nonce, versions)
-        return Response(kind, nonce, tuple(resources), tuple(removed))
+        return tuple(resources), tuple(removed)
 
     def wake_at(self, now: float) -> float | None:
         """When `poll` may have something without further input."""
@@ -356,8 +395,10 @@ class DeltaStream:
     def pending(self, kind: Type) -> int:
         """How many resources of a type are unsent or unacknowledged."""
         subscription = self._types[kind]
-        unanswered = len(subscription.sent.versions) if subscription.sent is not None else 0
-        return unanswered + len(subscription.dirty) + sum(map(len, subscription.halves))
+        sent = subscription.sent
+        unanswered = len(sent.resources) + len(sent.removed) if sent is not None else 0
+        waiting = len(subscription.dirty) + len(subscription.whole)
+        return unanswered + waiting + sum(map(len, subscription.halves))
 
     def close(self) -> None:
         """Forget everything."""

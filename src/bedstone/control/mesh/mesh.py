@@ -73,6 +73,7 @@ class Mesh:
         self._made: dict[Key, tuple[Recipe, Encoded]] = {}
         self._made_of: defaultdict[str, set[Key]] = defaultdict(set)  # by app
         self._stale: set[Key] = set()
+        self._collections: dict[Service, dict[str, Encoded]] = {}  # until they change
         self._watchers: list[Callable[[Changes], None]] = []
         self._holds = 0
 
@@ -170,17 +171,23 @@ class Mesh:
                 full = str(Service(app, cell, name)) if kind is Type.LDS else name
                 return Key(Flavour.GRPC, kind, full)
 
-    def collection(self, proxy: Proxy, glob: str) -> AbstractSet[str]:
-        """The names of the endpoints in a glob collection (`xdstp://…/*`) that a proxy may see."""
+    def collection(self, proxy: Proxy, glob: str) -> Mapping[str, Encoded]:
+        """The endpoints, by name, of a glob collection (`xdstp://…/*`) that a proxy may see."""
         service = _service_of(glob)
         if service is None or service not in self._state.large:
-            return frozenset()
+            return {}
         if self.key(proxy, Type.LEDS, glob) is None:
-            return frozenset()
-        return {
-            names.leds_endpoint(self.domain, service, name)
-            for name in self._state.registry.endpoints(service)
-        }
+            return {}
+        members = self._collections.get(service)
+        if members is None:
+            members = {}
+            for instance in self._state.registry.endpoints(service):
+                name = names.leds_endpoint(self.domain, service, instance)
+                made = self.get(Key(Flavour.ENVOY, Type.LEDS, name))
+                if made is not None:
+                    members[name] = made
+            self._collections[service] = members
+        return members
 
     def callees(self, caller: Caller) -> tuple[str, ...]:
         """The workloads that an identity may call."""
@@ -363,6 +370,7 @@ class Mesh:
         for change in changed:
             service = Service(change.app, change.cell, change.workload)
             self._resize(service)
+            self._collections.pop(service, None)
             if service in self._state.large:
                 name = names.leds_endpoint(self.domain, service, change.instance)
                 changes.keys.add(Key(Flavour.ENVOY, Type.LEDS, name))

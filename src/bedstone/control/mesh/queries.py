@@ -13,15 +13,14 @@ from bedstone.control.mesh.views import NodeProxy
 from bedstone.model.resources import DEFAULT_CELL
 
 
-def settled(streams: Iterable[Stream], app: str, workload: str) -> bool:
-    """Whether every client that uses a service has acknowledged its current endpoints."""
-    for stream in streams:
-        for name in stream.names(Type.EDS):
-            service_app, _, service_workload = name.split("/", 2)
-            if (service_app, service_workload) != (app, workload):
-                continue
-            if not stream.current(Type.EDS, name) or stream.pending(Type.LEDS):
-                return False
+def settled(stream: Stream, app: str, workload: str) -> bool:
+    """Whether a client has acknowledged a service's current endpoints, if it uses the service."""
+    for name in stream.names(Type.EDS):
+        service_app, _, service_workload = name.split("/", 2)
+        if (service_app, service_workload) != (app, workload):
+            continue
+        if not stream.current(Type.EDS, name) or stream.pending(Type.LEDS):
+            return False
     return True
 
 
