@@ -176,7 +176,12 @@ async def _remote_api(config: ServerConfig, api: FastAPI, credentials: ServerCre
     host, port = host_and_port(config.api_listen or "")
     key, chain = credentials.save(config.state_dir / "authority")
     try:
-        listener = socket.create_server((host, port), backlog=128)
+        # asyncio turns Nagle's algorithm off only where the protocol is named.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
         raise UnavailableError(
             f"the API cannot listen on {host}:{port}: {error.strerror}",

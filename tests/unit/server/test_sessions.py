@@ -26,8 +26,10 @@ from bedstone.model.messages import (
 )
 from bedstone.model.resources import App, Instance, InstanceStatus, Node, Phase, Presence
 from bedstone.model.spec import AppSpec, WorkloadSpec
-from bedstone.server.sessions import Sessions
+from bedstone.server.sessions import LEASE_SECONDS, Sessions
 from bedstone.store import Put, Store, open_store
+from bedstone.store.memory import MemoryStore
+from bedstone.testing.faults import VirtualClock
 from bedstone.trust.authority import Authority
 from bedstone.trust.svid import certificate_request, new_key
 
@@ -97,9 +99,11 @@ class Peer:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-def run(tmp_path: Path, check: Callable[[World], Awaitable[None]]) -> None:
+def run(
+    tmp_path: Path, check: Callable[[World], Awaitable[None]], clock: VirtualClock | None = None
+) -> None:
     async def main() -> None:
-        async with open_store("memory://") as store:
+        async with MemoryStore(clock=clock) if clock else open_store("memory://") as store:
             loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
             running = asyncio.create_task(loop.run())
             await loop.loaded()
@@ -297,3 +301,27 @@ def test_commands_are_answered_or_fail_when_the_node_goes_away(tmp_path: Path) -
             await call
 
     run(tmp_path, check)
+
+
+def test_a_dead_nodes_instances_expire_and_a_node_that_wakes_up_is_back(tmp_path: Path) -> None:
+    clock = VirtualClock()
+
+    async def check(world: World) -> None:
+        await world.declare()
+        peer = Peer(world)
+        peer.say(Hello(node=NODE))
+        await world.until(lambda: bool(world.loop.snapshot.of(Instance, "shop")))
+        instance = world.loop.snapshot.of(Instance, "shop")[0]
+        peer.say(Report(instances=(status(instance, Phase.READY),)))
+        await world.until(lambda: world.loop.snapshot.ready(instance))
+        await clock.advance(LEASE_SECONDS * 0.8)
+        assert world.loop.snapshot.ready(instance), "the lease has not ended yet"
+        await clock.advance(LEASE_SECONDS * 1.5)
+        await world.until(lambda: not world.loop.snapshot.present("n"))
+        assert not world.loop.snapshot.ready(instance)
+        assert world.loop.snapshot.status(instance), "what the node said of it is kept"
+        peer.say(Report())
+        await world.until(lambda: world.loop.snapshot.ready(instance))
+        await peer.close()
+
+    run(tmp_path, check, clock)
