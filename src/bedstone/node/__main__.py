@@ -37,11 +37,24 @@ def main() -> int:
     except asyncio.CancelledError:
         return 0
     except Error as error:
-        logging.getLogger("bedstone.node").error(
-            "ended", extra={"code": error.code, "reason": str(error), "hint": error.hint}
-        )
-        return EXIT_STATUS[error.code]
+        return _say(error)
+    except ExceptionGroup as group:
+        ours = group.subgroup(Error)
+        if ours is None:
+            raise  # a bug of ours: its trace is what helps
+        return _say(ours)
     return 0
+
+
+def _say(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, Error):
+        raise error
+    logging.getLogger("bedstone.node").error(
+        "ended", extra={"code": error.code, "reason": str(error), "hint": error.hint}
+    )
+    return EXIT_STATUS[error.code]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
-from bedstone.errors import Error
+from bedstone.errors import Error, UnavailableError
 from bedstone.model.messages import (
     Assignments,
     Certificate,
@@ -114,15 +115,18 @@ class Agent:
             self._tasks.start(self._proxy.run())
             await self._enter_domain()
             await self._resume()
-            for work in (
-                self._certificates.run(),
-                self._session.run(),
-                self._compare(),
-                self._save(),
-                self._keep_logs(),
-            ):
-                self._tasks.start(work)
-            await watching
+            # None of these ever ends; when one fails, all do, and the supervisor starts an agent
+            # anew, which adopts what runs.
+            async with asyncio.TaskGroup() as group:
+                for work in (
+                    watching,
+                    self._certificates.run(),
+                    self._session.run(),
+                    self._compare(),
+                    self._save(),
+                    self._keep_logs(),
+                ):
+                    group.create_task(_forever(work))
 
     def _build(self, supervisor: SupervisorClient, watch: Watch, ports: Ports, run_id: str) -> None:
         config = self._config
@@ -286,7 +290,12 @@ class Agent:
         while True:
             await self._save_wake.wait()
             self._save_wake.clear()
-            self._view.save(self._config.private / "view.json")
+            try:
+                self._view.save(self._config.private / "view.json")
+            except OSError as error:
+                _log.error("cannot write", extra={"reason": str(error)})
+                self._save_wake.set()
+                await asyncio.sleep(1.0)
             await asyncio.sleep(0.1)
 
     async def _compare(self) -> None:
@@ -316,3 +325,8 @@ class Agent:
             alive = {instance.path for instance in self._view.instances()}
             keeper.look(time.time(), alive)
             await asyncio.sleep(LOG_PERIOD)
+
+
+async def _forever(work: Awaitable[None]) -> None:
+    await work
+    raise UnavailableError("a part of the node agent has ended")

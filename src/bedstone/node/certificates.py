@@ -107,7 +107,11 @@ class Certificates:
                 wanted.svid = svid
                 wanted.pause = FIRST_RETRY
                 wanted.retry_at = 0.0
-                svid.save(self._path(spiffe_id))
+                try:
+                    svid.save(self._path(spiffe_id))
+                except OSError as error:
+                    # It serves all the same; only the next agent will have to ask again.
+                    _log.warning("cannot write", extra={"reason": str(error)})
                 self._changed(svid)
                 self._wake.set()
             else:

@@ -173,12 +173,15 @@ class DatabaseManager:
         restarts = 0
         while server.wanted:
             server.changed.clear()
-            engine = self._engine(server)
-            self._say(server, Phase.STARTING, "it is being started", restarts)
+            if not server.ready:
+                self._say(server, Phase.STARTING, "it is being started", restarts)
             try:
+                engine = self._engine(server)
                 info = await self._start(engine, server)
-            except Error as error:
-                _log.warning("database", extra={"engine": engine.name, "reason": error.message})
+            except (Error, OSError) as error:
+                _log.warning(
+                    "database", extra={"database": server.database.path, "reason": str(error)}
+                )
                 self._say(server, Phase.BACKOFF, str(error), restarts)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_BACKOFF)

@@ -8,11 +8,14 @@ are of processes that no longer are, and are not read.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from bedstone.model.resources import InstanceStatus
 from bedstone.trust.svid import write_private
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,16 @@ class Journal:
         return found
 
     def write(self, record: Record) -> None:
-        """Remember this."""
+        """Remember this. A full disk is logged: what runs goes on, and is lost to a next agent."""
         value = {
             "run_id": self._run_id,
             "served": record.served,
             "status": record.status.model_dump(mode="json", exclude_defaults=True),
         }
-        write_private(self._path(record.status.path), json.dumps(value))
+        try:
+            write_private(self._path(record.status.path), json.dumps(value))
+        except OSError as error:
+            _log.error("cannot write", extra={"reason": str(error)})
 
     def forget(self, path: str) -> None:
         """The instance is no more."""

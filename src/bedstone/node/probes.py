@@ -6,6 +6,7 @@ An HTTP probe reads the status line only and closes the connection.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,9 +59,8 @@ async def probe(  # noqa: PLR0911 - each is another thing that a user can act on
             ok=False, message=f"port {address.port} did not accept within {spec.timeout:g} s"
         )
     except OSError as error:
-        return Outcome(
-            ok=False, message=f"port {address.port}: {(error.strerror or str(error)).lower()}"
-        )
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return Outcome(ok=False, message=f"port {address.port}: {reason.lower()}")
     except Error as error:
         return Outcome(ok=False, message=error.message)
     if isinstance(spec, TcpProbe):

@@ -1,0 +1,190 @@
+"""Logs: bounded without a lost line, readable by time, from many sources, followed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from bedstone.errors import NotFoundError
+from bedstone.node import logfile
+from bedstone.node.logs import KEEP_DEAD, LogKeeper, find_sources, show
+
+
+def append(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def texts(path: Path, **window: float) -> list[str]:
+    return [line.text for line in logfile.read(path, "x", **window)]  # type: ignore[arg-type]
+
+
+def instance_log(logs: Path, workload: str, name: str) -> Path:
+    return logs / "instances" / "shop" / "default" / workload / f"{name}.log"
+
+
+def test_since_skips_what_was_surely_written_before(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    for second in range(10):
+        append(log, f"at {second}")
+        logfile.note(log, 1000.0 + second, log.stat().st_size)
+    assert texts(log) == [f"at {n}" for n in range(10)]
+    assert texts(log, since=1006.5) == ["at 7", "at 8", "at 9"]
+    assert texts(log, since=2000.0) == []
+    times = [line.time for line in logfile.read(log, "x")]
+    assert times == [1000.0 + n for n in range(10)]
+
+
+def test_damaged_index_is_read_as_far_as_it_makes_sense(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    append(log, "one", "two")
+    logfile.index_path(log).write_text("garbage\n1000.0 4\n900.0 2\n1001.0 8\n10")
+    assert logfile.read_index(log) == ([1000.0, 1001.0], [4, 8])
+    assert texts(log) == ["one", "two"]
+
+
+def test_missing_and_empty_files_have_no_lines(tmp_path: Path) -> None:
+    assert texts(tmp_path / "none.log") == []
+    (tmp_path / "empty.log").touch()
+    assert texts(tmp_path / "empty.log") == []
+
+
+def test_bounding_keeps_the_newest_lines_whole(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    append(log, *(f"line {n:06d}" for n in range(50_000)))
+    logfile.note(log, 1000.0, log.stat().st_size)
+    before = log.stat().st_size
+    assert logfile.bound(log, limit=300_000, keep=200_000)
+    assert not logfile.bound(log, limit=300_000, keep=200_000), "it is small enough now"
+    assert log.stat().st_size in (0, before), "no offset has moved, or it was cut"
+    append(log, "the last")
+    found = texts(log)
+    assert found[-1] == "the last"
+    assert all(line.startswith("line ") for line in found[:-1])
+    if log.stat().st_size >= before:
+        assert 10_000 < len(found) < 50_000
+        assert log.stat().st_blocks * 512 < 300_000, "the room is given back"
+        numbers = [int(line.split()[1]) for line in found[:-1]]
+        assert numbers == list(range(numbers[0], 50_000))
+
+
+def test_no_line_is_lost_while_a_process_writes(tmp_path: Path) -> None:
+    """Whatever was written lately is there, in order, though the file is bounded all the time."""
+    log = tmp_path / "a.log"
+    log.touch()
+    total = 60_000
+
+    def write() -> None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+        for number in range(total):
+            os.write(descriptor, b"%d xxxxxxxxxxxxxxxxxxxxxxxx\n" % number)
+        os.close(descriptor)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    bounded = 0
+    while writer.is_alive():
+        bounded += logfile.bound(log, limit=200_000, keep=100_000)
+    writer.join()
+    numbers = [int(text.split()[0]) for text in texts(log)]
+    assert bounded > 0
+    assert numbers == list(range(numbers[0], total)), "no gap, and nothing twice"
+
+
+@pytest.mark.parametrize(("count", "first"), [(1, "9"), (3, "7"), (10, "0"), (99, "0")])
+def test_tail_starts_at_a_line(tmp_path: Path, count: int, first: str) -> None:
+    log = tmp_path / "a.log"
+    append(log, *(str(n) for n in range(10)))
+    begin = logfile.tail_start(log, count)
+    assert next(logfile.read(log, "x", begin=begin)).text == first
+
+
+def test_tail_of_a_line_that_is_not_complete(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("one\ntwo\nthr")
+    begin = logfile.tail_start(log, 2)
+    assert [line.text for line in logfile.read(log, "x", begin=begin)] == ["two", "thr"]
+
+
+def test_sources_of_a_subject(tmp_path: Path) -> None:
+    for workload, name in (("web", "web-1"), ("web", "web-2"), ("risk", "risk-1")):
+        append(instance_log(tmp_path, workload, name), "x")
+    for engine in ("envoy", "server", "postgres-shop-default-ledger"):
+        append(tmp_path / f"{engine}.log", "x")
+
+    def names(subject: str) -> list[str]:
+        return [source.name for source in find_sources(tmp_path, subject)]
+
+    assert names("shop/default/web/") == ["web-1", "web-2"]
+    assert names("shop") == ["risk-1", "web-1", "web-2"]
+    assert names("shop/default/web/web-2") == ["web-2"]
+    assert names("other") == []
+    assert names("../../etc") == []
+    assert names("engine:envoy") == ["envoy"]
+    assert names("engine:ledger") == ["postgres-shop-default-ledger"]
+    for unknown in ("engine:nothing", "engine:", "engine:../secret"):
+        with pytest.raises(NotFoundError):
+            names(unknown)
+
+
+def test_several_sources_are_merged_by_time(tmp_path: Path) -> None:
+    one, two = (instance_log(tmp_path, "web", f"web-{n}") for n in (1, 2))
+    for second in range(4):
+        log = (one, two)[second % 2]
+        append(log, f"at {second}")
+        logfile.note(log, 1000.0 + second, log.stat().st_size)
+
+    async def run(tail: int | None) -> list[tuple[str, str]]:
+        batches = [batch async for batch in show(tmp_path, "shop", tail=tail)]
+        return [(line.source, line.text) for line in itertools.chain(*batches)]
+
+    everything = [("web-1", "at 0"), ("web-2", "at 1"), ("web-1", "at 2"), ("web-2", "at 3")]
+    assert asyncio.run(run(None)) == everything
+    assert asyncio.run(run(3)) == everything[1:]
+
+
+def test_follow_shows_each_complete_line_once_and_sources_that_appear(tmp_path: Path) -> None:
+    one, two = (instance_log(tmp_path, "web", f"web-{n}") for n in (1, 2))
+    append(one, "old", "last")
+
+    async def run() -> list[str]:
+        seen: list[str] = []
+        async with asyncio.timeout(10), aclosing(show(tmp_path, "shop", tail=1, follow=True)) as it:
+            async for batch in it:
+                seen += [line.text for line in batch]
+                match len(seen):
+                    case 1:
+                        with one.open("a") as file:
+                            file.write("half")
+                            file.flush()
+                            file.write(" a line\n")
+                    case 2:
+                        append(two, "from another")
+                    case _:
+                        break
+        return seen
+
+    assert asyncio.run(run()) == ["last", "half a line", "from another"]
+
+
+def test_keeper_notes_growth_and_forgets_the_oldest_dead(tmp_path: Path) -> None:
+    keeper = LogKeeper(tmp_path)
+    logs = [instance_log(tmp_path, "web", f"web-{n:02d}") for n in range(KEEP_DEAD + 5)]
+    for age, log in enumerate(logs):
+        append(log, "x")
+        os.utime(log, (1000 + age, 1000 + age))
+    alive = {"shop/default/web/web-00"}
+    keeper.look(2000.0, alive)
+    left = sorted(path.stem for path in tmp_path.rglob("*.log"))
+    assert left == ["web-00", *(f"web-{n:02d}" for n in range(5, KEEP_DEAD + 5))]
+    assert len(list(tmp_path.rglob("*.idx"))) == len(left)
+    size = logfile.index_path(logs[0]).stat().st_size
+    keeper.look(2001.0, alive)
+    assert logfile.index_path(logs[0]).stat().st_size == size, "nothing grew, nothing is noted"
