@@ -61,6 +61,7 @@ class _Subscription:
     held: dict[str, str] = field(default_factory=dict)
     dirty: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)  # subscribed, and to be told it does not exist
+    again: set[str] = field(default_factory=set)  # to be sent though the client has it
     sent: _Sent | None = None
     refused: dict[str, Refused] = field(default_factory=dict)
     halves: list[set[str]] = field(default_factory=list)  # where a culprit is being looked for
@@ -111,6 +112,7 @@ class DeltaStream:
         """Take in what a returning client has."""
         subscription = self._types[kind]
         for name, version in initial.items():
+            subscription.again.discard(name)
             if not subscription.collects(name):
                 subscription.held[name] = version
             elif (wanted := self._wanted(kind, name)) and wanted.version == version:
@@ -135,8 +137,10 @@ class DeltaStream:
                 subscription.names.add(name)
                 subscription.absent.add(name)
                 subscription.dirty.add(name)
-                # subscribing anew to what the client has means that it lost it
+                # subscribing anew to what the client has means that it lost it; an answer under
+                # way may still be acknowledged, and came before this
                 subscription.held.pop(name, None)
+                subscription.again.add(name)
         if kind is Type.EDS:
             self._awaited -= subscription.names
 
@@ -162,6 +166,7 @@ class DeltaStream:
                     subscription.refused.pop(member, None)
                     subscription.dirty.discard(member)
                     subscription.absent.discard(member)
+                    subscription.again.discard(member)
                     self._ignore(Key(Flavour.ENVOY, kind, member))
 
     def _acknowledged(self, kind: Type, sent: _Sent) -> None:
@@ -184,6 +189,23 @@ class DeltaStream:
                     self._awaited.add(service)
             case _:
                 pass
+
+    def _warm(self, clusters: Iterable[str]) -> None:
+        """Send the endpoints of new and changed clusters again where the client has them.
+
+        Envoy asks once for endpoints that several clusters share, and each cluster warms until an
+        answer comes; without one, for the whole of its initial_fetch_timeout.
+        """
+        endpoints = self._types[Type.EDS]
+        for cluster in clusters:
+            match cluster.split("/"):
+                case ["to", app, cell, _, callee] if (
+                    service := f"{app}/{cell}/{callee}"
+                ) in endpoints.names:
+                    endpoints.dirty.add(service)
+                    endpoints.again.add(service)
+                case _:
+                    pass
 
     def _rejected(self, kind: Type, sent: _Sent, message: str, now: float) -> None:
         subscription = self._types[kind]
@@ -291,6 +313,8 @@ class DeltaStream:
         if not (resources or removed or subscription.owed):
             return None
         subscription.owed = False
+        if kind is Type.CDS:
+            self._warm(name for name, _ in resources)
         nonce = f"{kind.name.lower()}-{next(self._nonces)}"
         subscription.sent = _Sent(nonce, resources, removed)
         return Response(kind, nonce, resources, removed)
@@ -325,7 +349,7 @@ class DeltaStream:
             refused = subscription.refused.get(name)
             if refused is not None and refused.version == wanted.version and now < refused.until:
                 continue
-            if subscription.held.get(name) != wanted.version:
+            if subscription.held.get(name) != wanted.version or name in subscription.again:
                 resources.append((name, wanted))
         if kind is Type.CDS and removed and self._retains_clusters(now):
             later, removed = set(removed), []
@@ -335,6 +359,7 @@ class DeltaStream:
             subscription.dirty |= later
         subscription.absent -= {name for name, _ in resources}
         subscription.absent -= set(removed)
+        subscription.again -= candidates
         return tuple(resources), tuple(removed)
 
     def wake_at(self, now: float) -> float | None:
