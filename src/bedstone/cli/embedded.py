@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import socket
 import sys
 import time
@@ -35,6 +36,8 @@ _TAIL = 5
 _PATIENCE = 3
 """Restarts after which the server or the node is believed to be broken, if it does not last."""
 _STABLE = 5.0
+_ROOM = 8 << 20
+"""Bytes free on the disk, to start with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,16 @@ def _locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def check_room(folder: Path, needed: int = _ROOM) -> None:
+    """UnavailableError where the disk is as good as full: nothing could be acknowledged on it."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"the disk of {folder} is full: {free >> 10} KiB free, expected {needed >> 10} KiB",
+            hint="make room, then `bedstone up` again",
+        )
 
 
 def unwritable(state_dir: Path, error: OSError) -> Error:
@@ -161,6 +174,10 @@ async def ailment(run: RunInfo) -> Error | None:
     """Why a run can never work: its server or its node ends each time it is started."""
     from bedstone.processes.client import SupervisorClient
 
+    try:
+        check_room(Path(run.state_dir), _ROOM // 8)
+    except UnavailableError as error:
+        return error
     with suppress(UnavailableError):
         async with SupervisorClient(run.socket) as supervisor:
             for info in await supervisor.list():

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bedstone.cli.up import identities
+from bedstone.cli.welcome import identities
 from bedstone.errors import UnavailableError
 from bedstone.model.api import ApplyResult, AppStatus, Change, Part
 from bedstone.testing.api import Answer, FakeApi
