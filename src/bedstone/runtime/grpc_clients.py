@@ -15,6 +15,9 @@ import wrapt
 
 from bedstone.runtime.clients import remaining, shorter
 
+_BEFORE_OPTIONS = 2
+"""`secure_channel(target, credentials, options)`: a third argument is the caller's own options."""
+
 
 class _Fields(NamedTuple):
     method: str
@@ -97,8 +100,20 @@ class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
     intercept_stream_stream = _intercept_async
 
 
+def _direct(args: Any, kwargs: Any) -> Any:
+    """The channel's options, so that `xds:///NAME` does not go through `http_proxy`.
+
+    grpcio would ask the proxy for the name, although its own xDS client resolves it.
+    """
+    target = str(args[0] if args else kwargs.get("target", ""))
+    if not target.startswith("xds:") or len(args) > _BEFORE_OPTIONS:
+        return kwargs
+    options = (*(kwargs.get("options") or ()), ("grpc.enable_http_proxy", 0))
+    return {**kwargs, "options": options}
+
+
 def install(module: ModuleType) -> None:
-    """Make channels opened from now on bounded."""
+    """Make channels opened from now on bounded, and `xds:///NAME` proxyless."""
 
     def blocking(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
         return grpc.intercept_channel(wrapped(*args, **kwargs), _Blocking())
@@ -108,6 +123,12 @@ def install(module: ModuleType) -> None:
         interceptors = [*own, *(kwargs.get("interceptors") or ())]
         return wrapped(*args, **{**kwargs, "interceptors": interceptors})
 
+    def direct(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) -> Any:
+        return wrapped(*args, **_direct(args, kwargs))
+
+    # `xds:` needs credentials, so it is only ever opened as a secure channel.
+    wrapt.wrap_function_wrapper(module, "secure_channel", direct)
+    wrapt.wrap_function_wrapper(module.aio, "secure_channel", direct)
     for name in ("insecure_channel", "secure_channel"):
         wrapt.wrap_function_wrapper(module, name, blocking)
         wrapt.wrap_function_wrapper(module.aio, name, asynchronous)
