@@ -351,8 +351,9 @@ class DeltaStream:
                 continue
             if subscription.held.get(name) != wanted.version or name in subscription.again:
                 resources.append((name, wanted))
-        if kind is Type.CDS and removed and self._retains_clusters(now):
-            later, removed = set(removed), []
+        if kind in (Type.CDS, Type.EDS) and removed and self._retains_clusters(now):
+            later = subscription.held.keys() & removed
+            removed = [name for name in removed if name not in later]
         if candidates is subscription.dirty:
             subscription.dirty = later
         else:

@@ -1,0 +1,295 @@
+"""The delta stream: holding, ordering, rejections, repair. Virtual time throughout."""
+
+from __future__ import annotations
+
+from bedstone.control.mesh import queries
+from bedstone.control.mesh.delta import PATIENCE, DeltaStream
+from bedstone.control.mesh.mesh import Changes, Mesh
+from bedstone.control.mesh.names import Service, Type, leds_collection
+from bedstone.control.mesh.streams import Interest, Request, Response
+from bedstone.control.mesh.views import NodeProxy
+from bedstone.model.resources import (
+    Address,
+    App,
+    Instance,
+    InstanceStatus,
+    Node,
+    Phase,
+    Plumbing,
+    Presence,
+    Resource,
+)
+from bedstone.model.spec import AppSpec, Gateway, Route, WorkloadSpec
+
+EDS = "bank/default/risk"
+
+
+def bank(*uses: str, port: int = 8080) -> App:
+    workloads = {
+        "web": WorkloadSpec(command=("x",), uses=uses),
+        "risk": WorkloadSpec(command=("x",)),
+    }
+    gateway = Gateway(port=port, routes=(Route(to="web"),))
+    return App(name="bank", spec=AppSpec(app="bank", gateway=gateway, workloads=workloads))
+
+
+def running(workload: str, name: str, phase: Phase = Phase.READY) -> list[Resource]:
+    number = int(name[1:])
+
+    def at(offset: int) -> Address:
+        return Address(host="127.0.0.1", port=1000 + 10 * number + offset)
+
+    status = InstanceStatus(
+        app="bank",
+        workload=workload,
+        name=name,
+        node="n1",
+        revision="r",
+        phase=phase,
+        plumbing=Plumbing(app=at(0), inbound=at(1), outbound=at(2)),
+    )
+    instance = Instance(app="bank", workload=workload, name=name, revision="r", node="n1")
+    return [instance, status]
+
+
+class Rig:
+    """A mesh and one stream of it, wired as the server does."""
+
+    def __init__(self, *, leds_threshold: int = 1000) -> None:
+        self.mesh = Mesh("d.internal", leds_threshold=leds_threshold)
+        self.mesh.apply([Node(name="n1", address="127.0.0.1"), Presence(node="n1"), bank("risk")])
+        self.interest = Interest()
+        self.stream = DeltaStream(NodeProxy("n1"), self.mesh, self.interest)
+        self.now = 0.0
+        self.mesh.watch(self._changed)
+
+    def _changed(self, changes: Changes) -> None:
+        for key in changes.keys:
+            for stream in self.interest.of(key):
+                stream.mark(key.type, key.name)
+        for kind, name in changes.views.get("n1", ()):
+            self.stream.mark(kind, name)
+
+    def ask(self, kind: Type, *names: str, **more: object) -> None:
+        self.stream.receive(Request(kind, subscribe=names, **more), self.now)  # type: ignore[arg-type]
+
+    def poll(self) -> list[Response]:
+        return self.stream.poll(self.now)
+
+    def one(self) -> Response:
+        (response,) = self.poll()
+        return response
+
+    def ack(self, response: Response) -> None:
+        self.stream.receive(Request(response.kind, nonce=response.nonce), self.now)
+
+    def nack(self, response: Response, message: str) -> None:
+        self.stream.receive(Request(response.kind, nonce=response.nonce, error=message), self.now)
+
+
+def names(response: Response) -> list[str]:
+    return [name for name, _ in response.resources]
+
+
+def test_held_view_sends_nothing_then_everything() -> None:
+    rig = Rig()
+    rig.mesh.hold()
+    rig.ask(Type.CDS)
+    assert rig.poll() == []
+    rig.mesh.release()
+    assert names(rig.one()) == ["to/bank/default/gateway/web"]
+
+
+def test_first_answer_is_sent_even_when_empty() -> None:
+    rig = Rig()
+    rig.mesh.apply([], ["apps/bank"])
+    rig.ask(Type.LDS)
+    assert rig.one().resources == ()
+    assert rig.poll() == []
+
+
+def test_slow_client_gets_the_latest_once() -> None:
+    rig = Rig()
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.EDS, EDS)
+    first = rig.one()
+    for i in range(50):
+        rig.mesh.apply(running("risk", f"r{i}"))
+    assert rig.poll() == [], "one response is unanswered"
+    rig.ack(first)
+    second = rig.one()
+    assert names(second) == [EDS]
+    rig.ack(second)
+    assert rig.poll() == []
+
+
+def test_name_outside_of_the_view_does_not_exist() -> None:
+    rig = Rig()
+    rig.ask(Type.EDS, "other/default/secret", EDS)
+    response = rig.one()
+    assert response.resources == ()
+    assert response.removed == (EDS, "other/default/secret")
+    rig.ack(response)
+    rig.mesh.apply(running("web", "w1"))
+    assert names(rig.one()) == [EDS], "it entered the view"
+
+
+def test_routes_wait_for_clusters_and_endpoints_but_not_for_ever() -> None:
+    rig = Rig()
+    rig.ask(Type.CDS)
+    rig.ask(Type.LDS)
+    clusters = rig.one()
+    assert clusters.kind is Type.CDS
+    rig.ack(clusters)
+    assert rig.poll() == [], "the cluster's endpoints are not yet asked for"
+    rig.ask(Type.EDS, "bank/default/web")
+    endpoints = rig.one()
+    assert endpoints.kind is Type.EDS
+    assert rig.poll() == []
+    rig.ack(endpoints)
+    listeners = rig.one()
+    assert names(listeners) == ["gateway/bank"]
+    rig.ack(listeners)
+    rig.mesh.apply(running("web", "w1"))
+    assert {r.kind for r in rig.poll()} == {Type.CDS, Type.EDS}
+    rig.now += PATIENCE / 2
+    assert rig.poll() == []
+    wake = rig.stream.wake_at(rig.now)
+    assert wake is not None
+    rig.now = wake
+    assert [r.kind for r in rig.poll()] == [Type.LDS]
+
+
+def test_clusters_are_removed_after_the_routes_that_use_them() -> None:
+    rig = Rig()
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.CDS)
+    clusters = rig.one()
+    rig.ack(clusters)
+    rig.ask(Type.EDS, EDS, "bank/default/web")
+    rig.ack(rig.one())
+    rig.ask(Type.RDS, "outbound/bank/default/web")
+    rig.ack(rig.one())
+    rig.mesh.apply([bank()])  # web uses nothing any more
+    (routes,) = [r for r in rig.poll() if r.kind is Type.RDS]
+    assert rig.poll() == [], "the cluster stays while the routes are unanswered"
+    rig.ack(routes)
+    gone, endpoints = rig.poll()
+    assert gone.removed == ("to/bank/default/web/risk",)
+    assert endpoints.removed == (EDS,)
+
+
+def test_rejected_resource_is_left_out_and_offered_again() -> None:
+    rig = Rig()
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.LDS)
+    first = rig.one()
+    assert "gateway/bank" in names(first)
+    rig.nack(first, "Error adding/updating listener(s) gateway/bank: cannot bind '127.0.0.1:8080'")
+    rest = rig.one()
+    assert sorted(names(rest)) == sorted(set(names(first)) - {"gateway/bank"})
+    rig.ack(rest)
+    (rejection,) = rig.stream.rejections()
+    assert (rejection.app, rejection.subject, rejection.type) == ("bank", "gateway", "LDS")
+    assert "cannot bind" in rejection.message
+    assert rig.poll() == []
+    wake = rig.stream.wake_at(rig.now)
+    assert wake == 1.0
+    rig.now = wake
+    again = rig.one()
+    assert names(again) == ["gateway/bank"]
+    rig.nack(again, "no")
+    assert rig.stream.wake_at(rig.now) == rig.now + 2.0, "the wait grows"
+    rig.mesh.apply([bank("risk", port=9090)])
+    changed = rig.one()
+    assert names(changed) == ["gateway/bank"], "a change is offered at once"
+    rig.ack(changed)
+    assert rig.stream.rejections() == []
+
+
+def test_unnamed_culprit_is_found_by_halving() -> None:
+    rig = Rig()
+    rig.mesh.apply([r for i in range(6) for r in running("web", f"w{i}")])
+    rig.ask(Type.LDS)
+    bad = "inbound/bank/default/web/w3"
+    pending, accepted = rig.poll(), set()
+    for _ in range(40):
+        for response in pending:
+            if bad in names(response):
+                rig.nack(response, "something is wrong")
+            else:
+                accepted |= set(names(response))
+                rig.ack(response)
+        pending = rig.poll()
+    assert [r.name for r in rig.stream.rejections()] == [bad]
+    assert accepted == rig.mesh.names(NodeProxy("n1"), Type.LDS) - {bad}
+
+
+def test_returning_client_gets_the_difference() -> None:
+    rig = Rig()
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.LDS)
+    have = {name: made.version for name, made in rig.one().resources}
+    rig.stream.close()
+    rig.mesh.apply([bank("risk", port=9090)])
+    rig.stream = DeltaStream(NodeProxy("n1"), rig.mesh, rig.interest)
+    rig.ask(Type.LDS, initial={**have, "gateway/gone": "1"})
+    response = rig.one()
+    assert names(response) == ["gateway/bank"]
+    assert response.removed == ("gateway/gone",)
+
+
+def test_collection_sends_one_endpoint_for_one_change() -> None:
+    rig = Rig(leds_threshold=2)
+    rig.mesh.apply(running("web", "w1"))
+    rig.mesh.apply([r for i in range(4) for r in running("risk", f"r{i}")])
+    glob = leds_collection("d.internal", Service("bank", "default", "risk"))
+    rig.ask(Type.LEDS, glob)
+    first = rig.one()
+    assert len(first.resources) == 4
+    rig.ack(first)
+    rig.mesh.apply(running("risk", "r9"))
+    added = rig.one()
+    assert [name.rpartition("/")[2] for name in names(added)] == ["r9"]
+    rig.ack(added)
+    rig.mesh.apply(running("risk", "r0", Phase.UNREADY))
+    gone = rig.one()
+    assert gone.resources == ()
+    assert [name.rpartition("/")[2] for name in gone.removed] == ["r0"]
+    rig.ack(gone)
+    rig.stream.close()
+    rig.stream = DeltaStream(NodeProxy("n1"), rig.mesh, rig.interest)
+    have = {name: made.version for name, made in (*first.resources, *added.resources)}
+    del have[names(first)[1]]
+    rig.ask(Type.LEDS, glob, initial=have)
+    back = rig.one()
+    assert names(back) == [names(first)[1]]
+    assert back.removed == (names(first)[0],), "r0 went while the client was away"
+
+
+def test_repair_sends_again_what_differs() -> None:
+    rig = Rig()
+    rig.ask(Type.LDS)
+    rig.ack(rig.one())
+    expected = rig.mesh.digests("n1")
+    reported = {
+        **{k: v for k, v in expected.items() if not k.startswith("LDS/gateway")},
+        "LDS/forged": "1",
+    }
+    repaired = queries.repair([rig.stream], rig.mesh, "n1", reported)
+    assert "LDS/gateway/bank" in repaired
+    assert "LDS/forged" in repaired
+    response = rig.one()
+    assert names(response) == ["gateway/bank"]
+    assert response.removed == ("forged",)
+    assert queries.repair([rig.stream], rig.mesh, "n2", reported) == []
+
+
+def test_closed_stream_hears_nothing() -> None:
+    rig = Rig()
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.EDS, EDS)
+    rig.ack(rig.one())
+    rig.stream.close()
+    changes = rig.mesh.apply(running("risk", "r1"))
+    assert not any(rig.interest.of(key) for key in changes.keys)
