@@ -17,7 +17,10 @@ from bedstone.cli.main import COMMANDS, cli
 from bedstone.cli.main import run as run_command
 from bedstone.cli.progress import Shown, news
 from bedstone.cli.ps import overview
+from bedstone.cli.up import Options
+from bedstone.cli.welcome import welcome
 from bedstone.model.api import ApplyResult, AppStatus, Change, DomainStatus, Part
+from bedstone.model.manifest import parse_manifest
 from bedstone.model.resources import Condition
 from bedstone.processes.identity import ProcessIdentity
 from bedstone.processes.spec import ProcessInfo
@@ -40,6 +43,12 @@ workloads:
     command: python risk.py
 cells:
   shards: 100
+"""
+GATEWAY = """\
+app: bank
+gateway: {port: 8080, routes: [{path: /api, to: web}]}
+workloads:
+  web: {run: "web:app"}
 """
 MANIFEST = """\
 app: bank
@@ -228,6 +237,21 @@ def test_ps() -> None:
         lines += [*overview(status, processes, 1100.0), "--"]
     lines += overview(domain(), [], 1100.0)
     compare("ps", "\n".join(lines) + "\n")
+
+
+def test_welcome(directory: Path) -> None:
+    (directory / "bedstone.yaml").write_text(GATEWAY)
+    manifest = parse_manifest(GATEWAY, root=directory)
+    text = ""
+    for detach, watch, started, api in (
+        (False, True, True, None),
+        (False, False, False, None),
+        (True, False, True, "127.0.0.1:8443"),
+    ):
+        options = Options(detach, detach, 60.0, watch, None, api, "auto", as_json=False)
+        lines = welcome(READY, manifest, options, 2.34, started=started)
+        text += "\n".join(lines) + "\n--\n"
+    compare("welcome", text)
 
 
 def test_mistakes_in_a_manifest(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
+from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
 from bedstone.cli.target import Target, choose_app
 from bedstone.cli.terminal import Terminal, clean
-from bedstone.errors import NotFoundError, UnavailableError
+from bedstone.errors import InvalidError, NotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from bedstone.client.api import Client
+    from bedstone.model.messages import LogLine
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_RETRY = 0.2
 _OWN = ("server", "node", "supervisor")
 
 
@@ -75,17 +85,26 @@ def logs(
         tail = 200
     start = None if since is None else time.time() - since
     engine = workload.removeprefix("engine:") if workload.startswith("engine:") else None
+    show = Show(timestamps=timestamps, as_json=as_json)
     if engine in _OWN and target.url is None:
-        own_log(target, engine, tail=tail, follow=follow)
+        if since is not None:
+            raise InvalidError(f"--since is not known for {workload}", hint="use --tail")
+        own_log(target, show, engine, tail=tail, follow=follow)
         return
-    asyncio.run(
-        _logs(
-            target,
-            Show(timestamps=timestamps, as_json=as_json),
-            (engine, app, workload),
-            (follow, start, tail),
-        )
-    )
+    what = Asked(engine, app, workload, follow, start, tail)
+    asyncio.run(_logs(target, show, what))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which lines are wanted: an engine's, or a workload's of an app."""
+
+    engine: str | None
+    app: str | None
+    workload: str
+    follow: bool
+    since: float | None
+    tail: int | None
 
 
 class Show:
@@ -99,10 +118,7 @@ class Show:
     def line(self, at: float, source: str, text: str) -> None:
         """Write one."""
         if self._as_json:
-            import json
-
-            record = {"time": at, "source": source, "text": text}
-            self._terminal.answer(json.dumps(record, ensure_ascii=False))
+            self._record({"time": at, "source": source, "text": text})
             return
         whole = time.gmtime(at)
         stamp = ""
@@ -110,47 +126,68 @@ class Show:
             stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{int(at % 1 * 1000):03d}Z "
         self._terminal.answer(f"{stamp}{clean(source)} | {clean(text)}")
 
-
-async def _logs(
-    target: Target,
-    show: Show,
-    what: tuple[str | None, str | None, str],
-    window: tuple[bool, float | None, int | None],
-) -> None:
-    engine, named, workload = what
-    follow, since, tail = window
-    async with target.connect() as client:
-        if engine is not None:
-            lines = client.engine_logs(engine, follow=follow, since=since, tail=tail)
+    def raw(self, source: str, line: str) -> None:
+        """Write one that has its own form, time included."""
+        if self._as_json:
+            self._record({"source": source, "text": line.rstrip("\n")})
         else:
-            app = await choose_app(client, target, named)
-            lines = client.logs(app, workload, follow=follow, since=since, tail=tail)
-        async with aclosing(lines):
-            async for line in lines:
-                show.line(line.time, line.source, line.text)
+            self._terminal.answer(clean(line))
+
+    def _record(self, record: dict[str, object]) -> None:
+        self._terminal.answer(json.dumps(record, ensure_ascii=False))
 
 
-def own_log(target: Target, name: str, *, tail: int | None, follow: bool) -> None:
+async def _logs(target: Target, show: Show, asked: Asked) -> None:
+    """Show the lines; go on after the server's restart where they are followed."""
+    last: float | None = None
+    while True:
+        try:
+            async with (
+                target.connect() as client,
+                aclosing(await _open(client, target, asked)) as lines,
+            ):
+                async for line in lines:
+                    last = line.time
+                    show.line(line.time, line.source, line.text)
+            return
+        except UnavailableError:
+            if not asked.follow or last is None or target.live() is None:
+                raise
+        # Just after the last line that was seen.
+        asked = replace(asked, since=last + 1e-3, tail=None)
+        await asyncio.sleep(_RETRY)
+
+
+async def _open(client: Client, target: Target, asked: Asked) -> AsyncGenerator[LogLine, None]:
+    window: dict[str, Any] = {
+        "follow": asked.follow,
+        "since": asked.since,
+        "tail": asked.tail,
+    }
+    if asked.engine is not None:
+        return client.engine_logs(asked.engine, **window)
+    return client.logs(await choose_app(client, target, asked.app), asked.workload, **window)
+
+
+def own_log(target: Target, show: Show, name: str, *, tail: int | None, follow: bool) -> None:
     """A log of Bedstone's own, from its file: it must be readable when the server is dead."""
-    from collections import deque
-
     path = target.state() / "logs" / f"{name}.log"
-    terminal = Terminal()
     try:
         with path.open(errors="replace") as file:
             for line in deque(file, maxlen=tail) if tail is not None else file:
-                terminal.answer(clean(line))
+                show.raw(name, line)
             while follow:
-                text = file.readline()
-                if text:
-                    terminal.answer(clean(text))
+                if text := file.readline():
+                    show.raw(name, text)
                 else:
-                    time.sleep(0.2)
+                    time.sleep(_RETRY)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"there is no log of {name} yet", hint="it is written once `bedstone up` runs"
         ) from error
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         raise UnavailableError(
             f"cannot read {path}: {error.strerror}", hint="read it as the user who runs it"
         ) from error

@@ -167,6 +167,19 @@ def test_logs_of_our_own_need_no_server(app: Path, command: Command) -> None:
     logs.mkdir(parents=True)
     (logs / "server.log").write_text("one\ntwo\nthree\n")
     assert command("logs", "engine:server", "--tail", "2").out == "two\nthree\n"
+    as_json = command("logs", "engine:server", "--tail", "1", "-o", "json").out
+    assert json.loads(as_json) == {"source": "server", "text": "three"}
+    assert command("logs", "engine:server", "--since", "5m").status == 2
+
+
+def test_followed_logs_go_on_after_the_servers_restart(server: FakeApi, command: Command) -> None:
+    lines = [LogLine(time=float(at), source="web-1-0", text=f"line {at}") for at in (1, 2)]
+    server.answers["GET /v1/apps/bank/workloads/web/logs"] = [
+        Answer(lines[:1], stream=True, cut=True),
+        Answer(lines[1:], stream=True),
+    ]
+    assert command("logs", "web", "-f").out == "web-1-0 | line 1\nweb-1-0 | line 2\n"
+    assert server.asked[-1].query == {"follow": "true", "since": "1.001"}
 
 
 @pytest.mark.parametrize("since", ["yesterday", "5 m", "-3s", "5w", ""])
