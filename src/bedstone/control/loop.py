@@ -75,17 +75,12 @@ class ControlLoop:
         async with self._changed:
             await self._changed.wait_for(lambda: self.snapshot.revision >= revision)
 
-    async def poke(self) -> None:
-        """Plan again for every app, and wake those who wait for a change.
+    async def announce(self) -> None:
+        """Wake those who wait for a change.
 
         For changes that are not in the store, such as what proxies have acknowledged.
         """
-        self._dirty |= set(self.snapshot.apps())
-        await self._announce()
-
-    async def _announce(self) -> None:
         self.version += 1
-        self._wake.set()
         async with self._changed:
             self._changed.notify_all()
 
@@ -107,7 +102,7 @@ class ControlLoop:
             )
             self.snapshot.revision = max(self.snapshot.revision, listing.revision)
             self._loaded.set()
-            await self._announce()
+            await self.announce()
             try:
                 async for batch in self._store.watch("", listing.revision):
                     await self._take(batch)
@@ -119,7 +114,8 @@ class ControlLoop:
         for observer in self._observers:
             observer(changes)
         self._dirty |= set(self.snapshot.apps()) if changes.nodes else changes.apps
-        await self._announce()
+        self._wake.set()
+        await self.announce()
 
     async def _plan(self) -> None:
         while True:

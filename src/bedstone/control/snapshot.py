@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -73,9 +73,16 @@ class Changes:
         return found
 
     @property
-    def nodes(self) -> bool:
-        """Whether a node came, went or changed."""
-        return any(isinstance(r, Node | Presence) for r in (*self.upserts, *self.deletes))
+    def nodes(self) -> set[str]:
+        """The nodes that came, went or changed."""
+        found: set[str] = set()
+        for resource in (*self.upserts, *self.deletes):
+            match resource:
+                case Node(name=name) | Presence(node=name):
+                    found.add(name)
+                case _:
+                    pass
+        return found
 
 
 def app_of(resource: Resource) -> str:
@@ -92,6 +99,7 @@ class Snapshot:
         self._by_app: defaultdict[tuple[type[Resource], str], dict[str, Resource]] = defaultdict(
             dict
         )
+        self._on_node: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def apply(self, events: Iterable[Event]) -> Changes:
         """Take in one batch of events."""
@@ -101,6 +109,7 @@ class Snapshot:
             before = self._held.pop(event.key, None)
             if before:
                 self._index(before.resource).pop(event.key, None)
+                self._count(before.resource, -1)
             after = _decode(event) if event.entry else None
             if after is None:
                 if before:
@@ -108,6 +117,7 @@ class Snapshot:
                 continue
             self._held[event.key] = Held(after, event.revision)
             self._index(after)[event.key] = after
+            self._count(after, +1)
             changes.upserts.append(after)
         return changes
 
@@ -139,6 +149,10 @@ class Snapshot:
         held = {name: self.get(App, f"apps/{name}") for name in found}
         return {name: app for name, app in held.items() if app}
 
+    def apps_on(self, node: str) -> set[str]:
+        """The apps that have an instance or a database placed on a node."""
+        return set(+self._on_node.get(node, Counter()))
+
     def nodes(self) -> Mapping[str, Node]:
         """Every node, present or not, by name."""
         return {node.name: node for node in self.of(Node)}
@@ -161,6 +175,13 @@ class Snapshot:
             and status.node == instance.node
             and self.present(instance.node)
         )
+
+    def _count(self, resource: Resource, step: int) -> None:
+        match resource:
+            case Instance(node=str(node)) | Database(node=str(node)):
+                self._on_node[node][resource.app] += step
+            case _:
+                pass
 
     def _index(self, resource: Resource) -> dict[str, Resource]:
         return self._by_app[type(resource), app_of(resource)]

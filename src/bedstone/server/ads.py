@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,8 @@ class AdsService:
         self._authorize = authorize
         self._interest = Interest()
         self._connections: dict[Stream, _Connection] = {}
+        self._by_proxy: defaultdict[Proxy, set[Stream]] = defaultdict(set)
+        self._observers: list[Callable[[Proxy], None]] = []
         self._progress = asyncio.Event()
         self.bytes_sent = 0
         self.responses_sent = 0
@@ -158,6 +161,7 @@ class AdsService:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
         connection = _Connection(make(proxy, self._mesh, self._interest), dialect)
         self._connections[connection.stream] = connection
+        self._by_proxy[proxy].add(connection.stream)
         _LOG.info("ads client connected", extra={"proxy": str(proxy), "dialect": dialect})
         reader = asyncio.create_task(self._read(context, connection, read))
         try:
@@ -168,7 +172,10 @@ class AdsService:
                 await reader
             del self._connections[connection.stream]
             connection.stream.close()
-            self._advance()
+            self._by_proxy[proxy].discard(connection.stream)
+            if not self._by_proxy[proxy]:
+                del self._by_proxy[proxy]
+            self._advance(proxy)
             _LOG.info("ads client gone", extra={"proxy": str(proxy), "dialect": dialect})
 
     async def _read(
@@ -194,7 +201,7 @@ class AdsService:
                     )
                 connection.stream.receive(request, loop.time())
                 connection.wake.set()
-                self._advance()
+                self._advance(connection.stream.proxy)
         finally:
             connection.closed = True
             connection.wake.set()
@@ -229,8 +236,14 @@ class AdsService:
             if held:
                 self._large.release()
 
-    def _advance(self) -> None:
-        """Wake whoever waits for acknowledgements."""
+    def observe(self, observer: Callable[[Proxy], None]) -> None:
+        """Call `observer` whenever a client has acknowledged, rejected, come or gone."""
+        self._observers.append(observer)
+
+    def _advance(self, proxy: Proxy) -> None:
+        """Tell whoever waits for acknowledgements."""
+        for observer in self._observers:
+            observer(proxy)
         self._progress.set()
         self._progress = asyncio.Event()
 
@@ -271,7 +284,8 @@ class AdsService:
 
     def listening(self, node: str) -> frozenset[str]:
         """The instances (by path) of a node whose listeners its proxy has acknowledged."""
-        return queries.listening(self._connections, self._mesh, node)
+        streams = self._by_proxy.get(NodeProxy(node), ())
+        return queries.listening(streams, self._mesh, node)
 
     def repair(self, node: str, reported: Mapping[str, str]) -> list[str]:
         """Send again whatever a node's proxy has not as it should; returns what that was.
@@ -280,10 +294,10 @@ class AdsService:
             node: whose proxy it is.
             reported: what it has, by `digests_from_config_dump`.
         """
-        repaired = queries.repair(self._connections, self._mesh, node, reported)
-        for stream, connection in self._connections.items():
-            if repaired and stream.proxy == NodeProxy(node):
-                connection.wake.set()
+        streams = self._by_proxy.get(NodeProxy(node), ())
+        repaired = queries.repair(streams, self._mesh, node, reported)
+        for stream in streams if repaired else ():
+            self._connections[stream].wake.set()
         return repaired
 
     def rejections(self) -> list[Rejection]:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from bedstone.control.loop import ControlLoop
 from bedstone.control.mesh.mesh import Mesh
 from bedstone.control.mesh.streams import Rejection
+from bedstone.control.mesh.views import NodeProxy, Proxy
 from bedstone.control.snapshot import Changes as Batch
 from bedstone.errors import ConflictError, Error
 from bedstone.model.resources import Condition, Desired, Instance
@@ -28,6 +29,7 @@ from bedstone.server.sessions import Sessions
 from bedstone.store import Put, Store
 
 SETTLE_SECONDS = 5.0
+REPORT_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +44,8 @@ class Meshing:
         self._sessions: Sessions | None = None
         self._draining: set[str] = set()
         self._drain: asyncio.Queue[Instance] = asyncio.Queue()
+        self._progress = asyncio.Event()
+        ads.observe(self._progressed)
         mesh.hold()
         loop.observe(self._observe)
 
@@ -94,7 +98,7 @@ class Meshing:
             version = await self._loop.changed(version)
         self._mesh.release()
         _log.info("view complete", extra={"revision": self._loop.snapshot.revision})
-        await self._loop.poke()
+        await self._loop.announce()
 
     async def _drained(self, instance: Instance) -> None:
         try:
@@ -114,14 +118,17 @@ class Meshing:
             return
         self._draining.discard(instance.path)
 
+    def _progressed(self, proxy: Proxy) -> None:
+        if isinstance(proxy, NodeProxy) and self._sessions:
+            self._sessions.wake(proxy.node)
+        self._progress.set()
+
     async def _report(self, changes: Changes) -> None:
-        """Turn rejections into conditions, and tell sessions what proxies have acknowledged."""
+        """Turn rejections into conditions; many acknowledgements at once cost one look."""
         while True:
-            await self._ads.progressed()
-            for node in self._loop.snapshot.nodes():
-                if self._sessions:
-                    self._sessions.wake(node)
-            await self._loop.poke()
+            await self._progress.wait()
+            self._progress.clear()
+            await self._loop.announce()
             found: dict[str, dict[str, Condition]] = {app: {} for app in self._loop.snapshot.apps()}
             for rejection in self._ads.rejections():
                 if rejection.app in found:
@@ -132,6 +139,7 @@ class Meshing:
                     await changes.set_conditions(app, list(conditions.values()))
                 except Error as error:
                     _log.warning("conditions not kept", extra={"app": app, "error": str(error)})
+            await asyncio.sleep(REPORT_SECONDS)
 
 
 def _condition(rejection: Rejection) -> Condition:

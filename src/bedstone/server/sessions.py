@@ -335,7 +335,7 @@ class Sessions:
         """Note that a node's hello, written at `revision`, is part of the picture."""
         await self._loop.reached(revision)
         self.heard.add(node)
-        await self._loop.poke()
+        await self._loop.announce()
 
     async def serve(self, node: str, incoming: AsyncIterator[FromNode], send: Send) -> None:
         """Serve one stream of a node whose identity has been verified."""
@@ -390,7 +390,7 @@ class Sessions:
                 return any(instance.workload == workload for instance in placed)
 
     def _observe(self, changes: Changes) -> None:
-        apps = set(self.snapshot.apps()) if changes.nodes else changes.apps
+        apps = changes.apps.union(*(self.snapshot.apps_on(node) for node in changes.nodes))
         for session, _ in self._sessions.values():
             session.mark(apps)
 
