@@ -1,0 +1,215 @@
+"""Write the parts of the reference that the code knows best, between their marks in the pages.
+
+    .venv/bin/python docs/generate.py           renew them
+    .venv/bin/python docs/generate.py --check   exit 1 and name the pages that are not current
+
+A part begins with `<!-- generated: NAME -->` and ends with `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import grpc
+
+PAGES = Path(__file__).parent / "reference"
+_PART = re.compile(r"(<!-- generated: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_WIDTH = 80
+
+_OBJECTS = (
+    ("The top level", "", ""),
+    ("`gateway`", "Gateway", ""),
+    ("`gateway.routes[]`", "Route", ""),
+    ("`workloads.NAME`", "WorkloadSpec", "It has one of `run` and `command`."),
+    (
+        "`ready` and `live`",
+        "Probe",
+        "A path such as `/healthz`, the word `tcp`, or a mapping of one of the three kinds below.",
+    ),
+    ("A probe over HTTP", "HttpProbe", ""),
+    ("A probe of the port", "TcpProbe", ""),
+    ("A probe by a command", "ExecProbe", ""),
+    ("`workloads.NAME.limits`", "Limits", "Applied where the machine can; `doctor` says."),
+    ("`databases.NAME`", "DatabaseSpec", ""),
+)
+
+
+def manifest() -> Iterator[str]:
+    """Every key, from the JSON Schema that `bedstone schema` prints."""
+    from bedstone.model.schema import json_schema
+    from bedstone.model.spec import UNBUILT
+
+    schema = json_schema()
+    for title, name, more in _OBJECTS:
+        node = schema["$defs"][name] if name else schema
+        yield f"### {title}\n"
+        text = " ".join(part for part in (_sentence(node.get("description", "")), more) if part)
+        yield f"{text}\n"
+        if "properties" in node:
+            yield "| key | what it accepts | default | meaning |\n|---|---|---|---|"
+            required = node.get("required", ())
+            for key, value in node["properties"].items():
+                yield _row(key, value, key in required)
+            yield ""
+    yield "### Keys that are refused\n"
+    yield "The design knows them; this version has not built them.\n"
+    yield "| key | answer |\n|---|---|"
+    for location, reason in UNBUILT.items():
+        yield f"| `{'.'.join('NAME' if part == '*' else part for part in location)}` | {reason} |"
+    yield "| `workloads.NAME.isolation` other than `process` | not built yet |"
+
+
+def _row(key: str, value: dict[str, Any], required: bool) -> str:  # noqa: FBT001 - a column
+    default = "required" if required else ""
+    if "default" in value and value["default"] not in ("", (), [], {}):
+        default = f"`{_literal(value['default'])}`"
+    return f"| `{key}` | {_accepts(value)} | {default} | {value.get('description', '')} |"
+
+
+def _literal(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float() if value == int(value):
+            return str(int(value))
+        case _:
+            return str(value)
+
+
+def _accepts(value: dict[str, Any]) -> str:
+    from bedstone.model.schema import describe
+
+    target = str(value.get("$ref", "")).rpartition("/")[2]
+    item = value.get("additionalProperties", value.get("items"))
+    reference = str(item.get("$ref", "")).rpartition("/")[2] if isinstance(item, dict) else ""
+    match target, value.get("type"), reference:
+        case "Probe", _, _:
+            return "a probe"
+        case ("Gateway" | "Limits"), _, _:
+            return "a mapping"
+        case _, "object", ("WorkloadSpec" | "DatabaseSpec"):
+            return "a mapping by name"
+        case _, "array", "Route":
+            return "a list of routes"
+        case _:
+            return describe(value)
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())
+
+
+def commands() -> Iterator[str]:
+    """What `--help` says, of every command."""
+    from bedstone.cli.main import cli
+
+    yield from _help(cli, "bedstone", None)
+
+
+def _help(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
+    settings = {**command.context_settings, "terminal_width": _WIDTH, "max_content_width": _WIDTH}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    level = 2 if parent is None else 3
+    yield f"{'#' * level} `{context.command_path}`\n"
+    text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    yield f"```text\n{text}\n```\n"
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            assert found is not None  # noqa: S101 - it was just listed
+            yield from _help(found, child, context)
+
+
+def routes() -> Iterator[str]:
+    """Every route of the API, with the role that it takes."""
+    from fastapi.routing import APIRoute
+
+    from bedstone.server.api import build_api
+
+    nothing = cast("Any", None)
+    yield "| request | role | body | answer |\n|---|---|---|---|"
+    for route in build_api(nothing, nothing, nothing).routes:
+        if not isinstance(route, APIRoute):
+            continue
+        roles = {getattr(d.call, "__name__", "") for d in route.dependant.dependencies}
+        role = next((r for r in ("operator", "reader") if f"_{r}" in roles), "none")
+        body = f"`{route.body_field.field_info.annotation.__name__}`" if route.body_field else ""
+        method = next(iter(route.methods))
+        query = [p.alias for p in route.dependant.query_params]
+        path = route.path.replace(":path", "") + (f"?{'&'.join(query)}" if query else "")
+        yield f"| `{method} {path}` | {role} | {body} | {_answer(route)} |"
+
+
+def _answer(route: Any) -> str:
+    if route.response_model is None:
+        return "JSON lines" if "Streaming" in str(route.response_class) else "JSON"
+    name = str(getattr(route.response_model, "__name__", route.response_model))
+    if name == "list":
+        return f"a list of `{route.response_model.__args__[0].__name__}`"
+    return "JSON" if name == "dict" else f"`{name}`"
+
+
+def failures() -> Iterator[str]:
+    """The one table of failures."""
+    from bedstone import errors
+
+    classes = {
+        value.code: value
+        for value in vars(errors).values()
+        if inspect.isclass(value) and issubclass(value, errors.Error)
+    }
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    yield "| code | exit status | HTTP | gRPC | class | meaning |\n|---|---|---|---|---|---|"
+    for code, status in errors.EXIT_STATUS.items():
+        kind = classes[code]
+        meaning = (inspect.getdoc(kind) or "").splitlines()[0]
+        if code == errors.INTERNAL:
+            meaning = "A bug of ours."
+        yield (
+            f"| `{code}` | {status} | {errors.HTTP_STATUS[code]} |"
+            f" {names[errors.GRPC_STATUS[code]]} | `{kind.__name__}` | {meaning} |"
+        )
+
+
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "manifest": manifest,
+    "commands": commands,
+    "routes": routes,
+    "failures": failures,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its generated parts made anew."""
+
+    def part(found: re.Match[str]) -> str:
+        made = "\n".join(PARTS[found[2]]()).strip("\n")
+        return f"{found[1]}\n{made}\n\n{found[3]}"
+
+    return _PART.sub(part, text)
+
+
+def main(arguments: list[str]) -> int:
+    """Renew or check; returns the exit status."""
+    stale = []
+    for page in sorted(PAGES.glob("*.md")):
+        text = page.read_text()
+        new = renewed(text)
+        if new != text:
+            stale.append(page.name)
+            if "--check" not in arguments:
+                page.write_text(new)
+    for name in stale:
+        done = "is not current: run docs/generate.py" if "--check" in arguments else "renewed"
+        sys.stdout.write(f"reference/{name} {done}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
