@@ -54,7 +54,7 @@ class Options:
     detached: bool = False
     api_listen: str | None = None
     isolate: str = "auto"
-    timeout: float = 30.0
+    timeout: float = 60.0
 
 
 @asynccontextmanager
@@ -317,16 +317,21 @@ async def force(run: RunInfo, patience: float = 5.0) -> None:
     """End the supervisor if it still lives: twice asked, it kills; then it is killed itself."""
     import signal
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        deadline = loop.time() + (0.2 if number == signal.SIGTERM else patience)
         if not run.alive() or not run.identity.send_signal(number):
             break
-        while run.alive() and loop.time() < deadline:  # noqa: ASYNC110 - another's process
-            await asyncio.sleep(0.02)
+        await _end_of(run, 0.2 if number == signal.SIGTERM else patience)
     from bedstone.processes.client import cleanup_stale
 
     await asyncio.to_thread(cleanup_stale, Path(run.state_dir))
+
+
+async def _end_of(run: RunInfo, patience: float) -> None:
+    """Wait for a supervisor's end, but not longer than `patience` seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience
+    while run.alive() and loop.time() < deadline:  # noqa: ASYNC110 - another's process
+        await asyncio.sleep(0.005)
 
 
 async def shut_down(run: RunInfo, timeout: float = 120.0) -> list[str]:
@@ -338,6 +343,7 @@ async def shut_down(run: RunInfo, timeout: float = 120.0) -> list[str]:
         async with asyncio.timeout(timeout), SupervisorClient(run.socket) as supervisor:
             names = [info.name for info in await supervisor.list() if info.running]
             await supervisor.shutdown()
+            await _end_of(run, timeout)  # it answers just before
     except (Error, TimeoutError):
         # It ended while it was asked, or it does not react.
         await force(run)

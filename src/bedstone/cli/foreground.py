@@ -104,7 +104,11 @@ async def _between(session: Session, following: Statuses, run: RunInfo, asked: i
     """Show what happens until a later generation is applied."""
     was_connected = following.connected
     while session.generation <= asked:
-        fresh = await following.next(0.5)
+        try:
+            fresh = await following.next(0.5)
+        except UnavailableError:
+            _check(run)
+            raise
         if fresh is not None:
             session.feed.update(fresh)
         _check(run)

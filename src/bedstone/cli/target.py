@@ -7,7 +7,6 @@ comes before all.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -107,8 +106,6 @@ class Target:
         endpoint = self.endpoint()
         from bedstone.client.api import Client
 
-        # Keeps the HTTP library from loading its own command line (rich, pygments): 80 ms.
-        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         async with Client(endpoint) as client:
             yield client
 
