@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from bedstone.cli.options import CONTEXT, teach
-from bedstone.cli.target import Target, named, shown
+from bedstone.cli.target import MANIFEST_NAME, STATE_NAME, Target, named, shown
 from bedstone.cli.terminal import Terminal
-from bedstone.errors import InvalidError, UnavailableError
+from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 
 
 @click.command(
@@ -28,13 +28,25 @@ from bedstone.errors import InvalidError, UnavailableError
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def down(*, directory: Path | None, purge: bool, yes: bool) -> None:
     """See `bedstone down --help`."""
-    state_dir = Target.choose(directory or Path.cwd()).state()
+    state_dir = _state(directory)
     terminal = Terminal()
     if purge and state_dir.exists():
         _confirm(state_dir, yes=yes)
     asyncio.run(_down(state_dir, terminal))
     if purge:
         _purge(state_dir, terminal)
+
+
+def _state(directory: Path | None) -> Path:
+    """The state that is meant; a directory that is named is never taken for one above it."""
+    if directory is None:
+        return Target.choose(Path.cwd()).state()
+    root = directory.resolve()
+    if not (root / STATE_NAME).is_dir() and not (root / MANIFEST_NAME).is_file():
+        raise NotFoundError(
+            f"there is no app in {directory}", hint="name the directory of its bedstone.yaml"
+        )
+    return root / STATE_NAME
 
 
 def _confirm(state_dir: Path, *, yes: bool) -> None:

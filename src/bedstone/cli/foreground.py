@@ -132,13 +132,17 @@ def _check(run: RunInfo) -> None:
 
 
 async def _watch(session: Session, client: Client) -> None:
-    """Roll out what is saved."""
-    async for _ in saves(session.path):
-        try:
-            await _apply(session, client)
-        except Error as error:
-            show(error, session.terminal)
-            session.terminal.complain("what ran before goes on: nothing was applied")
+    """Roll out what is saved; where nothing can be watched, only say so."""
+    try:
+        async for _ in saves(session.path):
+            try:
+                await _apply(session, client)
+            except Error as error:
+                show(error, session.terminal)
+                session.terminal.complain("what ran before goes on: nothing was applied")
+    except UnavailableError as error:
+        show(error, session.terminal)
+        await asyncio.Event().wait()
 
 
 async def _apply(session: Session, client: Client) -> None:

@@ -317,6 +317,32 @@ def test_restart(server: FakeApi, command: Command) -> None:
     assert command("restart", "wep").status == 3
 
 
+# The end.
+
+
+def test_down_where_nothing_runs_says_so(app: Path, command: Command) -> None:
+    assert command("down").out == f"nothing runs for {app.name}\n"
+    (app / ".bedstone").mkdir()
+    (app / ".bedstone" / "store.sqlite").touch()
+    ended = command("down")
+    assert (ended.status, ended.out) == (0, f"nothing runs for {app.name}\n")
+    assert (app / ".bedstone" / "store.sqlite").exists(), "data stays"
+
+
+def test_purge_asks_and_deletes_nothing_that_was_not_named(app: Path, command: Command) -> None:
+    (app / ".bedstone").mkdir()
+    (app / "below").mkdir()
+    ended = command("down", "--purge")
+    assert ended.status == 2
+    assert "--yes" in ended.err
+    assert command("down", "below", "--purge", "--yes").status == 3
+    assert (app / ".bedstone").exists()
+    ended = command("down", "--purge", "--yes")
+    assert ended.status == 0, ended.err
+    assert not (app / ".bedstone").exists()
+    assert (app / "bedstone.yaml").exists()
+
+
 # Calls.
 
 
