@@ -16,6 +16,7 @@ from typing import Any
 
 from bedstone.model.messages import Command
 from bedstone.model.resources import Desired, Instance, InstanceStatus, Phase, Preparation
+from bedstone.processes.spec import ProcessSpec
 from bedstone.testing.node import NODE, World, node_world
 
 SERVER = """
@@ -281,13 +282,17 @@ def test_deleted_while_the_agent_was_away_is_ended() -> None:
         server.assign(remove=(web.key,))
         await kill_agent(world)
         await server.until(lambda: server.status(web) is None)
-        assert not Path(f"/proc/{pid}").exists() or not is_running(pid)
+        assert not is_running(pid)
 
     scene(play)
 
 
 def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_failing_probe_takes_it_out_of_service_without_a_restart() -> None:
@@ -398,6 +403,73 @@ def test_taken_port_is_given_up_for_another() -> None:
         assert status is not None
         assert status.plumbing is not None
         assert status.plumbing.app.port != taken
+
+    scene(play)
+
+
+def test_ports_that_the_proxy_cannot_have_are_given_up_for_others() -> None:
+    async def play(world: World) -> None:
+        server = world.server
+        server.proxied = False
+        world.app(web=WEB)
+        web = world.instance("web")
+        await server.until(lambda: (s := server.status(web)) is not None and s.plumbing is not None)
+        before = server.status(web)
+        assert before is not None
+        assert before.plumbing is not None
+        place = before.plumbing.outbound
+        with socket.create_server((place.host, place.port)):
+            await asyncio.sleep(0.5)
+            assert server.phase(web) is Phase.PENDING, "a stranger's listener is not the proxy's"
+            await server.until(
+                lambda: (s := server.status(web)) is not None and s.plumbing != before.plumbing
+            )
+        server.proxied = True
+        await kill_agent(world)
+        await server.until_phase(web, Phase.READY)
+
+    scene(play)
+
+
+def test_what_nobody_wants_or_remembers_is_ended() -> None:
+    async def play(world: World) -> None:
+        server = world.server
+        world.app(web=WEB)
+        web = world.instance("web")
+        await server.until_phase(web, Phase.READY)
+        await world.supervisor.signal("node", signal.SIGSTOP)
+        stray = ProcessSpec(name="instance/shop/default/web/lost", argv=("/bin/sleep", "1000"))
+        info = await world.supervisor.spawn(stray)
+        pid = pid_of(world, web)
+        await kill_agent(world)
+        async with asyncio.timeout(10):
+            async for event in world.supervisor.watch():
+                if event.kind == "forgotten" and event.process and event.process.name == stray.name:
+                    break
+        assert info.pid is not None
+        assert not is_running(info.pid)
+        assert pid_of(world, web) == pid
+
+    scene(play)
+
+
+def test_lost_journal_means_a_new_start_not_an_unknown_address() -> None:
+    async def play(world: World) -> None:
+        server = world.server
+        world.app(web=WEB)
+        web = world.instance("web")
+        await server.until_phase(web, Phase.READY)
+        old = pid_of(world, web)
+        await world.supervisor.signal("node", signal.SIGSTOP)
+        for record in (world.state / "node" / "instances").iterdir():
+            record.unlink()
+        await kill_agent(world)
+        await server.until(
+            lambda: (
+                (s := server.status(web)) is not None and s.phase is Phase.READY and s.pid != old
+            )
+        )
+        assert not is_running(old)
 
     scene(play)
 

@@ -49,6 +49,8 @@ DIGEST_PERIOD = 10.0
 LOG_PERIOD = 1.0
 ADOPTION_PATIENCE = 1.5
 REJOIN_PAUSE = 0.5
+SWEPT = ("instance/", "prepare/", "postgres-")
+"""Prefixes of the names of processes that only a node agent starts."""
 _log = logging.getLogger(__name__)
 
 
@@ -130,6 +132,7 @@ class Agent:
 
     def _build(self, supervisor: SupervisorClient, watch: Watch, ports: Ports, run_id: str) -> None:
         config = self._config
+        self._supervisor, self._watch = supervisor, watch
         self._session = Session(
             lambda: self._membership.session,
             self._node_identity,
@@ -239,7 +242,9 @@ class Agent:
         self._instances.load()
         if self._view.known:
             self._reconcile()
-            await self._instances.settled(ADOPTION_PATIENCE)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._instances.settled(ADOPTION_PATIENCE))
+                group.create_task(self._databases.settled(ADOPTION_PATIENCE))
 
     # What the server says.
 
@@ -248,6 +253,8 @@ class Agent:
             case Assignments():
                 self._view.apply(message)
                 self._reconcile()
+                if message.complete:
+                    self._tasks.start(self._sweep())
             case ProxyState():
                 self._view.apply_proxy(message)
                 self._instances.proxy_changed()
@@ -267,6 +274,19 @@ class Agent:
         self._databases.reconcile()
         self._instances.reconcile()
         self._save_wake.set()
+
+    async def _sweep(self) -> None:
+        """End what an earlier agent ran and nobody wants or remembers any more."""
+        expected = self._instances.expected() | self._databases.expected()
+        for name, info in list(self._watch.latest.items()):
+            if not name.startswith(SWEPT) or name in expected:
+                continue
+            _log.warning("ending what nobody wants", extra={"what": name, "pid": info.pid})
+            try:
+                await self._supervisor.stop(name)
+                await self._supervisor.forget(name)
+            except Error as error:
+                _log.warning("cannot stop", extra={"what": name, "reason": error.message})
 
     def _database_changed(self) -> None:
         self._instances.kick()

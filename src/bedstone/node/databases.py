@@ -67,6 +67,11 @@ def role_of(workload: str) -> str:
     return f"{workload}_workload" if workload == "postgres" else workload
 
 
+def process_name(database: Database) -> str:
+    """What the supervisor calls a database's process."""
+    return "postgres-" + database.path.replace("/", "-")
+
+
 class _Server:
     """One PostgreSQL, kept running."""
 
@@ -131,6 +136,23 @@ class DatabaseManager:
             if path not in wanted and server.wanted:
                 server.wanted = False
                 server.changed.set()
+
+    def expected(self) -> set[str]:
+        """Names of the processes that belong to the databases of this node."""
+        names = {process_name(server.database) for server in self._servers.values()}
+        return names | {f"{name}-initialise" for name in names}
+
+    async def settled(self, timeout: float) -> None:
+        """Wait until those that ran already are ready again, but no longer than `timeout`."""
+        deadline = self._clock() + timeout
+        while self._clock() < deadline:
+            running = {name for name, info in self._watch.latest.items() if info.running}
+            if all(
+                server.ready or process_name(server.database) not in running
+                for server in self._servers.values()
+            ):
+                return
+            await asyncio.sleep(0.01)
 
     def missing(self, app: str, cell: str, name: str) -> str:
         """See `instances.Databases`."""
@@ -231,7 +253,7 @@ class DatabaseManager:
 
     def _engine(self, server: _Server) -> PostgresEngine:
         database, credentials = server.database, server.credentials
-        name = "postgres-" + database.path.replace("/", "-")
+        name = process_name(database)
         running = self._watch.latest.get(name)
         mine = running is not None and running.running
         if credentials.port == 0 or not (mine or bindable("127.0.0.1", credentials.port)):

@@ -465,6 +465,7 @@ class Instances:
         self._tasks = Tasks()
         self._old: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
+        self._leaving: set[str] = set()
         around.watch.listen("instance/", self._ended)
 
     def load(self) -> None:
@@ -530,11 +531,20 @@ class Instances:
             node=old.node,
         )
         sandbox = self._around.sandbox("process")
+        self._leaving.add(old.path)
         with contextlib.suppress(NotFoundError):
             await sandbox.stop(instance, 10.0)
         await sandbox.release(instance, old.plumbing)
+        self._leaving.discard(old.path)
         self._around.reports.remove(old.key)
         self._around.journal.forget(old.path)
+
+    def expected(self) -> set[str]:
+        """Names of the processes that belong to the instances of this node."""
+        names = {process_name(runner.instance) for runner in self._runners.values()}
+        names |= {f"instance/{path}" for path in self._old}
+        names |= {f"instance/{path}" for path in self._leaving}
+        return names | {key.process for key in self._preparing()}
 
     def _preparing(self) -> set[Key]:
         return {key_of(instance) for instance in self._around.view.instances()}
