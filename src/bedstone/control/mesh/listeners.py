@@ -37,8 +37,8 @@ _STREAM_IDLE = 3600.0
 _LOOPBACK = "127.0.0.1"
 
 
-def _router(**options: Any) -> dict[str, Any]:
-    return typed("envoy.filters.http.router", Router(**options))
+def _router() -> dict[str, Any]:
+    return typed("envoy.filters.http.router", Router())
 
 
 def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
@@ -172,11 +172,10 @@ def inbound(domain: str, path: str, address: Address) -> Any:
         # without rules of its own; the route's apply. A missing route denies by itself
         http_filters=[
             typed(RBAC_FILTER, RBAC(rules={"action": "ALLOW", "policies": {}})),
-            _router(respect_expected_rq_timeout=True),
+            _router(),
         ],
         local_reply_config=local_replies(denied),
         forward_client_cert_details="SANITIZE",
-        **_trusted(),
     )
     return _listener(
         name,

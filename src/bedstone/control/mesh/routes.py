@@ -28,7 +28,7 @@ from bedstone.control.mesh.protos import (
 )
 from bedstone.control.mesh.replies import NOT_APPLIED, body, header
 from bedstone.model.spec import Gateway
-from bedstone.telemetry.context import CALLER, OUTCOME
+from bedstone.telemetry.context import CALLER, OUTCOME, TIMEOUT_IN
 
 DEFAULT_TIMEOUT = 60.0
 RBAC_FILTER = "envoy.filters.http.rbac"
@@ -41,6 +41,10 @@ ORIGIN = "x-bedstone-origin"
 """Set and removed within one proxy; see `listeners`."""
 _PROXY_HEADERS = ("proxy-authorization", "proxy-connection")
 _OWN_HEADERS = (ORIGIN, "x-envoy-internal")
+_DEADLINE = "x-bedstone-deadline"
+_SEND_DEADLINE = header(_DEADLINE, f"%REQ({TIMEOUT_IN})%")
+"""How a deadline passes between proxies: the receiving one would take away Envoy's own header. It
+is enforced where the call begins, and the end of the stream tells everybody behind."""
 
 
 class Callee(NamedTuple):
@@ -161,6 +165,7 @@ def outbound(caller: Caller, callees: tuple[tuple[str, Callee], ...]) -> Any:
     return RouteConfiguration(
         name=f"outbound/{caller}",
         ignore_port_in_host_matching=True,
+        request_headers_to_add=[_SEND_DEADLINE],
         request_headers_to_remove=(*_PROXY_HEADERS, *_OWN_HEADERS),
         validate_clusters={"value": False},
         virtual_hosts=[*hosts, _denied(caller)],
@@ -171,6 +176,7 @@ def service(caller: Caller, callee: str, spec: Callee) -> Any:
     """The routes of an address that goes to one service, whatever the host name."""
     return RouteConfiguration(
         name=f"service/{caller}/{callee}",
+        request_headers_to_add=[_SEND_DEADLINE],
         request_headers_to_remove=_OWN_HEADERS,
         validate_clusters={"value": False},
         virtual_hosts=[
@@ -199,8 +205,7 @@ def inbound(path: str, protocol: str, allowed: tuple[str, ...], workload: str) -
     return RouteConfiguration(
         name=f"inbound/{path}",
         validate_clusters={"value": False},
-        request_headers_to_add=[header(CALLER, "%DOWNSTREAM_PEER_URI_SAN%")],
-        request_headers_to_remove=_OWN_HEADERS,
+        request_headers_to_remove=[_DEADLINE],
         response_headers_to_remove=[OUTCOME],
         typed_per_filter_config={
             RBAC_FILTER: packed(
@@ -214,9 +219,14 @@ def inbound(path: str, protocol: str, allowed: tuple[str, ...], workload: str) -
                 "routes": [
                     {
                         "match": {"prefix": "/"},
+                        # what a route adds comes before what the whole configuration removes
+                        "request_headers_to_add": [
+                            header(CALLER, "%DOWNSTREAM_PEER_URI_SAN%"),
+                            header(TIMEOUT_IN, f"%REQ({_DEADLINE})%"),
+                        ],
                         "route": {
                             "cluster": f"program/{path}",
-                            # the deadline that the caller's proxy passes on is respected instead
+                            # the caller's proxy enforces the deadline
                             "timeout": seconds(0),
                             **(
                                 {"max_stream_duration": {"grpc_timeout_header_max": seconds(0)}}
@@ -273,6 +283,7 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
         name=f"gateway/{caller.app}",
         ignore_port_in_host_matching=True,
         validate_clusters={"value": False},
+        request_headers_to_add=[_SEND_DEADLINE],
         response_headers_to_remove=["x-envoy-upstream-service-time"],
         virtual_hosts=hosts,
     )
