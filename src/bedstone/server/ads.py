@@ -24,7 +24,7 @@ import grpc.aio
 from bedstone.control.mesh import queries
 from bedstone.control.mesh.delta import DeltaStream
 from bedstone.control.mesh.mesh import Changes, Mesh
-from bedstone.control.mesh.names import Type
+from bedstone.control.mesh.names import GATEWAY, OPERATOR, Type
 from bedstone.control.mesh.protos import (
     DeltaDiscoveryRequest,
     DeltaDiscoveryResponse,
@@ -51,16 +51,21 @@ def by_certificate(domain: str) -> Authorize:
     """Identity from the client certificate's URI SAN (SPIFFE X.509-SVID §4.1)."""
 
     def authorize(context: Context) -> Proxy:
-        names = context.auth_context().get("x509_subject_alternative_name", ())
-        for name in names:
-            match name.decode(errors="replace").removeprefix("spiffe://").split("/"):
-                case [trust, "node", node] if trust == domain:
-                    return NodeProxy(node)
-                case [trust, app, workload] if trust == domain:
-                    return GrpcClient(app, workload)
-                case _:
-                    pass
-        raise DeniedError("the client's certificate names no node or workload of this domain")
+        found = context.auth_context().get("x509_subject_alternative_name", ())
+        ids = [name for name in (n.decode(errors="replace") for n in found) if "://" in name]
+        # exactly one URI: X.509-SVID, section 2
+        match ids[0].split("/") if len(ids) == 1 else ():
+            case ["spiffe:", "", trust, "node", node] if trust == domain:
+                return NodeProxy(node)
+            case ["spiffe:", "", trust, app, workload] if trust == domain and workload not in (
+                GATEWAY,
+                OPERATOR,
+            ):
+                return GrpcClient(app, workload)
+            case _:
+                raise DeniedError(
+                    "the client's certificate names no node or workload of this domain"
+                )
 
     return authorize
 

@@ -320,6 +320,7 @@ class Mesh:
             == (alive_before, before.plumbing, before.node, before.revision)
         ):
             return
+        self._running_changed(before if alive_before else None, now if alive else None, changes)
         changes.keys |= {
             Key(Flavour.ENVOY, kind, f"{prefix}/{path}")
             for kind, prefix in (
@@ -342,6 +343,26 @@ class Mesh:
         if before is not None and (now is None or now.node != before.node):
             self._set_unit(before.node, path, frozenset(), changes)
         self._unit_changed(path, changes)
+
+    def _running_changed(
+        self, before: InstanceStatus | None, now: InstanceStatus | None, changes: Changes
+    ) -> None:
+        """Count revisions that run; with the last one of an old revision, what it uses goes too."""
+        for status, step in ((before, -1), (now, 1)):
+            if status is None:
+                continue
+            running = self._state.running[status.app, status.workload]
+            known = len(running)
+            running[status.revision] += step
+            if not running[status.revision]:
+                del running[status.revision]
+            if len(running) == known:
+                continue
+            spec = self._state.workload(status.app, status.workload)
+            revision = self._state.running_spec(status)
+            retired = (status.app, status.workload) in self._state.retired
+            if retired or (spec and revision and spec.uses != revision.uses):
+                self._app_changed(status.app, changes)
 
     def _unit_changed(self, path: str, changes: Changes) -> None:
         status = self._state.statuses.get(path)

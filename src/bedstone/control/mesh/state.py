@@ -8,6 +8,7 @@ and a client that comes back is sent only what differs.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -48,6 +49,10 @@ class State:
     large: set[Service] = field(default_factory=set)
     retired: dict[tuple[str, str], WorkloadSpec] = field(default_factory=dict)
     """Workloads that left the manifest; their last instances are still served."""
+    running: defaultdict[tuple[str, str], Counter[str]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
+    """By app and workload, how many instances of each revision are alive."""
 
     def workload(self, app: str, workload: str) -> WorkloadSpec | None:
         """The workload as declared now, or as last declared."""
@@ -55,6 +60,27 @@ class State:
         if declared is not None and workload in declared.spec.workloads:
             return declared.spec.workloads[workload]
         return self.retired.get((app, workload))
+
+    def uses(self, app: str, workload: str) -> set[str]:
+        """What a workload may call: as declared, and as declared by revisions that still run.
+
+        While a new revision is rolled out, the old one's calls must not fail.
+        """
+        spec = self.workload(app, workload)
+        found = set(spec.uses) if spec else set()
+        for name in self.running.get((app, workload), ()):
+            revision = self.revisions.get(f"{app}/{workload}/{name}")
+            if revision is not None:
+                found |= set(revision.spec.uses)
+        return found
+
+    def workloads(self, app: str) -> set[str]:
+        """The workloads of an app: declared ones, and those that still run."""
+        declared = self.apps.get(app)
+        found = set(declared.spec.workloads) if declared else set()
+        return found | {
+            name for of, name in self.retired if of == app and self.running.get((of, name))
+        }
 
     def callees(self, caller: Caller) -> tuple[str, ...]:
         """The workloads that an identity may call, sorted."""
@@ -68,9 +94,8 @@ class State:
             case names.OPERATOR:
                 found = set(app.spec.workloads)
             case workload:
-                spec = self.workload(caller.app, workload)
-                found = set(spec.uses) if spec else set()
-        return tuple(sorted(found & app.spec.workloads.keys()))
+                found = self.uses(caller.app, workload)
+        return tuple(sorted(found & self.workloads(caller.app)))
 
     def callers(self, app: str, workload: str) -> tuple[str, ...]:
         """The SPIFFE ids that may call a workload, sorted."""
@@ -78,7 +103,7 @@ class State:
         if declared is None:
             return ()
         found = {names.OPERATOR}
-        found |= {name for name, spec in declared.spec.workloads.items() if workload in spec.uses}
+        found |= {name for name in self.workloads(app) if workload in self.uses(app, name)}
         if declared.spec.gateway and any(r.to == workload for r in declared.spec.gateway.routes):
             found.add(names.GATEWAY)
         return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in found))

@@ -18,6 +18,7 @@ from bedstone.model.resources import (
     Plumbing,
     Presence,
     Resource,
+    Revision,
 )
 from bedstone.model.spec import AppSpec, Gateway, Route, WorkloadSpec
 
@@ -293,3 +294,22 @@ def test_closed_stream_hears_nothing() -> None:
     rig.stream.close()
     changes = rig.mesh.apply(running("risk", "r1"))
     assert not any(rig.interest.of(key) for key in changes.keys)
+
+
+def test_what_an_old_revision_uses_stays_while_it_runs() -> None:
+    rig = Rig()
+    old = WorkloadSpec(command=("x",), uses=("risk",))
+    new = WorkloadSpec(command=("x",))
+    revisions = [
+        Revision(app="bank", workload="web", name=name, spec=spec)
+        for name, spec in (("r", old), ("r2", new))
+    ]
+    rig.mesh.apply([*revisions, *running("web", "w1"), bank()])
+    view = rig.mesh.names(NodeProxy("n1"), Type.CDS)
+    assert "to/bank/default/web/risk" in view
+    instance, status = running("web", "w2")
+    assert isinstance(status, InstanceStatus)
+    rig.mesh.apply([instance, status.model_copy(update={"revision": "r2"})])
+    assert "to/bank/default/web/risk" in view
+    rig.mesh.apply([], ["status/instances/bank/default/web/w1"])
+    assert "to/bank/default/web/risk" not in view
