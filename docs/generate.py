@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - scripts, not a package
 """Write the parts of the reference that the code knows best, between their marks in the pages.
 
     .venv/bin/python docs/generate.py           renew them
@@ -89,9 +90,11 @@ def _accepts(value: dict[str, Any]) -> str:
     item = value.get("additionalProperties", value.get("items"))
     reference = str(item.get("$ref", "")).rpartition("/")[2] if isinstance(item, dict) else ""
     match target, value.get("type"), reference:
-        case "Probe", _, _:
-            return "a probe"
-        case ("Gateway" | "Limits"), _, _:
+        case (("Probe" | "Duration" | "Size"), _, _):
+            return f"a {target.lower()}"
+        case _ if "pattern" in value and "a name of" in describe(value):
+            return "a name"
+        case (("Gateway" | "Limits"), _, _):
             return "a mapping"
         case _, "object", ("WorkloadSpec" | "DatabaseSpec"):
             return "a mapping by name"
@@ -139,8 +142,9 @@ def routes() -> Iterator[str]:
             continue
         roles = {getattr(d.call, "__name__", "") for d in route.dependant.dependencies}
         role = next((r for r in ("operator", "reader") if f"_{r}" in roles), "none")
-        body = f"`{route.body_field.field_info.annotation.__name__}`" if route.body_field else ""
-        method = next(iter(route.methods))
+        model = route.body_field.field_info.annotation if route.body_field else None
+        body = f"`{getattr(model, '__name__', model)}`" if model else ""
+        method = next(iter(route.methods or ()))
         query = [p.alias for p in route.dependant.query_params]
         path = route.path.replace(":path", "") + (f"?{'&'.join(query)}" if query else "")
         yield f"| `{method} {path}` | {role} | {body} | {_answer(route)} |"

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - scripts, not a package
 """Draw `up.svg`: run the bank for real, in a terminal, and keep what the terminal showed.
 
     .venv/bin/python docs/pictures/render.py
@@ -27,7 +28,7 @@ BANK = HERE.parents[1] / "examples" / "bank"
 COLUMNS = 92
 COMMANDS = (
     "bedstone up examples/bank --detach --wait",
-    "curl localhost:8080/accounts --json '{\"owner\": \"ann\", \"balance\": 10000}'",
+    'curl localhost:8080/accounts --json \'{"owner": "ann", "balance": 10000}\'',
     "bedstone call accounts/healthz --as risk -C examples/bank",
 )
 _CONTROL = re.compile(r"\x1b\[(\?25[hl]|2K|1A)|\r(?!\n)")
