@@ -296,7 +296,10 @@ class Agent:
         domain = self._membership.domain
         if svid.spiffe_id == node_id(domain, self._config.name):
             self._identity = svid
-            svid.save(self._config.private / "identity.json")
+            try:
+                svid.save(self._config.private / "identity.json")
+            except OSError as error:
+                _log.error("cannot write", extra={"reason": str(error)})
             self._proxy.identify(svid)
         else:
             self._secrets.put(sds.certificate_secret(svid))

@@ -7,6 +7,7 @@ that a restart needs no server.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 
@@ -16,6 +17,7 @@ from bedstone.node.http import request
 from bedstone.trust.spiffe import node_id
 from bedstone.trust.svid import Svid, certificate_request, new_key, write_private
 
+_log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Membership:
@@ -92,6 +94,10 @@ async def join(
         raise VerificationError(f"the API's answer lacks {error}") from error
     svid = Svid(node_id(membership.domain, config.name), key, chain, bundle, time.time())
     svid.verify()
-    svid.save(config.private / "identity.json")
-    write_private(config.private / "membership.json", json.dumps(asdict(membership)))
+    try:
+        svid.save(config.private / "identity.json")
+        write_private(config.private / "membership.json", json.dumps(asdict(membership)))
+    except OSError as error:
+        # It is a member all the same; only the next agent will have to join again.
+        _log.error("cannot write", extra={"reason": str(error)})
     return membership, svid

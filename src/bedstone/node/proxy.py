@@ -54,15 +54,27 @@ class Proxy:
         return self._config.run_dir / "envoy-admin.sock"
 
     def identify(self, svid: Svid) -> None:
-        """Give it the node's certificate; it takes a renewal by watching the directory."""
+        """Give it the node's certificate; it takes a renewal by watching the directory.
+
+        On a full disk it keeps the one that it has, for as long as that is valid.
+        """
         folder = self._config.private / "tls"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, text in (("key", svid.key), ("chain", svid.chain), ("bundle", svid.bundle)):
-            draft = folder / f".{name}.new"
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            draft.replace(folder / f"{name}.pem")
+        parts = {"key": svid.key, "chain": svid.chain, "bundle": svid.bundle}
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, text in parts.items():
+                self._draft(folder / f".{name}.new", text)
+            # All or none: a key without its certificate would be of no use.
+            for name in parts:
+                (folder / f".{name}.new").replace(folder / f"{name}.pem")
+        except OSError as error:
+            _log.error("cannot write", extra={"reason": str(error)})
+
+    @staticmethod
+    def _draft(path: Path, text: str) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
 
     def follow(self, membership: Membership) -> None:
         """Where its control plane is; another place than before means a new start."""
@@ -115,7 +127,8 @@ class Proxy:
 
     async def _until_ended(self, info: ProcessInfo) -> ProcessInfo | None:
         """Watch it; None when it is to be started anew for another control plane."""
-        self._say(Phase.STARTING, "connecting to the control plane", info.pid)
+        if not await self._live():
+            self._say(Phase.STARTING, "connecting to the control plane", info.pid)
         ended = asyncio.ensure_future(self._watch.ended(info))
         moved = asyncio.ensure_future(self._moved.wait())
         ready = asyncio.ensure_future(self._ready(info))
@@ -128,16 +141,18 @@ class Proxy:
 
     async def _ready(self, info: ProcessInfo) -> None:
         pause = 0.02
-        while True:
-            try:
-                answer = await request(str(self.admin), "GET", "/ready", timeout=2.0)
-                if answer.body.strip() == b"LIVE":
-                    self._say(Phase.READY, "", info.pid)
-                    return
-            except Error:
-                pass
+        while not await self._live():
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, 0.25)
+        self._say(Phase.READY, "", info.pid)
+
+    async def _live(self) -> bool:
+        """Whether it has its first configuration."""
+        try:
+            answer = await request(str(self.admin), "GET", "/ready", timeout=2.0)
+        except Error:
+            return False
+        return answer.body.strip() == b"LIVE"
 
     async def configuration(self) -> bytes:
         """What it has, endpoints included, as its administration says it (JSON)."""

@@ -13,6 +13,10 @@ from pathlib import Path
 
 from bedstone.errors import InvalidError
 
+_SKIPPED = ("__pycache__", "node_modules")
+_SEEN_LIMIT = 5000
+"""Files looked at before a start; a source directory seldom has more."""
+
 
 def find_interpreter(source: Path, declared: str | None) -> str:
     """The interpreter of a workload whose source directory is `source`.
@@ -41,24 +45,38 @@ def find_interpreter(source: Path, declared: str | None) -> str:
 def obstacle(path: Path) -> str | None:
     """What keeps a user without any rights of its own from reading `path`; None if nothing does.
 
-    Folders above must be open to all, and a folder itself and the files in it be readable. Symbolic
-    links are followed the way the kernel does, so that a virtual environment's interpreter counts
-    with the folder that it really lies in.
+    Folders above must be open to all; of a folder, everything in it that is not hidden must be
+    readable. Symbolic links are followed as the kernel does, so that a virtual environment's
+    interpreter counts with the folder that it really lies in.
     """
     for place in {path.absolute(), Path(os.path.realpath(path))}:
         for folder in place.parents:
             if not _allows(folder, stat.S_IXOTH):
                 return str(folder)
-        if not place.is_dir():
-            if not _allows(place, stat.S_IROTH):
-                return str(place)
-            continue
-        if not _allows(place, stat.S_IROTH | stat.S_IXOTH):
-            return str(place)
-        for entry in sorted(place.glob("*.py")):
-            if not _allows(entry, stat.S_IROTH):
-                return str(entry)
+        blocked = _inside(place) if place.is_dir() else _unreadable(place)
+        if blocked is not None:
+            return blocked
     return None
+
+
+def _inside(folder: Path) -> str | None:
+    seen = 0
+    for root, folders, files in os.walk(folder):
+        if not _allows(Path(root), stat.S_IROTH | stat.S_IXOTH):
+            return root
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        for name in files:
+            seen += 1
+            blocked = None if name.startswith(".") else _unreadable(Path(root, name))
+            if blocked is not None or seen > _SEEN_LIMIT:
+                return blocked
+    return None
+
+
+def _unreadable(path: Path) -> str | None:
+    if path.is_symlink() and not path.exists():
+        return None
+    return None if _allows(path, stat.S_IROTH) else str(path)
 
 
 def _allows(path: Path, bits: int) -> bool:

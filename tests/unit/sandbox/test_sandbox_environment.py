@@ -129,9 +129,14 @@ def test_obstacle_names_what_keeps_others_out(tmp_path: Path) -> None:
     module.touch(mode=0o644)
     found = obstacle(source)
     assert found is None or not Path(found).is_relative_to(tmp_path)
-    module.chmod(0o600)
+    (source / ".hidden").touch(mode=0o600)
+    (source / "dangling").symlink_to(source / "nowhere")
+    assert obstacle(source) == found, "what is hidden or not there does not count"
+    package = source / "package"
+    package.mkdir()
+    (package / "inner.py").touch(mode=0o600)
     if found is None:
-        assert obstacle(source) == str(module)
+        assert obstacle(source) == str(package / "inner.py")
     source.parent.chmod(0o700)
     assert obstacle(source) is not None
 
