@@ -48,12 +48,14 @@ class Options:
         detached: it outlives the command.
         api_listen: `HOST:PORT` on which the API is also served, by TLS and tokens.
         isolate: whether instances get their own network namespaces where possible.
+        certificate_seconds: how long a workload's certificate is valid.
         timeout: seconds for the server to answer.
     """
 
     detached: bool = False
     api_listen: str | None = None
     isolate: str = "auto"
+    certificate_seconds: float | None = None
     timeout: float = 60.0
 
 
@@ -105,11 +107,14 @@ def check_room(folder: Path, needed: int = _ROOM) -> None:
 
 def unwritable(state_dir: Path, error: OSError) -> Error:
     """What to say where the state cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room on the disk"
+    elif state_dir.exists():
+        hint = f"{state_dir} is another user's: run the command as that user"
+    else:
+        hint = f"make {state_dir.parent} writable for you"
     return UnavailableError(
-        f"cannot write {error.filename or state_dir}: {error.strerror}",
-        hint="make room on the disk"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else f"make {state_dir.parent} writable for you",
+        f"cannot write {error.filename or state_dir}: {error.strerror}", hint=hint
     )
 
 
@@ -247,6 +252,8 @@ def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[Process
     }
     if options.api_listen:
         server["api_listen"] = options.api_listen
+    if options.certificate_seconds:
+        server["certificate_seconds"] = options.certificate_seconds
     node = {
         "name": NODE_NAME,
         "address": "127.0.0.1",

@@ -114,7 +114,7 @@ def _keep(text: str) -> Path | None:
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     logs = Path.cwd() / _STATE / "logs"
     for folder in (logs, Path(tempfile.gettempdir())):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - False too where it may not be looked at
             continue
         path = folder / name
         try:

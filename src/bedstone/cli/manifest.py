@@ -23,14 +23,18 @@ from bedstone.errors import ConflictError, UnavailableError
 @click.argument("directory", default=".", type=click.Path(path_type=Path), metavar="[DIR]")
 def init(*, directory: Path) -> None:
     """See `bedstone init --help`."""
-    from bedstone.model.template import app_name, template
+    from bedstone.model.template import SAMPLE, SAMPLE_FILE, app_name, template
 
     path = directory.resolve() / MANIFEST_NAME
     text = template(app_name(path.parent.name))
+    sample = path.with_name(SAMPLE_FILE)
+    sampled = not sample.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x") as file:
             file.write(text)
+        if sampled:
+            sample.write_text(SAMPLE)
     except FileExistsError as error:
         raise ConflictError(
             f"{shown(path)} exists already", hint="run it with `bedstone up`, or remove it first"
@@ -42,6 +46,8 @@ def init(*, directory: Path) -> None:
         ) from error
     terminal = Terminal()
     terminal.say(f"wrote {shown(path)}")
+    if sampled:
+        terminal.say(f"wrote {shown(sample)}, which it runs")
     where = "" if path.parent == Path.cwd() else f" {shown(path.parent)}"
     terminal.say(f"run it: bedstone up{where}")
 

@@ -144,7 +144,8 @@ def nearest(start: Path) -> Path | None:
     """The nearest directory upwards with a manifest, or with the state of a run that lives."""
     start = start.resolve()
     for folder in (start, *start.parents):
-        if (folder / MANIFEST_NAME).is_file() or (folder / STATE_NAME / "run.json").is_file():
+        places = (folder / MANIFEST_NAME, folder / STATE_NAME / "run.json")
+        if any(map(os.path.isfile, places)):  # False too where it may not be looked at
             return folder
     return None
 

@@ -115,6 +115,9 @@ class Agent:
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
             self._tasks.start(self._proxy.run())
+            # Databases need no identity: they start while the server does.
+            self._view.load(config.private / "view.json")
+            self._databases.reconcile()
             await self._enter_domain()
             await self._resume()
             # None of these ever ends; when one fails, all do, and the supervisor starts an agent
@@ -235,7 +238,6 @@ class Agent:
 
     async def _resume(self) -> None:
         """Go on with what an earlier agent ran, and look at it before a server hears of it."""
-        self._view.load(self._config.private / "view.json")
         if self._view.known and self._view.domain != self._membership.domain:
             self._view.clear()
             return

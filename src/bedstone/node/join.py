@@ -19,6 +19,7 @@ from bedstone.trust.svid import Svid, certificate_request, new_key, write_privat
 
 _log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True)
 class Membership:
     """The domain that the node is part of, and `HOST:PORT` of its server for sessions and ADS.

@@ -150,11 +150,19 @@ def write_run(info: RunInfo) -> None:
 
 
 def read_run(state_dir: Path) -> RunInfo | None:
-    """The run that was last published, dead or alive; None if none is there and readable."""
+    """The run that was last published, dead or alive; None if none is there and readable.
+
+    Raises:
+        DeniedError: the state belongs to another user.
+    """
     try:
         return RunInfo(**json.loads((state_dir / _RUN).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    except PermissionError as error:
+        raise DeniedError(
+            f"{state_dir} belongs to another user", hint="run the command as that user"
+        ) from error
 
 
 def live_run(state_dir: Path) -> RunInfo | None:

@@ -186,6 +186,8 @@ class Domain:
 
     def everything(self) -> list[int]:
         """Every living process that carries this run's mark."""
+        if not self.state.exists():
+            return []
         mark = run_marker(self.state).encode()
         found = []
         for entry in Path("/proc").iterdir():
