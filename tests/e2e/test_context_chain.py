@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,8 @@ def test_context_reaches_the_end_of_the_chain(chain: Chain, how: str) -> None:
     assert {link["transaction"] for link in links} == {"tx-1"}
     assert {link["shard_key"] for link in links} == {"ann"}
     left = [link["remaining"] for link in links]
-    assert left == sorted(left, reverse=True)
+    # gRPC rounds a deadline up when it puts it on the wire (gRPC over HTTP/2: TimeoutValue).
+    assert all(later <= earlier + 0.05 for earlier, later in pairwise(left)), left
     assert 4 < left[-1] < left[0] <= 5
 
 

@@ -191,3 +191,17 @@ def test_instances_of_a_lost_node_are_replaced_on_another() -> None:
     running = [i for i in world.instances() if i.desired is Desired.RUNNING]
     assert [instance.node for instance in running] == ["a", "a"]
     assert world.ready() == 2
+
+
+def test_after_a_failed_revision_the_copies_that_serve_are_kept() -> None:
+    """A failed revision's copies must not be counted for those of the one before."""
+    world = World()
+    world.declare(2, "good")
+    world.settle()
+    good = {instance.name for instance in world.instances()}
+    for source in ("bad", "worse"):
+        world.declare(2, source)
+        world.broken.add(scheduling.revision_name(world.snapshot.apps()["shop"], "web"))
+        world.settle()
+        assert world.ready() == 2
+        assert good <= {i.name for i in world.instances() if i.desired is Desired.RUNNING}

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delete": ("bedstone.cli.get:delete", "Delete a resource."),
     "restart": ("bedstone.cli.apply:restart", "Replace a workload's instances, one by one."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
+    "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),
     "doctor": ("bedstone.cli.doctor:doctor", "Check that this machine has what is needed."),
     "schema": ("bedstone.cli.manifest:schema", "Print the manifest's JSON Schema."),
     "version": ("bedstone.cli.version:version", "Print the version."),

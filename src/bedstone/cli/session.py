@@ -119,6 +119,7 @@ class Session:
             if self.options.api_listen
             else None,
             isolate=self.options.isolate,
+            certificate_seconds=self.options.certificate_seconds,
         )
         with self.terminal.waiting("starting the server"):
             run = await embedded.start(self._state_dir, options)

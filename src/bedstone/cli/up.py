@@ -14,6 +14,8 @@ from bedstone.cli.target import MANIFEST_NAME, nearest
 from bedstone.cli.terminal import Terminal
 from bedstone.errors import NotFoundError
 
+_SHORTEST_CERTIFICATE = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -26,6 +28,7 @@ class Options:
     gateway_port: int | None
     api_listen: str | None
     isolate: str
+    certificate_seconds: float | None
     as_json: bool
 
 
@@ -79,6 +82,11 @@ class Options:
     show_default=True,
     help="Whether instances get network namespaces, where the machine lets them.",
 )
+@click.option(
+    "--certificate-lifetime",
+    metavar="DURATION",
+    help="How long a workload's certificate is valid, such as 10m; 1h if not given.",
+)
 @output_option
 def up(
     *,
@@ -91,6 +99,7 @@ def up(
     gateway_port: int | None,
     api_listen: str | None,
     isolate: str,
+    certificate_lifetime: str | None,
     as_json: bool,
 ) -> None:
     """See `bedstone up --help`."""
@@ -101,9 +110,30 @@ def up(
     if as_json and not detach:
         raise click.UsageError("-o json goes with --detach")
     options = Options(
-        detach, wait, timeout, not no_watch, gateway_port, api_listen, isolate, as_json
+        detach,
+        wait,
+        timeout,
+        not no_watch,
+        gateway_port,
+        api_listen,
+        isolate,
+        _seconds(certificate_lifetime) if certificate_lifetime else None,
+        as_json,
     )
     asyncio.run(_up(_manifest(directory, file), options))
+
+
+def _seconds(duration: str) -> float:
+    """A certificate's lifetime, written as durations are in a manifest."""
+    from bedstone.model.units import parse_duration
+
+    try:
+        seconds = float(parse_duration(duration))
+    except ValueError:
+        seconds = 0.0
+    if seconds < _SHORTEST_CERTIFICATE:
+        raise click.UsageError(f"got the lifetime {duration!r}, expected 2s or more, such as 1h")
+    return seconds
 
 
 def _manifest(directory: Path | None, file: Path | None) -> Path:

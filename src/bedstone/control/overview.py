@@ -182,7 +182,7 @@ def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]
 
 
 def _missing(snapshot: Snapshot, app: App) -> Iterator[str]:
-    """What is declared and has no record yet."""
+    """What is declared and has no record yet, and the other way round."""
     if app.deleting:
         return
     counts: dict[str, int] = {}
@@ -192,6 +192,8 @@ def _missing(snapshot: Snapshot, app: App) -> Iterator[str]:
     for workload, spec in app.spec.workloads.items():
         if counts.get(workload, 0) < spec.replicas:
             yield f"workload {workload}, not yet placed on a node"
+        elif counts.get(workload, 0) > spec.replicas:
+            yield f"workload {workload}, which has more instances than it shall"
     held = {database.name for database in snapshot.of(Database, app.name)}
     for database in sorted(app.spec.databases.keys() - held):
         yield f"database {database}, not yet placed on a node"

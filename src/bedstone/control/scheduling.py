@@ -119,9 +119,10 @@ def _plan_instances(
     if others:
         yield from _create(snapshot, app, workload, current, instances, room, others)
 
-    # Old copies make way one for one as new ones become ready; all of them once enough are.
+    # Old copies make way one for one as new ones become ready, those that serve nobody first.
     kept = max(0, replicas - ready)
-    for instance in (*surplus, *sorted(old, key=_ordinal)[kept:], *lost):
+    serving = sorted(old, key=lambda i: (not snapshot.ready(i), *_ordinal(i)))
+    for instance in (*surplus, *serving[kept:], *lost):
         yield _put(snapshot, instance.model_copy(update={"desired": Desired.DRAINED}))
 
 

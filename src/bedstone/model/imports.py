@@ -71,6 +71,18 @@ def _imports(tree: ast.AST) -> Iterator[Import]:
                 pass
 
 
+def entries_of(workload: WorkloadSpec) -> tuple[Entry, ...] | None:
+    """Where a workload's program and its `prepare:` start.
+
+    None where the program is not Python of its own. A `prepare:` that is not adds nothing.
+    """
+    program = entry_of(workload)
+    if program is None:
+        return None
+    prepare = _command_entry(workload.prepare, program.search) if workload.prepare else None
+    return (program, prepare) if prepare else (program,)
+
+
 def entry_of(workload: WorkloadSpec) -> Entry | None:
     """Where a workload's program starts, or None where that is not Python of its own."""
     paths = tuple(

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from bedstone.errors import InvalidError
-from bedstone.model.imports import Import, closure, entry_of, imports_of
+from bedstone.model.imports import Import, closure, entries_of, imports_of
 from bedstone.model.spec import AppSpec, WorkloadSpec
 
 MAX_FILES: Final = 10_000
@@ -178,13 +178,18 @@ class _Tree:
 
     def imported(self, workload: WorkloadSpec, files: Mapping[str, Path]) -> frozenset[str] | None:
         """The files that a workload's program imports, or None where that cannot be told."""
-        entry = entry_of(workload)
-        if entry is None:
+        entries = entries_of(workload)
+        if entries is None:
             return None
         prefix = _prefix(os.path.normpath(workload.path))
         modules = {path.removeprefix(prefix): path for path in files if path.endswith(".py")}
-        found = closure(entry, modules.keys(), lambda path: self._read(files[modules[path]])[1])
-        return None if found is None else frozenset(modules[path] for path in found)
+        found: set[str] = set()
+        for entry in entries:
+            part = closure(entry, modules.keys(), lambda path: self._read(files[modules[path]])[1])
+            if part is None:
+                return None
+            found |= {modules[path] for path in part}
+        return frozenset(found)
 
     def digest(self, files: Mapping[str, Path]) -> str:
         """One digest of paths and contents: 32 hexadecimal digits."""

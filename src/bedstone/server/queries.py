@@ -270,8 +270,8 @@ class Queries:
     def _app(self, name: str) -> App:
         app = self._loop.snapshot.get(App, f"apps/{name}")
         if app is None:
-            known = ", ".join(sorted(self._loop.snapshot.apps())) or "none"
-            raise NotFoundError(f"there is no app {name}, there is {known}")
+            known = ", ".join(sorted(self._loop.snapshot.apps())) or "none at all"
+            raise NotFoundError(f"there is no app {name}, there is {known}", hint="bedstone up")
         return app
 
     def _rows(self, kind: str) -> Iterable[Row]:
