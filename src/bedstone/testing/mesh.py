@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 
@@ -54,18 +53,6 @@ def issue(authority: Authority, spiffe_id: str, hosts: tuple[str, ...] = ()) -> 
     key = new_key()
     issued = authority.sign(certificate_request(key, spiffe_id), spiffe_id, hosts=hosts)
     return Svid(spiffe_id, key, issued.chain, authority.bundle)
-
-
-class _Engine(EnvoyEngine):
-    """The engine, made to offer TLS 1.3 to the control plane."""
-
-    def bootstrap(self) -> dict[str, Any]:
-        result = super().bootstrap()
-        for cluster in result["static_resources"]["clusters"]:
-            if "transport_socket" in cluster:
-                context = cluster["transport_socket"]["typed_config"]["common_tls_context"]
-                context["tls_params"]["tls_maximum_protocol_version"] = "TLSv1_3"
-        return result
 
 
 @dataclass
@@ -263,7 +250,7 @@ async def mesh_rig(
         (certificates / "chain.pem").write_text(client.chain)
         (certificates / "authority.pem").write_text(authority.bundle)
         ads_port = free_port()
-        engine = _Engine(
+        engine = EnvoyEngine(
             node_id=node,
             cluster="test",
             run_dir=directory,
