@@ -28,12 +28,13 @@ from bedstone.node.certificates import Certificates
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
-from bedstone.node.instances import Instances, Surroundings
+from bedstone.node.instances import Instances
 from bedstone.node.join import Membership, join, load_membership
 from bedstone.node.journal import Journal
 from bedstone.node.logs import LogKeeper
 from bedstone.node.preparations import Preparations
 from bedstone.node.reports import Reports
+from bedstone.node.runner import Surroundings
 from bedstone.node.session import Session
 from bedstone.node.tasks import Tasks
 from bedstone.node.view import View

@@ -155,7 +155,7 @@ class DatabaseManager:
             await asyncio.sleep(0.01)
 
     def missing(self, app: str, cell: str, name: str) -> str:
-        """See `instances.Databases`."""
+        """See `runner.Databases`."""
         database = self._view.database(app, cell, name)
         if database is None:
             return f"database {name}"
@@ -167,7 +167,7 @@ class DatabaseManager:
         return "" if server.ready else f"database {name}: {server.reason}"
 
     def url(self, app: str, cell: str, name: str, role: str, through: Plumbing) -> str:
-        """See `instances.Databases`."""
+        """See `runner.Databases`."""
         database = self._view.database(app, cell, name)
         inside = through.databases.get(name)
         if database is not None and database.url is not None:
