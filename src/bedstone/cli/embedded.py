@@ -149,7 +149,15 @@ async def start(state_dir: Path, options: Options) -> RunInfo:
     return run
 
 
-async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None:
+async def returns(run: RunInfo, timeout: float = 20.0) -> None:
+    """Wait until the server of a run that lives answers: it may be starting again just now."""
+    log = Path(run.state_dir, "logs", "server.log")
+    await _answers(run, log, _size(log), timeout, returning=True)
+
+
+async def _answers(
+    run: RunInfo, log: Path, offset: int, timeout: float, *, returning: bool = False
+) -> None:
     """Wait until the server answers; fail as soon as it is clear that it never will."""
     from bedstone.client.api import Client
     from bedstone.client.transport import Endpoint
@@ -164,7 +172,8 @@ async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None
                 await client.health()
                 return
             server = await supervisor.get("server")
-            if server.state != "running" and (server.restarts >= 1 or server.pid is None):
+            dead = server.state != "running" and (server.restarts >= 1 or server.pid is None)
+            if dead and not returning:
                 raise ended(server, log, offset)
             if loop.time() > deadline:
                 raise UnavailableError(

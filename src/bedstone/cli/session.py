@@ -87,6 +87,7 @@ class Session:
                 self.terminal.say(
                     f"{self.app} runs already (supervisor {run.pid}): applying the manifest to it"
                 )
+                await embedded.returns(run)
         target = Target(self.path, self._state_dir)
         try:
             async with target.connect() as client:
