@@ -151,13 +151,24 @@ async def start(state_dir: Path, options: Options) -> RunInfo:
 
 async def returns(run: RunInfo, timeout: float = 20.0) -> None:
     """Wait until the server of a run that lives answers: it may be starting again just now."""
-    log = Path(run.state_dir, "logs", "server.log")
-    await _answers(run, log, _size(log), timeout, returning=True)
+    from bedstone.client.api import Client
+    from bedstone.client.transport import Endpoint
+
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    async with Client(Endpoint(socket=Path(run.run_dir, "api.sock"))) as client:
+        while True:
+            try:
+                await client.health()
+                return
+            except UnavailableError as error:
+                if not run.alive() or loop.time() > deadline:
+                    error.hint = f"see {run.state_dir}/logs/server.log"
+                    raise
+            await asyncio.sleep(0.05)
 
 
-async def _answers(
-    run: RunInfo, log: Path, offset: int, timeout: float, *, returning: bool = False
-) -> None:
+async def _answers(run: RunInfo, log: Path, offset: int, timeout: float) -> None:
     """Wait until the server answers; fail as soon as it is clear that it never will."""
     from bedstone.client.api import Client
     from bedstone.client.transport import Endpoint
@@ -172,8 +183,7 @@ async def _answers(
                 await client.health()
                 return
             server = await supervisor.get("server")
-            dead = server.state != "running" and (server.restarts >= 1 or server.pid is None)
-            if dead and not returning:
+            if server.state != "running" and (server.restarts >= 1 or server.pid is None):
                 raise ended(server, log, offset)
             if loop.time() > deadline:
                 raise UnavailableError(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from bedstone import __version__
 from bedstone.errors import (
@@ -18,6 +19,7 @@ from bedstone.errors import (
     DeniedError,
     Error,
     InvalidError,
+    NotFoundError,
     UnavailableError,
 )
 from bedstone.model.api import (
@@ -110,6 +112,16 @@ def _handle_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])
         return await known(_, InvalidError(f"{where or 'body'}: {first['msg'].lower()}"))
 
+    async def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+        try:
+            # Without a credential, not even what exists is told.
+            await _principal(request)
+        except Error as denied:
+            return await known(request, denied)
+        message = f"there is no {request.method} {request.url.path}"
+        return await known(request, NotFoundError(message, hint="the API is at /v1/openapi.json"))
+
     async def unknown(_: Request, error: Exception) -> Response:
         _log.error("internal error", exc_info=error)
         problem = Problem(
@@ -121,6 +133,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(Error, known)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unrouted)
     app.add_exception_handler(Exception, unknown)
 
 
