@@ -28,15 +28,11 @@ _OBJECTS = (
     ("`gateway`", "Gateway", ""),
     ("`gateway.routes[]`", "Route", ""),
     ("`workloads.NAME`", "WorkloadSpec", "It has one of `run` and `command`."),
-    (
-        "`ready` and `live`",
-        "Probe",
-        "A path such as `/healthz`, the word `tcp`, or a mapping of one of the three kinds below.",
-    ),
+    ("`ready` and `live`", "Probe", "The mapping is of one of the three kinds below."),
     ("A probe over HTTP", "HttpProbe", ""),
     ("A probe of the port", "TcpProbe", ""),
     ("A probe by a command", "ExecProbe", ""),
-    ("`workloads.NAME.limits`", "Limits", "Applied where the machine can; `doctor` says."),
+    ("`workloads.NAME.limits`", "Limits", "`bedstone doctor` says what this machine can."),
     ("`databases.NAME`", "DatabaseSpec", ""),
 )
 
