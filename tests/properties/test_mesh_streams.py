@@ -60,8 +60,11 @@ class Client:
     def accept(self) -> None:
         response = self.unanswered.pop(0)
         have = self.have[response.kind]
+        by_name = response.kind in (Type.EDS, Type.RDS)
         for name, encoded in response.resources:
-            have[name] = encoded.version
+            # An answer that was under way when the client let go of the name; Envoy drops it.
+            if not by_name or name in self.wanted[response.kind]:
+                have[name] = encoded.version
         for name in response.removed:
             have.pop(name, None)
         self._follow()

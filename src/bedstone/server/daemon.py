@@ -26,6 +26,7 @@ from bedstone.control.loop import Controller, ControlLoop
 from bedstone.control.mesh.mesh import Mesh
 from bedstone.errors import DeniedError, Error, UnavailableError
 from bedstone.model import messages
+from bedstone.model.resources import Address
 from bedstone.server.ads import AdsService, by_certificate
 from bedstone.server.api import build_api
 from bedstone.server.auth import PeerProtocol
@@ -61,7 +62,8 @@ async def serve(config: ServerConfig) -> None:
     stopped = _on_signals()
     async with open_store(config.store_url) as store:
         loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
-        mesh = Mesh(authority.domain)
+        host, port = host_and_port(config.session)
+        mesh = Mesh(authority.domain, control=Address(host=host, port=port))
         ads = AdsService(mesh, by_certificate(authority.domain))
         meshing = Meshing(store, loop, mesh, ads)
         lifetime = dt.timedelta(seconds=config.certificate_seconds)
@@ -77,7 +79,7 @@ async def serve(config: ServerConfig) -> None:
             complete=lambda: meshing.complete,
         )
         api = build_api(store, queries, changes)
-        credentials = ServerCredentials(authority, [host_and_port(config.session)[0]])
+        credentials = ServerCredentials(authority, [host])
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(loop.run())

@@ -200,9 +200,8 @@ def to_connect(caller: Caller) -> Any:
     )
 
 
-def to_database(path: str, address: Address) -> Any:
-    """The cluster of a database, for listeners inside network namespaces."""
-    name = f"database/{path}"
+def to_address(name: str, address: Address) -> Any:
+    """One address, as a cluster for listeners inside network namespaces that pass bytes on."""
     return Cluster(
         name=name,
         type="STATIC",

@@ -214,6 +214,9 @@ class DeltaStream:
         for name in culprits:
             before = subscription.refused.get(name)
             subscription.refused[name] = refuse(before, added[name], message, now)
+            if subscription.held.get(name) == added[name]:
+                # It has this very version, and refused to take it again: offer it once more.
+                subscription.again.add(name)
         rest = sorted(added.keys() - set(culprits))
         if culprits:
             subscription.dirty.update(rest)
@@ -335,6 +338,7 @@ class DeltaStream:
         resources: list[tuple[str, Encoded]] = []
         removed: list[str] = []
         later: set[str] = set()
+        refusing: set[str] = set()
         for name in sorted(candidates):
             wanted = self._wanted(kind, name)
             if wanted is None:
@@ -348,6 +352,7 @@ class DeltaStream:
                 continue
             refused = subscription.refused.get(name)
             if refused is not None and refused.version == wanted.version and now < refused.until:
+                refusing.add(name)
                 continue
             if subscription.held.get(name) != wanted.version or name in subscription.again:
                 resources.append((name, wanted))
@@ -360,7 +365,7 @@ class DeltaStream:
             subscription.dirty |= later
         subscription.absent -= {name for name, _ in resources}
         subscription.absent -= set(removed)
-        subscription.again -= candidates
+        subscription.again -= candidates - refusing
         return tuple(resources), tuple(removed)
 
     def wake_at(self, now: float) -> float | None:

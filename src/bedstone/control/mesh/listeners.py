@@ -148,14 +148,13 @@ def call(node: str, caller: Caller, socket: str) -> Any:
     )
 
 
-def database(path: str, name: str, address: Address, cluster: str) -> Any:
-    """A database's address inside an instance's network namespace."""
-    full = f"database/{path}/{name}"
+def passed_on(name: str, address: Address, cluster: str) -> Any:
+    """An address inside an instance's network namespace whose bytes go to a cluster as they are."""
     proxy = typed(
         "envoy.filters.network.tcp_proxy",
-        TcpProxy(stat_prefix=full, cluster=cluster, idle_timeout=seconds(0)),
+        TcpProxy(stat_prefix=name, cluster=cluster, idle_timeout=seconds(0)),
     )
-    return _listener(full, socket_address(address), [proxy])
+    return _listener(name, socket_address(address), [proxy])
 
 
 def inbound(domain: str, path: str, address: Address) -> Any:

@@ -25,6 +25,7 @@ from bedstone.control.mesh.views import GrpcClient, Name, NodeProxy, Proxy, View
 from bedstone.control.registry import Change, Endpoint
 from bedstone.model.resources import (
     DEFAULT_CELL,
+    Address,
     App,
     DatabaseStatus,
     Instance,
@@ -64,10 +65,17 @@ class Mesh:
     Args:
         domain: the SPIFFE trust domain.
         leds_threshold: services with more endpoints are delivered endpoint by endpoint.
+        control: where the server serves ADS.
     """
 
-    def __init__(self, domain: str, *, leds_threshold: int = LEDS_THRESHOLD) -> None:
-        self._state = State(domain, leds_threshold)
+    def __init__(
+        self,
+        domain: str,
+        *,
+        leds_threshold: int = LEDS_THRESHOLD,
+        control: Address | None = None,
+    ) -> None:
+        self._state = State(domain, leds_threshold, control)
         self._views: defaultdict[str, View] = defaultdict(View)
         self._instances_of: defaultdict[str, set[str]] = defaultdict(set)  # by app, paths
         self._made: dict[Key, tuple[Recipe, Encoded]] = {}
@@ -326,6 +334,7 @@ class Mesh:
             for kind, prefix in (
                 (Type.LDS, "outbound"),
                 (Type.LDS, "inbound"),
+                (Type.LDS, "control"),
                 (Type.RDS, "inbound"),
                 (Type.CDS, "program"),
             )
@@ -397,6 +406,22 @@ class Mesh:
                 changes.keys.add(Key(Flavour.ENVOY, Type.LEDS, name))
             for flavour in Flavour:
                 changes.keys.add(Key(flavour, Type.EDS, str(service)))
+            self._direct_changed(service, change.instance, changes)
+
+    def _direct_changed(self, service: Service, instance: str, changes: Changes) -> None:
+        """Callers inside namespaces have an address of their own for each gRPC endpoint."""
+        spec = self._state.workload(service.app, service.workload)
+        if spec is None or spec.protocol != "grpc" or self._state.control is None:
+            return
+        changes.keys.add(Key(Flavour.ENVOY, Type.CDS, f"direct/{service}/{instance}"))
+        for path in self._instances_of[service.app]:
+            status = self._state.statuses[path]
+            if status.plumbing is None or status.plumbing.app.netns is None:
+                continue
+            if service.workload in views.direct_callees(self._state, status):
+                name = f"direct/{path}/{service.workload}/{instance}"
+                changes.keys.add(Key(Flavour.ENVOY, Type.LDS, name))
+                self._unit_changed(path, changes)
 
     def _resize(self, service: Service) -> None:
         size, threshold = len(self._state.registry.endpoints(service)), self._state.leds_threshold

@@ -7,6 +7,8 @@ Every name is a path, so that it says whose it is without a look-up:
 | LDS | `outbound/APP/CELL/WORKLOAD/INSTANCE` | the instance's HTTP proxy |
 | LDS | `service/APP/CELL/WORKLOAD/INSTANCE/CALLEE` | goes to CALLEE without proxy support |
 | LDS | `database/APP/CELL/WORKLOAD/INSTANCE/DATABASE` | goes to a database |
+| LDS | `direct/APP/CELL/WORKLOAD/INSTANCE/CALLEE/ENDPOINT` | an endpoint, inside a namespace |
+| LDS | `control/APP/CELL/WORKLOAD/INSTANCE` | the ADS, inside a namespace |
 | LDS | `inbound/APP/CELL/WORKLOAD/INSTANCE` | mutual TLS for the instance |
 | LDS | `connect/APP/CELL/CALLER` | inside the proxy: what arrives through CONNECT |
 | LDS | `gateway/APP`, `call/NODE/APP/CELL/CALLER` | from outside; from `bedstone call` |
@@ -33,6 +35,12 @@ SDS_CLUSTER = "bedstone_sds"
 
 BUNDLE_SECRET = "bundle"  # noqa: S105 - the name of a secret is public
 """The SDS secret with the domain's trust bundle; a certificate's secret is named by its id."""
+
+
+CONTROL = "control"
+"""The cluster that is the server's own address, for gRPC clients inside network namespaces."""
+
+_OF_WORKLOAD = ("outbound", "inbound", "service", "connect", "program", "direct", "control")
 
 
 class Type(StrEnum):
@@ -114,7 +122,7 @@ def subject_of(name: str) -> tuple[str, str]:  # noqa: PLR0911 - a table
             return app, ""
         case ["denied", app, _, workload, _]:
             return app, f"workloads.{workload}"
-        case ["outbound" | "inbound" | "service" | "connect" | "program", app, _, workload, *_]:
+        case [kind, app, _, workload, *_] if kind in _OF_WORKLOAD:
             return app, f"workloads.{workload}"
         case ["database", app, _, database]:
             return app, f"databases.{database}"

@@ -40,6 +40,8 @@ class State:
 
     domain: str
     leds_threshold: int
+    control: Address | None = None
+    """Where the server serves ADS; None: gRPC clients inside namespaces cannot reach it."""
     apps: dict[str, App] = field(default_factory=dict)
     revisions: dict[str, Revision] = field(default_factory=dict)
     statuses: dict[str, InstanceStatus] = field(default_factory=dict)
@@ -186,7 +188,7 @@ def _assignment(state: State, service: Service, *, whole: bool = False) -> Recip
     )
 
 
-def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 - a table
+def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: C901, PLR0911 - a table
     match parts:
         case ["to", app, cell, identity, callee]:
             if state.workload(app, callee) is None:
@@ -199,13 +201,21 @@ def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 
             if status is None or status.plumbing is None or spec is None:
                 return None
             return Recipe(clusters.to_program, (status.path, status.plumbing.app, spec.protocol))
+        case [names.CONTROL] if state.control is not None:
+            return Recipe(clusters.to_address, (names.CONTROL, state.control))
+        case ["direct", app, cell, callee, instance]:
+            endpoint = state.registry.endpoints((app, cell, callee)).get(instance)
+            if endpoint is None:
+                return None
+            address = Address(host=endpoint.host, port=endpoint.port)
+            return Recipe(clusters.to_address, ("/".join(parts), address))
         case ["connect", app, cell, identity]:
             return Recipe(clusters.to_connect, (Caller(app, cell, identity),))
         case ["database", *rest]:
             database = state.databases.get("/".join(rest))
             if database is None or database.address is None:
                 return None
-            return Recipe(clusters.to_database, (database.path, database.address))
+            return Recipe(clusters.to_address, (f"database/{database.path}", database.address))
         case _:
             return None
 
@@ -235,8 +245,8 @@ def _listener(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911
             return None
 
 
-def _instance_listener(
-    state: State, kind: str, status: InstanceStatus, target: str = ""
+def _instance_listener(  # noqa: PLR0911 - a table
+    state: State, kind: str, status: InstanceStatus, target: str = "", endpoint: str = ""
 ) -> Recipe | None:
     plumbing = status.plumbing
     if plumbing is None:
@@ -254,7 +264,22 @@ def _instance_listener(
             return Recipe(listeners.service, (status.path, target, address, routed))
         case "database" if address := plumbing.databases.get(target):
             cluster = f"database/{status.app}/{status.cell}/{target}"
-            return Recipe(listeners.database, (status.path, target, address, cluster))
+            return Recipe(
+                listeners.passed_on, (f"database/{status.path}/{target}", address, cluster)
+            )
+        case "control" if state.control is not None:
+            inside = state.control.model_copy(update={"netns": plumbing.app.netns})
+            name = f"control/{status.path}"
+            return Recipe(listeners.passed_on, (name, inside, names.CONTROL))
+        case "direct":
+            service = (status.app, status.cell, target)
+            found = state.registry.endpoints(service).get(endpoint)
+            if found is None:
+                return None
+            inside = Address(host=found.host, port=found.port, netns=plumbing.app.netns)
+            name = f"direct/{status.path}/{target}/{endpoint}"
+            cluster = f"direct/{'/'.join(service)}/{endpoint}"
+            return Recipe(listeners.passed_on, (name, inside, cluster))
         case _:
             return None
 

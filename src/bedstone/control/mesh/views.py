@@ -16,7 +16,7 @@ from itertools import chain
 from bedstone.control.mesh import names
 from bedstone.control.mesh.names import Caller, Service, Type
 from bedstone.control.mesh.state import State
-from bedstone.model.resources import DEFAULT_CELL
+from bedstone.model.resources import DEFAULT_CELL, InstanceStatus
 
 Name = tuple[Type, str]
 
@@ -112,7 +112,42 @@ def instance(state: State, path: str, node: str) -> frozenset[Name]:
         if database is not None and database.address is not None:
             own.append((Type.LDS, f"database/{path}/{name}"))
             own.append((Type.CDS, f"database/{database.path}"))
-    return frozenset(chain(own, reach(state, caller), _calls(state, caller, node)))
+    return frozenset(
+        chain(own, reach(state, caller), _calls(state, caller, node), _proxyless(state, status))
+    )
+
+
+def _proxyless(state: State, status: InstanceStatus) -> Iterable[Name]:
+    """What a gRPC client inside a namespace needs to do without a proxy.
+
+    Its namespace has a loopback only; so the server and each endpoint that it may reach are there
+    under the very addresses that ADS tells, and mutual TLS goes from end to end. That can be done
+    for endpoints on loopback only: an address of another machine cannot be had inside.
+    """
+    if status.plumbing is None or status.plumbing.app.netns is None or state.control is None:
+        return
+    callees = direct_callees(state, status)
+    if not callees:
+        return
+    yield Type.LDS, f"control/{status.path}"
+    yield Type.CDS, names.CONTROL
+    for callee in callees:
+        service = Service(status.app, status.cell, callee)
+        for name, endpoint in state.registry.endpoints(service).items():
+            if endpoint.host.startswith("127."):
+                yield Type.LDS, f"direct/{status.path}/{callee}/{name}"
+                yield Type.CDS, f"direct/{service}/{name}"
+
+
+def direct_callees(state: State, status: InstanceStatus) -> list[str]:
+    """The gRPC services that an instance may call."""
+    caller = Caller(status.app, status.cell, status.workload)
+    found = []
+    for callee in state.callees(caller):
+        spec = state.workload(status.app, callee)
+        if spec is not None and spec.protocol == "grpc":
+            found.append(callee)
+    return found
 
 
 def _calls(state: State, caller: Caller, node: str) -> Iterable[Name]:

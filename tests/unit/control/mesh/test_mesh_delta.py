@@ -5,7 +5,7 @@ from __future__ import annotations
 from bedstone.control.mesh import queries
 from bedstone.control.mesh.delta import PATIENCE, DeltaStream
 from bedstone.control.mesh.mesh import Changes, Mesh
-from bedstone.control.mesh.names import Service, Type, leds_collection
+from bedstone.control.mesh.names import Flavour, Key, Service, Type, leds_collection
 from bedstone.control.mesh.streams import Interest, Request, Response
 from bedstone.control.mesh.views import NodeProxy
 from bedstone.model.resources import (
@@ -313,3 +313,55 @@ def test_what_an_old_revision_uses_stays_while_it_runs() -> None:
     assert "to/bank/default/web/risk" in view
     rig.mesh.apply([], ["status/instances/bank/default/web/w1"])
     assert "to/bank/default/web/risk" not in view
+
+
+def test_a_repeated_version_that_is_rejected_is_offered_again() -> None:
+    """Endpoints are sent again for a new cluster; a rejection of that must not stay for ever."""
+    rig = Rig()
+    web = "bank/default/web"
+    rig.mesh.apply(running("web", "w1"))
+    rig.ask(Type.EDS, web)
+    rig.ack(rig.one())
+    rig.ask(Type.CDS)
+    responses = {response.kind: response for response in rig.poll()}
+    rig.ack(responses[Type.CDS])
+    again = responses[Type.EDS]
+    assert names(again) == [web], "a new cluster shares these endpoints"
+    rig.nack(again, f"{web}: no")
+    assert [rejection.name for rejection in rig.stream.rejections()] == [web]
+    assert web not in [name for response in rig.poll() for name in names(response)], "not at once"
+    rig.now += 31.0
+    for response in rig.poll():
+        rig.ack(response)
+    assert rig.stream.rejections() == []
+
+
+def test_a_grpc_client_inside_a_namespace_gets_the_addresses_of_endpoints() -> None:
+    """They come and go with the endpoints, and with the declaration."""
+    mesh = Mesh("d.internal", control=Address(host="127.0.0.1", port=9))
+    spec = bank("risk").spec
+    grpc = spec.workloads["risk"].model_copy(update={"protocol": "grpc"})
+    spec = spec.model_copy(update={"workloads": {**spec.workloads, "risk": grpc}})
+    mesh.apply([Node(name="n1", address="127.0.0.1"), Presence(node="n1")])
+    mesh.apply([App(name="bank", spec=spec)])
+    instance, status = running("web", "w1")
+    assert isinstance(status, InstanceStatus)
+    inside = Address(host="127.0.0.1", port=8080, netns="/run/ns/w1")
+    plumbing = Plumbing(app=inside, inbound=inside, outbound=inside)
+    mesh.apply([instance, status.model_copy(update={"plumbing": plumbing})])
+
+    def direct() -> set[str]:
+        return {n for n in mesh.names(NodeProxy("n1"), Type.LDS) if n.startswith("direct/")}
+
+    assert "control/bank/default/web/w1" in mesh.names(NodeProxy("n1"), Type.LDS)
+    assert direct() == set()
+    mesh.apply([*running("risk", "r2"), *running("risk", "r3")])
+    name = "direct/bank/default/web/w1/risk"
+    assert direct() == {f"{name}/r2", f"{name}/r3"}
+    made = mesh.get(Key(Flavour.ENVOY, Type.LDS, f"{name}/r2"))
+    assert made is not None
+    assert b"/run/ns/w1" in made.data
+    mesh.apply(running("risk", "r2", Phase.UNREADY))
+    assert direct() == {f"{name}/r3"}
+    mesh.apply([bank()])
+    assert direct() == set()
