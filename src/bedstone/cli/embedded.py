@@ -36,6 +36,8 @@ _TAIL = 5
 _PATIENCE = 3
 """Restarts after which the server or the node is believed to be broken, if it does not last."""
 _STABLE = 5.0
+_REACTION = 5.0
+"""Seconds in which a supervisor says what it runs, if it reacts at all."""
 _ROOM = 8 << 20
 """Bytes free on the disk, to start with."""
 
@@ -366,8 +368,12 @@ async def shut_down(run: RunInfo, timeout: float = 120.0) -> list[str]:
 
     names: list[str] = []
     try:
-        async with asyncio.timeout(timeout), SupervisorClient(run.socket) as supervisor:
+        async with (
+            asyncio.timeout(_REACTION) as patience,
+            SupervisorClient(run.socket) as supervisor,
+        ):
             names = [info.name for info in await supervisor.list() if info.running]
+            patience.reschedule(asyncio.get_running_loop().time() + timeout)
             await supervisor.shutdown()
             await _end_of(run, timeout)  # it answers just before
     except (Error, TimeoutError):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bedstone.processes.spec import ProcessInfo
 
 _WORKLOADS = ("WORKLOAD", "INSTANCE", "STATE", "REVISION", "RESTARTS", "PID", "AGE", "DETAIL")
+_REACTION = 3.0
+"""Seconds that the supervisor has to answer; what the server says is shown without it too."""
 _PARTS = ("PART", "NAME", "STATE", "RESTARTS", "PID", "AGE", "DETAIL")
 
 
@@ -75,9 +77,9 @@ async def supervised(target: Target) -> list[ProcessInfo]:
     if run is None:
         return []
     try:
-        async with SupervisorClient(run.socket) as supervisor:
+        async with asyncio.timeout(_REACTION), SupervisorClient(run.socket) as supervisor:
             return await supervisor.list()
-    except UnavailableError:
+    except (UnavailableError, TimeoutError):
         return []
 
 
