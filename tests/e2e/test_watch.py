@@ -170,3 +170,34 @@ def test_a_second_terminal_follows_and_leaves_it_running(domain: Domain) -> None
         assert up.end() == 0
         assert "left running; `bedstone down` stops it" in up.text
     assert answer(domain) == "one"
+
+
+def test_parts_come_and_go_while_it_runs(domain: Domain, make_load: Callable[..., Load]) -> None:
+    def up() -> str:
+        return domain.ok("up", "--detach", "--wait", "--timeout", "30")
+
+    up()
+    began = time.monotonic()
+    with make_load(lambda client: client.get(domain.url).status_code) as outcome:
+        use = ("run: web:app", "run: web:app\n    uses: [other, store]")
+        store = ("workloads:", "databases:\n  store: {engine: postgres}\nworkloads:")
+        manifest(domain, use, store)
+        up()
+        assert "postgres" in str(domain.pids())
+        manifest(domain, ("run: web:app", "run: web:app\n    uses: [other]"))
+        assert "data is kept" in up()
+        domain.wait(lambda: "postgres" not in str(domain.pids()), 10, "nobody needs it")
+        assert (domain.state / "data/echo/default/store").is_dir()
+        manifest(domain, use, store)
+        up()
+        manifest(domain, ("  other:\n    run: other:app\n", ""))
+        up()
+        assert not [part for part in domain.parts() if part["name"].startswith("other")]
+    assert outcome.failures == []
+    assert time.monotonic() - began < 40, "no proxy waits for what it has"
+    manifest(domain, ("replicas: 1", "replicas: 0"))
+    up()
+    assert "the request did not reach an instance" in answer(domain)
+    manifest(domain)
+    up()
+    assert answer(domain) == "one"

@@ -141,7 +141,9 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
         if not snapshot.present(instance.node):
             state, detail = Phase.UNREADY, f"node {instance.node} is not heard from"
         elif instance.desired is Desired.DRAINED and state is Phase.READY:
-            state, detail = Phase.DRAINING, "making way for the next revision"
+            replaced = current.get(instance.workload, instance.revision) != instance.revision
+            state = Phase.DRAINING
+            detail = "making way for the next revision" if replaced else "stopping"
         yield Part(
             kind="instance",
             name=instance.name,
@@ -173,6 +175,8 @@ def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]
         state, detail = Phase.READY, ""
         if "gateway" in rejected:
             state, detail = Phase.FAILED, rejected["gateway"].message
+        elif app.spec.workloads[route.to].replicas == 0:
+            detail = f"{route.to} is declared with no replica"
         elif not ready:
             state, detail = Phase.PENDING, f"{route.to} has no ready instance"
         elif not programmed:

@@ -202,10 +202,13 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
         )
         if database != before:
             yield _put(snapshot, database)
-    in_use = {i.workload for i in snapshot.of(Instance, app.name)}
+    uses = {(r.workload, r.name): set(r.spec.uses) for r in snapshot.of(Revision, app.name)}
+    in_use: set[str] = set()
+    for instance in snapshot.of(Instance, app.name):
+        in_use |= uses.get((instance.workload, instance.revision), set())
     for name, database in held.items():
         # The engine outlives its last user, so that draining requests can finish.
-        if name not in wanted and not (in_use & set(database.users)):
+        if name not in wanted and name not in in_use:
             yield Delete(database.key)
             yield Delete(f"status/databases/{database.path}")
 
