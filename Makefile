@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests benchmarks examples
+SOURCES := src tests benchmarks examples docs
 
 .PHONY: setup up test check lint types imports docs lock clean help
 

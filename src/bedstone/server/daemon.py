@@ -42,11 +42,13 @@ from bedstone.trust.authority import Authority
 
 _log = logging.getLogger(__name__)
 _GRACE = 1.0
-_GRPC_OPTIONS = (
+GRPC_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Proxies and nodes ping every few seconds, with jitter; too strict a bound here would have
+    # gRPC hang up on an idle stream for "too many pings".
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.max_receive_message_length", 64 << 20),
 )
 
@@ -113,7 +115,7 @@ def _on_signals() -> asyncio.Event:
 async def _serve_grpc(
     config: ServerConfig, credentials: ServerCredentials, sessions: Sessions, ads: AdsService
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(options=_GRPC_OPTIONS)
+    server = grpc.aio.server(options=GRPC_OPTIONS)
     ads.add_to(server)
     server.add_generic_rpc_handlers((_session_handler(sessions),))
     try:
