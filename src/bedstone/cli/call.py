@@ -7,7 +7,7 @@ import base64
 import http
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         "Send one HTTP request to a workload through the mesh.\n\n"
         "It goes the way that a workload's own request goes, with the identity of an operator, or "
         "of the workload given by --as: what that may not reach is refused. The exit status is 1 "
-        "for an answer of 400 or above.",
+        "for an answer of 400 or above. With -o json, the body is `body` where it is UTF-8, else "
+        "`body_base64`.",
         ("bedstone call accounts/healthz", "GET /healthz of workload accounts"),
         ('bedstone call accounts/accounts -d \'{"id": "ada"}\'', "POST some JSON"),
         ("bedstone call risk/check --as accounts -i", "as accounts would, with status and headers"),
@@ -77,7 +78,7 @@ def call(
     )
     result = asyncio.run(_call(target, app, name, request))
     if as_json:
-        Terminal(answers=True).json(result.model_dump(mode="json"))
+        Terminal(answers=True).json(document(result))
     else:
         write(result, include=include)
     if result.status >= 400:
@@ -116,6 +117,16 @@ def parse_headers(headers: tuple[str, ...], body: bytes | None) -> tuple[tuple[s
         kind = "application/json" if json_like else "application/x-www-form-urlencoded"
         pairs.append(("content-type", kind))
     return tuple(pairs)
+
+
+def document(result: CallResult) -> dict[str, Any]:
+    """The answer for programs: the body as text where it is UTF-8, else as base64."""
+    found = result.model_dump(mode="json", exclude={"body"})
+    try:
+        found["body"] = base64.b64decode(result.body).decode()
+    except UnicodeDecodeError:
+        found["body_base64"] = result.body
+    return found
 
 
 def write(result: CallResult, *, include: bool) -> None:
