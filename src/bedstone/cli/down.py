@@ -24,11 +24,20 @@ from bedstone.errors import InvalidError, NotFoundError, UnavailableError
     ),
 )
 @click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+@click.option(
+    "-C",
+    "named_directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The same, as other commands take it.",
+)
 @click.option("--purge", is_flag=True, help="Also delete .bedstone: databases, keys, logs.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def down(*, directory: Path | None, purge: bool, yes: bool) -> None:
+def down(*, directory: Path | None, named_directory: Path | None, purge: bool, yes: bool) -> None:
     """See `bedstone down --help`."""
-    state_dir = _state(directory)
+    if directory and named_directory:
+        raise click.UsageError("give DIR or -C DIR, not both")
+    state_dir = _state(directory or named_directory)
     terminal = Terminal()
     if purge and state_dir.exists():
         _confirm(state_dir, yes=yes)
