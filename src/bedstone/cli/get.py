@@ -20,13 +20,13 @@ _SHOWN = {
     "app": ("generation", "root", "deleting"),
     "workload": ("replicas", "isolation", "protocol", "uses"),
     "revision": ("generation", "source"),
-    "instance": ("node", "revision", "desired", "phase"),
-    "database": ("engine", "node", "users", "phase"),
+    "instance": ("node", "revision", "desired", "status.phase"),
+    "database": ("engine", "node", "users", "status.phase"),
     "node": ("address", "proxy", "enforced"),
     "route": ("path", "host", "to"),
     "condition": ("severity", "message", "hint"),
 }
-"""Which fields a table shows, by kind."""
+"""Which fields a table shows, by kind; `status.phase` is `phase` in `status`."""
 
 
 @click.command(
@@ -61,7 +61,8 @@ def get(*, kind: str, name: str | None, target: Target, as_json: bool) -> None:
         terminal.json(found.model_dump(mode="json"))
     elif found.items:
         fields = _SHOWN[kind]
-        header = ("NAME", "REVISION", *(field.upper() for field in fields))
+        names = (field.rpartition(".")[2].upper() for field in fields)
+        header = ("NAME", "VERSION", *names)
         terminal.table(header, (_row(entry, fields) for entry in found.items))
     else:
         terminal.complain(f"there is no {kind}{f' below {name}' if name else ''}")
@@ -78,8 +79,15 @@ async def _list(target: Target, kind: str, prefix: str) -> ResourceList:
 
 
 def _row(entry: ResourceEntry, fields: tuple[str, ...]) -> tuple[str, ...]:
-    values = (cell(entry.value.get(field)) for field in fields)
+    values = (cell(_found(entry.value, field)) for field in fields)
     return (entry.name, str(entry.revision), *values)
+
+
+def _found(value: Any, field: str) -> Any:
+    """What a field holds; None where there is none on the way to it."""
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def cell(value: Any) -> str:
@@ -100,7 +108,7 @@ def document(entry: ResourceEntry) -> list[str]:
     import yaml
 
     text = yaml.safe_dump(entry.value, sort_keys=False, allow_unicode=True)
-    return [f"# {entry.kind} {entry.name}, revision {entry.revision}", *text.splitlines()]
+    return [f"# {entry.kind} {entry.name}, version {entry.revision}", *text.splitlines()]
 
 
 @click.command(

@@ -28,6 +28,7 @@ from bedstone.model.resources import (
     App,
     Condition,
     Database,
+    DatabaseStatus,
     Instance,
     Phase,
     Resource,
@@ -281,7 +282,7 @@ class Queries:
             "condition": lambda: (
                 self._row(c, f"{c.app}/{c.subject}") for c in self._all(Condition)
             ),
-            "database": lambda: (self._row(d, d.path) for d in self._all(Database)),
+            "database": self._database_rows,
             "instance": self._instance_rows,
             "node": lambda: (self._row(node, name) for name, node in snapshot.nodes().items()),
             "revision": lambda: (
@@ -301,6 +302,14 @@ class Queries:
                 row[2]["status"] = _public(status)
             yield row
 
+    def _database_rows(self) -> Iterator[Row]:
+        for database in self._all(Database):
+            row = self._row(database, database.path)
+            key = f"status/databases/{database.path}"
+            if status := self._loop.snapshot.get(DatabaseStatus, key):
+                row[2]["status"] = _public(status)
+            yield row
+
     def _route_rows(self) -> Iterator[Row]:
         for name, app in self._loop.snapshot.apps().items():
             for route in app.spec.gateway.routes if app.spec.gateway else ():
@@ -311,7 +320,7 @@ class Queries:
     def _workload_rows(self) -> Iterator[Row]:
         for name, app in self._loop.snapshot.apps().items():
             for workload, spec in app.spec.workloads.items():
-                value = spec.model_dump(mode="json", exclude_defaults=True)
+                value = spec.model_dump(mode="json", exclude_none=True)
                 yield f"{name}/{workload}", self._loop.snapshot.revision_of(app.key), value
 
     def _all(self, kind: type[R]) -> Iterator[R]:

@@ -197,9 +197,9 @@ def test_get_lists_and_shows(server: FakeApi, command: Command) -> None:
     server.answers["GET /v1/resources/app"] = Answer(ResourceList(revision=9, items=(entry,)))
     server.answers["GET /v1/resources/app/bank"] = Answer(entry)
     assert command("get", "app").out == (
-        "NAME  REVISION  GENERATION  ROOT  DELETING\nbank  7         3           -     no\n"
+        "NAME  VERSION  GENERATION  ROOT  DELETING\nbank  7        3           -     no\n"
     )
-    assert command("get", "app", "bank").out.startswith("# app bank, revision 7\nname: bank\n")
+    assert command("get", "app", "bank").out.startswith("# app bank, version 7\nname: bank\n")
     assert json.loads(command("get", "app", "bank", "-o", "json").out)["value"] == value
     assert json.loads(command("get", "app", "-o", "json").out)["revision"] == 9
     server.answers["GET /v1/resources/node"] = Answer(ResourceList(revision=9, items=()))
@@ -207,6 +207,21 @@ def test_get_lists_and_shows(server: FakeApi, command: Command) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "", "there is no node\n")
     assert command("get", "planet").status == 2
     assert command("get", "app", "none").status == 3
+
+
+def test_get_shows_the_phase_that_the_node_reports(server: FakeApi, command: Command) -> None:
+    value = {"node": "local", "revision": "web-1", "desired": "running"}
+    ready = value | {"status": {"phase": "ready"}}
+    items = tuple(
+        ResourceEntry(kind="instance", name=name, revision=7, value=held)
+        for name, held in (("bank/a", ready), ("bank/b", value))
+    )
+    server.answers["GET /v1/resources/instance"] = Answer(ResourceList(revision=9, items=items))
+    assert [line.split() for line in command("get", "instance").out.splitlines()] == [
+        ["NAME", "VERSION", "NODE", "REVISION", "DESIRED", "PHASE"],
+        ["bank/a", "7", "local", "web-1", "running", "ready"],
+        ["bank/b", "7", "local", "web-1", "running", "-"],
+    ]
 
 
 # Changing.
@@ -329,6 +344,14 @@ def test_down_where_nothing_runs_says_so(app: Path, command: Command) -> None:
     assert (app / ".bedstone" / "store.sqlite").exists(), "data stays"
 
 
+def test_down_takes_its_directory_as_other_commands_do(app: Path, command: Command) -> None:
+    (app / "below").mkdir()
+    (app / "below" / "bedstone.yaml").write_text("app: below\n")
+    assert command("down", "-C", "below").out == "nothing runs for below\n"
+    assert command("down", "-C", "none").status == 3
+    assert command("down", "below", "-C", "below").status == 2
+
+
 def test_purge_asks_and_deletes_nothing_that_was_not_named(app: Path, command: Command) -> None:
     (app / ".bedstone").mkdir()
     (app / "below").mkdir()
@@ -370,6 +393,20 @@ def test_call_sends_what_curl_would(server: FakeApi, app: Path, command: Command
     sent = server.asked[-1].body
     assert sent["method"] == "PUT"
     assert sent["headers"] == [["content-type", "application/json"]]
+
+
+def test_a_call_as_json_gives_text_as_text_and_says_what_is_not(
+    server: FakeApi, command: Command
+) -> None:
+    path = "POST /v1/apps/bank/workloads/web/call"
+    for body, shown in (
+        ("grüße".encode(), {"body": "grüße"}),
+        (b"", {"body": ""}),
+        (b"\xff\x00", {"body_base64": "/wA="}),
+    ):
+        server.answers[path] = Answer(CallResult(status=200, body=base64.b64encode(body).decode()))
+        found = json.loads(command("call", "web", "-o", "json").out)
+        assert found == {"status": 200, "headers": [], **shown}
 
 
 def test_an_answer_from_400_is_a_negative_one(server: FakeApi, command: Command) -> None:

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
-from bedstone.model.resources import AuditRecord, Node, Presence
+from bedstone.model.resources import AuditRecord, DatabaseStatus, Node, Phase, Presence
 from bedstone.server.api import build_api
 from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
@@ -250,5 +250,27 @@ def test_every_kind_lists_and_gets(tmp_path: Path, kind: str) -> None:
                 version = await world.loop.changed(version)
             one = (await client.get(f"/v1/resources/{kind}/{items[0]['name']}")).json()
             assert one["value"] == items[0]["value"]
+
+    run(tmp_path, check)
+
+
+def test_a_resource_shows_effective_values_and_what_its_node_says(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        status = DatabaseStatus(app="shop", name="db", node="n", phase=Phase.READY)
+        await world.store.commit(
+            [
+                Put(r.key, r.encode())
+                for r in (Node(name="n", address="127.0.0.1"), Presence(node="n"), status)
+            ]
+        )
+        async with world.client() as client:
+            await client.put("/v1/apps/shop", json={"spec": SPEC})
+            workload = (await client.get("/v1/resources/workload/shop/web")).json()["value"]
+            shown = [workload[field] for field in ("replicas", "isolation", "protocol", "uses")]
+            assert shown == [2, "process", "http", ["db"]]
+            version = -1
+            while not (items := (await client.get("/v1/resources/database")).json()["items"]):
+                version = await world.loop.changed(version)
+            assert items[0]["value"]["status"]["phase"] == "ready"
 
     run(tmp_path, check)
