@@ -210,6 +210,24 @@ ROLLED = READY.model_copy(
 )
 
 
+AS_ROOT = READY.model_copy(
+    update={
+        "parts": tuple(
+            instance(name, name.split("-")[0], "ready").model_copy(update={"shared_user": why})
+            for name, why in (
+                ("accounts-1a2b3c4d-0", "as root, since /root is not open to others"),
+                ("accounts-1a2b3c4d-1", "as root, since /root is not open to others"),
+                ("web-1a2b3c4d-0", "as root, since /root is not open to others"),
+                (
+                    "risk-1a2b3c4d-0",
+                    "as the owner of its code, since risk.py is not open to others",
+                ),
+            )
+        )
+    }
+)
+
+
 def domain(*apps: AppStatus, complete: bool = True) -> DomainStatus:
     return DomainStatus(
         domain="d", version="0.1.0", started_at=0.0, complete=complete, apps=tuple(apps)
@@ -233,7 +251,7 @@ def test_ps() -> None:
         ProcessInfo("node", "exited", "", exit_signal=9),
     ]
     lines: list[str] = []
-    for status in (domain(READY), domain(TROUBLE, complete=False)):
+    for status in (domain(READY), domain(TROUBLE, complete=False), domain(AS_ROOT)):
         lines += [*overview(status, processes, 1100.0), "--"]
     lines += overview(domain(), [], 1100.0)
     compare("ps", "\n".join(lines) + "\n")
@@ -251,6 +269,8 @@ def test_welcome(directory: Path) -> None:
         options = Options(detach, detach, 60.0, watch, None, api, "auto", None, as_json=False)
         lines = welcome(READY, manifest, options, 2.34, started=started)
         text += "\n".join(lines) + "\n--\n"
+    lines = welcome(AS_ROOT, manifest, options, 2.34, started=True)
+    text += "\n".join(lines) + "\n--\n"
     compare("welcome", text)
 
 

@@ -116,6 +116,7 @@ def remarks(status: DomainStatus) -> list[str]:
     """What a user should know besides."""
     lines = []
     for app in status.apps:
+        lines += ["", *shared_users(app)] if shared_users(app) else []
         for condition in app.conditions:
             hint = f"; {condition.hint}" if condition.hint else ""
             text = clean(f"{condition.subject}: {condition.message}{hint}")
@@ -125,6 +126,21 @@ def remarks(status: DomainStatus) -> list[str]:
     if not status.complete:
         lines += ["", "incomplete: the server has not heard from every node since its start"]
     return lines
+
+
+def shared_users(app: AppStatus) -> list[str]:
+    """A warning for each reason why workloads have no user of their own."""
+    found: dict[str, list[str]] = {}
+    for part in app.parts:
+        workloads = found.setdefault(part.shared_user, [])
+        if part.workload not in workloads:
+            workloads.append(part.workload)
+    found.pop("", None)
+    return [
+        f"{paint('warning')}: {', '.join(names)} {'runs' if len(names) == 1 else 'run'} "
+        f"{clean(reason)}; identities are enforced by network namespaces only"
+        for reason, names in found.items()
+    ]
 
 
 def headline(app: AppStatus) -> str:

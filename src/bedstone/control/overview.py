@@ -8,12 +8,14 @@ from bedstone.control.scheduling import revision_name
 from bedstone.control.snapshot import Snapshot
 from bedstone.model.api import AppStatus, Part
 from bedstone.model.resources import (
+    SHARED_USER,
     App,
     Condition,
     Database,
     DatabaseStatus,
     Desired,
     Instance,
+    InstanceStatus,
     Phase,
     Preparation,
 )
@@ -156,7 +158,14 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             workload=instance.workload,
             current=instance.desired is Desired.RUNNING
             and instance.revision == current.get(instance.workload),
+            shared_user=_shared_user(status),
         )
+
+
+def _shared_user(status: InstanceStatus | None) -> str:
+    notes = status.limits if status else ()
+    found = (note for note in notes if note.startswith(SHARED_USER))
+    return next((note.removeprefix(SHARED_USER) for note in found), "")
 
 
 def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:

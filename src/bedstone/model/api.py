@@ -92,6 +92,9 @@ class Part(Frozen):
     workload: str = ""
     current: bool = True
     """It belongs to the applied generation (False: an older revision being replaced)."""
+    shared_user: str = ""
+    """As whom an instance runs and why (`as root, since …`), where it has no user of its own though
+    its node gives instances one."""
 
 
 class AppStatus(Frozen):

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bedstone.model.spec import AppSpec, WorkloadSpec
 
 DEFAULT_CELL = "default"
+SHARED_USER = "user: runs "
+"""How an entry of `InstanceStatus.limits` begins that says why an instance has no user of its own,
+where it could have one: `user: runs as root, since /root is not open to others`."""
 
 
 class Frozen(BaseModel):

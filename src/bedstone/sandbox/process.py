@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import Error, InvalidError, UnavailableError
-from bedstone.model.resources import Address, Instance, Plumbing
+from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
 from bedstone.processes import linux
 from bedstone.processes.spec import Limits, ProcessInfo, ProcessSpec
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
@@ -265,7 +265,8 @@ class ProcessSandbox:
             blocked = obstacle(path)
             if blocked is not None:
                 owner = source.stat()
-                note = f"user: runs as the owner of its code, since {blocked} is not open to others"
+                who = "root" if owner.st_uid == 0 else "the owner of its code"
+                note = f"{SHARED_USER}as {who}, since {blocked} is not open to others"
                 if owner.st_uid == os.geteuid():
                     return None, None, (note,)
                 return owner.st_uid, owner.st_gid, (note,)

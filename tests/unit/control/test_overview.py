@@ -75,6 +75,14 @@ def test_ready_when_every_part_is() -> None:
     assert found.gateway == "http://localhost:8080"
 
 
+def test_an_instance_without_a_user_of_its_own_is_told_with_the_reason() -> None:
+    limits = ["memory: 1 GiB", "user: runs as root, since /root is not open to others"]
+    found = status(STATUS.model_copy(update={"limits": limits}))
+    shared = {part.kind: part.shared_user for part in found.parts}
+    assert shared["instance"] == "as root, since /root is not open to others"
+    assert {part.shared_user for part in status().parts} == {""}
+
+
 def test_what_the_store_remembers_of_a_silent_node_is_not_called_ready() -> None:
     """After everything was killed, the store still holds the statuses of the run before."""
     found = status(heard=())
