@@ -301,6 +301,24 @@ def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[Process
     ]
 
 
+def started_with(state_dir: Path) -> Options:
+    """The options with which the run that lives was started, as its processes were told them."""
+    server, node = (_read(state_dir / name) for name in ("server.json", "node.json"))
+    return Options(
+        api_listen=server.get("api_listen"),
+        isolate=node.get("enforce", "auto"),
+        certificate_seconds=server.get("certificate_seconds"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _write(path: Path, value: dict[str, Any]) -> Path:
     draft = path.with_suffix(".new")
     draft.unlink(missing_ok=True)

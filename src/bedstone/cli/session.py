@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,11 @@ from bedstone.cli.following import Feed, Statuses, known, statuses, until_ready
 from bedstone.cli.ports import check_gateway
 from bedstone.cli.progress import change_lines
 from bedstone.cli.request import request_of
-from bedstone.cli.target import STATE_NAME, Target, named, shown
+from bedstone.cli.target import STATE_NAME, Target, at, named, shown
 from bedstone.cli.terminal import Terminal, paint
 from bedstone.cli.welcome import welcome
 from bedstone.engines import programs
-from bedstone.errors import Error
+from bedstone.errors import ConflictError, Error
 from bedstone.model.sources import SourceCache
 from bedstone.processes.client import cleanup_stale
 
@@ -87,6 +88,7 @@ class Session:
                 self.terminal.say(
                     f"{self.app} runs already (supervisor {run.pid}): applying the manifest to it"
                 )
+                self._adopt()
                 await embedded.returns(run)
         target = Target(self.path, self._state_dir)
         try:
@@ -119,13 +121,33 @@ class Session:
             api_listen=embedded.check_listen(self.options.api_listen)
             if self.options.api_listen
             else None,
-            isolate=self.options.isolate,
+            isolate=self.options.isolate or "auto",
             certificate_seconds=self.options.certificate_seconds,
         )
         with self.terminal.waiting("starting the server"):
             run = await embedded.start(self._state_dir, options)
         self.feed.step("server", "control plane", "ready")
         return run
+
+    def _adopt(self) -> None:
+        """Refuse what only the start of a run can change; take the rest from the one there is."""
+        held = embedded.started_with(self._state_dir)
+        for option, asked, has in (
+            ("--api-listen", self.options.api_listen, held.api_listen),
+            ("--isolate", self.options.isolate, held.isolate),
+            (
+                "--certificate-lifetime",
+                self.options.certificate_seconds,
+                held.certificate_seconds,
+            ),
+        ):
+            if asked is not None and asked != has:
+                where = at(self.manifest.root)
+                raise ConflictError(
+                    f"{self.app} runs already, and {option} takes effect only when it is started",
+                    hint=f"`bedstone down{where}`, then `bedstone up{where}` with {option} again",
+                )
+        self.options = replace(self.options, api_listen=held.api_listen, isolate=held.isolate)
 
     def _check_port(self, current: str | None) -> None:
         """Refuse at once what the proxy could only fail at later."""

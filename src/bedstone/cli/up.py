@@ -27,7 +27,7 @@ class Options:
     watch: bool
     gateway_port: int | None
     api_listen: str | None
-    isolate: str
+    isolate: str | None
     certificate_seconds: float | None
     as_json: bool
 
@@ -78,9 +78,7 @@ class Options:
 @click.option(
     "--isolate",
     type=click.Choice(["auto", "never"]),
-    default="auto",
-    show_default=True,
-    help="Whether instances get network namespaces, where the machine lets them.",
+    help="Whether instances get network namespaces, where the machine lets them; default: auto.",
 )
 @click.option(
     "--certificate-lifetime",
@@ -98,7 +96,7 @@ def up(
     no_watch: bool,
     gateway_port: int | None,
     api_listen: str | None,
-    isolate: str,
+    isolate: str | None,
     certificate_lifetime: str | None,
     as_json: bool,
 ) -> None:

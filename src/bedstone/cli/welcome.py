@@ -45,7 +45,7 @@ def attempts(status: AppStatus, manifest: Manifest) -> list[str]:
     return lines
 
 
-def identities(status: AppStatus, isolate: str) -> str:
+def identities(status: AppStatus, isolate: str | None) -> str:
     """Whether a workload could pretend to be another, and why."""
     if status.enforced:
         return "enforced by network namespaces"

@@ -108,6 +108,32 @@ def test_up_again_applies_and_says_so(running: FakeApi, app: Path, command: Comm
     assert "~ workload web: x" in ended.err, "progress does not mix with the answer"
 
 
+def test_what_only_a_start_can_change_is_refused_where_it_runs(
+    running: FakeApi, app: Path, command: Command
+) -> None:
+    running.answers["GET /v1/apps/bank/status"] = Answer(READY)
+    running.answers["PUT /v1/apps/bank"] = Answer(SAME)
+    running.answers["GET /v1/apps/bank/watch"] = Answer([READY], stream=True, hold=True)
+    state = app / ".bedstone"
+    (state / "server.json").write_text('{"api_listen": "127.0.0.1:8443"}')
+    (state / "node.json").write_text('{"enforce": "never"}')
+    for words in (
+        ("--api-listen", "127.0.0.1:9443"),
+        ("--isolate", "auto"),
+        ("--certificate-lifetime", "10m"),
+    ):
+        ended = command("up", "--detach", *words)
+        assert ended.status == 4, words
+        assert f"{words[0]} takes effect only when it is started" in ended.err
+        assert "bedstone down" in ended.err
+    assert all(asked.method != "PUT" for asked in running.asked)
+    ended = command("up", "--detach", "--wait", "--api-listen", "127.0.0.1:8443")
+    assert ended.status == 0, "it is so already"
+    ended = command("up", "--detach", "--wait")
+    assert "https://127.0.0.1:8443" in ended.out
+    assert "--isolate never" in ended.out
+
+
 def test_a_changed_port_is_tested_before_it_is_applied(
     running: FakeApi, app: Path, command: Command
 ) -> None:
