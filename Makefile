@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs
 
-.PHONY: setup up test check lint types imports docs lock clean help
+.PHONY: setup up test check coverage lint types imports docs lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -23,6 +23,10 @@ test: setup ## pass the tests
 	@$(BIN)/python -m pytest
 
 check: lint types imports test ## everything that CI demands
+
+coverage: setup ## say which lines the tests in this process reach
+	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered tests/unit tests/faults \
+		tests/properties tests/conformance tests/golden
 
 lint: setup
 	@$(BIN)/ruff check $(SOURCES)

@@ -25,7 +25,7 @@ def test_pings_on_an_idle_stream_do_not_end_it() -> None:
 
     async def main() -> None:
         server = grpc.aio.server(options=GRPC_OPTIONS)
-        handlers = {"Silent": grpc.stream_stream_rpc_method_handler(silent)}
+        handlers: dict[str, Any] = {"Silent": grpc.stream_stream_rpc_method_handler(silent)}
         handler = grpc.method_handlers_generic_handler("test", handlers)
         server.add_generic_rpc_handlers((handler,))
         port = server.add_insecure_port("127.0.0.1:0")
