@@ -92,19 +92,21 @@ def show_result(terminal: Terminal, result: ApplyResult, *, dry_run: bool) -> No
 
 
 async def settle(client: Client, feed: Feed, result: ApplyResult, timeout: float) -> None:
-    """Show an app becoming ready; fail if it does not."""
+    """Show an app, or the feed's workload, becoming ready; fail if it does not."""
     from bedstone.cli.following import statuses, until_ready
 
     async with statuses(client, result.app, lambda: True) as following:
         await until_ready(client, following, feed, result.generation, timeout)
-    feed.terminal.say(f"{result.app} is {paint('ready')}")
+    feed.terminal.say(f"{feed.workload or result.app} is {paint('ready')}")
 
 
-async def feed_of(client: Client, terminal: Terminal, app: str) -> Feed:
-    """What shows an app's way on from what it is now."""
+async def feed_of(
+    client: Client, terminal: Terminal, app: str, workload: str | None = None
+) -> Feed:
+    """What shows an app's way on from what it is now, or one workload's."""
     from bedstone.cli.following import Feed, known
 
-    feed = Feed(terminal)
+    feed = Feed(terminal, workload=workload)
     if current := await known(client, app):
         feed.prime(current)
     return feed
@@ -146,7 +148,7 @@ async def _restart(
     named, workload = what
     async with target.connect() as client:
         app = await choose_app(client, target, named)
-        feed = await feed_of(client, terminal, app) if timeout is not None else None
+        feed = await feed_of(client, terminal, app, workload) if timeout is not None else None
         result = await client.restart(app, workload)
         terminal.say(f"{workload} is being restarted")
         if feed is not None and timeout is not None:

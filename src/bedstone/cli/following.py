@@ -9,7 +9,16 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bedstone.cli.progress import Line, Shown, failures, news, settled, troubled, unready
+from bedstone.cli.progress import (
+    Line,
+    Shown,
+    failures,
+    news,
+    of_workload,
+    settled,
+    troubled,
+    unready,
+)
 from bedstone.cli.terminal import Terminal, Waiting, brief, clean, seconds
 from bedstone.errors import Error, NotFoundError, UnavailableError
 
@@ -34,12 +43,14 @@ class Feed:
         started: when the clock of its lines began (`time.monotonic`).
         last: the latest status.
         clock: lines show the time of day, not the time since the start.
+        workload: what is shown, and waited for, is of this one only.
     """
 
     terminal: Terminal
     started: float = field(default_factory=time.monotonic)
     last: AppStatus | None = None
     clock: bool = False
+    workload: str | None = None
     waiting: Waiting | None = None
     _shown: Shown = field(default_factory=dict)
 
@@ -49,10 +60,11 @@ class Feed:
 
     def prime(self, status: AppStatus) -> None:
         """Take a status as known, without a line."""
-        _, self._shown = news(self._shown, status)
+        _, self._shown = news(self._shown, self._view(status))
 
     def update(self, status: AppStatus) -> None:
         """The lines for what changed."""
+        status = self._view(status)
         lines, self._shown = news(self._shown, status)
         for line in lines:
             self._show(line)
@@ -61,6 +73,9 @@ class Feed:
             first, *rest = status.waiting_for
             more = f" and {len(rest)} more" if rest else ""
             self.waiting.update(f"waiting for {clean(first)}{more}")
+
+    def _view(self, status: AppStatus) -> AppStatus:
+        return status if self.workload is None else of_workload(status, self.workload)
 
     def _show(self, line: Line) -> None:
         elapsed = seconds(time.monotonic() - self.started)
@@ -142,7 +157,7 @@ async def until_ready(
     timeout: float,
     ailment: Callable[[], Awaitable[Error | None]] | None = None,
 ) -> AppStatus:
-    """Wait until an app is ready at a generation.
+    """Wait until an app, or the feed's workload, is ready at a generation.
 
     Args:
         client: of the server.
@@ -178,7 +193,7 @@ async def until_ready(
                 fresh = await following.next(min(0.25, left))
                 if fresh is not None:
                     feed.update(fresh)
-                    status = fresh
+                    status = feed.last
                 waiting.tick()
         finally:
             feed.waiting = None

@@ -86,6 +86,30 @@ def advice(condition: Condition) -> str:
     return f"{condition.message}; {condition.hint}".removesuffix("; ")
 
 
+def of_workload(status: AppStatus, workload: str) -> AppStatus:
+    """What of an app's status is about one workload; ready when that is."""
+    parts = tuple(part for part in status.parts if part.workload == workload)
+    own = {f"{part.kind} {part.name}" for part in parts}
+    waiting = tuple(
+        text
+        for text in status.waiting_for
+        if text in own or text.startswith((f"workload {workload},", "node "))
+    )
+    subject = f"workloads.{workload}"
+    return status.model_copy(
+        update={
+            "parts": parts,
+            "waiting_for": waiting,
+            "ready": not waiting,
+            "conditions": tuple(
+                condition
+                for condition in status.conditions
+                if condition.subject == subject or condition.subject.startswith(f"{subject}.")
+            ),
+        }
+    )
+
+
 def settled(status: AppStatus) -> bool:
     """Whether all is ready and nothing is left of what was before."""
     return status.ready and all(part.current for part in status.parts)

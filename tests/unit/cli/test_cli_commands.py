@@ -332,6 +332,43 @@ def test_restart(server: FakeApi, command: Command) -> None:
     assert command("restart", "wep").status == 3
 
 
+def test_restart_waits_for_its_workload_only_and_shows_what_changes(
+    server: FakeApi, command: Command
+) -> None:
+    """Another workload of the app is in trouble all the time."""
+
+    def part(name: str, state: str, *, current: bool = True) -> Part:
+        workload = name.partition("-")[0]
+        return Part(kind="instance", name=name, state=state, workload=workload, current=current)
+
+    def status(generation: int, *parts: Part) -> AppStatus:
+        broken = part("risk-1-0", "failed")
+        waiting = tuple(f"instance {p.name}" for p in (broken, *parts) if p.state != "ready")
+        update = {"ready": False, "generation": generation, "waiting_for": waiting}
+        return READY.model_copy(update={**update, "parts": (broken, *parts)})
+
+    steps = [
+        status(2, part("web-1-0", "ready")),
+        status(3, part("web-1-0", "ready", current=False)),
+        status(3, part("web-1-0", "draining", current=False), part("web-2-0", "ready")),
+        status(3, part("web-2-0", "ready")),
+    ]
+    server.answers["GET /v1/apps/bank/status"] = Answer(steps[0])
+    restarted = CHANGED.model_copy(update={"generation": 3})
+    server.answers["POST /v1/apps/bank/workloads/web/restart"] = Answer(restarted)
+    server.answers["GET /v1/apps/bank/watch"] = Answer(steps, stream=True, hold=True)
+    ended = command("restart", "web", "--wait", "--timeout", "10")
+    assert ended.status == 0, ended.err
+    shown = [line.split()[-2:] for line in ended.out.splitlines()[1:]]
+    assert shown == [
+        ["web-1-0", "draining"],
+        ["web-2-0", "ready"],
+        ["web-1-0", "stopped"],
+        ["is", "ready"],
+    ]
+    assert ended.out.endswith("\nweb is ready\n")
+
+
 # The end.
 
 

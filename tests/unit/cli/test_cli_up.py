@@ -157,7 +157,9 @@ def test_in_the_foreground_it_rolls_out_what_is_saved_and_leaves_what_it_did_not
         Answer([rolled], stream=True, hold=True, delay=0.5),
     ]
     log = app / "shown.log"
-    code = "from bedstone.cli.main import main; main(['up'])"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = f"from bedstone.cli.main import main; main(['up', '--gateway-port', '{port}'])"
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=out)
         try:
@@ -173,6 +175,9 @@ def test_in_the_foreground_it_rolls_out_what_is_saved_and_leaves_what_it_did_not
         finally:
             process.kill()
             process.wait()
+    asked = [one for one in running.asked if one.method in ("PUT", "POST")]
+    assert [one.method for one in asked] == ["PUT", "POST", "PUT"]
+    assert {one.body["spec"]["gateway"]["port"] for one in asked} == {port}, "also when saved"
     shown = log.read_text()
     assert "left running; `bedstone down` stops it" in shown
     assert "error: bedstone.yaml:9:1: unknown key 'cell'" in shown
