@@ -7,17 +7,19 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from itertools import dropwhile
+from typing import TYPE_CHECKING
 
 import click
 
 from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
 from bedstone.cli.target import Target, choose_app
 from bedstone.cli.terminal import Terminal, clean
-from bedstone.errors import InvalidError, NotFoundError, UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from bedstone.client.api import Client
@@ -87,36 +89,48 @@ def logs(
     engine = workload.removeprefix("engine:") if workload.startswith("engine:") else None
     show = Show(timestamps=timestamps, as_json=as_json)
     if engine in _OWN and target.url is None:
-        if since is not None:
-            raise InvalidError(f"--since is not known for {workload}", hint="use --tail")
-        own_log(target, show, engine, tail=tail, follow=follow)
-        return
-    what = Asked(engine, app, workload, follow, start, tail)
-    asyncio.run(_logs(target, show, what))
+        own_log(target, show, engine, Window(follow, start, tail))
+    else:
+        asyncio.run(_logs(target, show, Asked(engine, app, workload, Window(follow, start, tail))))
+    if not show.lines:
+        show.nothing(since=since is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which lines are wanted: an engine's, or a workload's of an app."""
+class Window:
+    """Which lines of a log are wanted; `since` is in seconds since the epoch."""
 
-    engine: str | None
-    app: str | None
-    workload: str
     follow: bool
     since: float | None
     tail: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whose lines are wanted: an engine's, or a workload's of an app."""
+
+    engine: str | None
+    app: str | None
+    workload: str
+    window: Window
+
+
 class Show:
-    """How a line is written."""
+    """How a line is written; `lines` counts them."""
 
     def __init__(self, *, timestamps: bool, as_json: bool) -> None:
         self._terminal = Terminal()
         self._timestamps = timestamps
         self._as_json = as_json
+        self.lines = 0
+
+    def nothing(self, *, since: bool) -> None:
+        """Say that there was no line."""
+        self._terminal.complain("nothing written since then" if since else "nothing written yet")
 
     def line(self, at: float, source: str, text: str) -> None:
         """Write one."""
+        self.lines += 1
         if self._as_json:
             self._record({"time": at, "source": source, "text": text})
             return
@@ -128,6 +142,7 @@ class Show:
 
     def raw(self, source: str, line: str) -> None:
         """Write one that has its own form, time included."""
+        self.lines += 1
         if self._as_json:
             self._record({"source": source, "text": line.rstrip("\n")})
         else:
@@ -151,32 +166,44 @@ async def _logs(target: Target, show: Show, asked: Asked) -> None:
                     show.line(line.time, line.source, line.text)
             return
         except UnavailableError:
-            if not asked.follow or last is None or target.live() is None:
+            if not asked.window.follow or last is None or target.live() is None:
                 raise
         # Just after the last line that was seen.
-        asked = replace(asked, since=last + 1e-3, tail=None)
+        asked = replace(asked, window=Window(follow=True, since=last + 1e-3, tail=None))
         await asyncio.sleep(_RETRY)
 
 
 async def _open(client: Client, target: Target, asked: Asked) -> AsyncGenerator[LogLine, None]:
-    window: dict[str, Any] = {
-        "follow": asked.follow,
-        "since": asked.since,
-        "tail": asked.tail,
-    }
+    window = asdict(asked.window)
     if asked.engine is not None:
         return client.engine_logs(asked.engine, **window)
     return client.logs(await choose_app(client, target, asked.app), asked.workload, **window)
 
 
-def own_log(target: Target, show: Show, name: str, *, tail: int | None, follow: bool) -> None:
+def recent(lines: Iterable[str], since: float) -> Iterator[str]:
+    """The lines from the first on that was written since then; one without a time follows it."""
+    return dropwhile(lambda line: (written_at(line) or 0.0) < since, lines)
+
+
+def written_at(line: str) -> float | None:
+    """When a line of our own says that it was written: JSON with a `time`, or a local time."""
+    try:
+        if line.startswith("{"):
+            return float(json.loads(line)["time"])
+        return datetime.fromisoformat(line[:23].replace(",", ".")).timestamp()
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def own_log(target: Target, show: Show, name: str, window: Window) -> None:
     """A log of Bedstone's own, from its file: it must be readable when the server is dead."""
     path = target.state() / "logs" / f"{name}.log"
     try:
         with path.open(errors="replace") as file:
-            for line in deque(file, maxlen=tail) if tail is not None else file:
+            lines = file if window.since is None else recent(file, window.since)
+            for line in lines if window.tail is None else deque(lines, maxlen=window.tail):
                 show.raw(name, line)
-            while follow:
+            while window.follow:
                 if text := file.readline():
                     show.raw(name, text)
                 else:

@@ -169,7 +169,36 @@ def test_logs_of_our_own_need_no_server(app: Path, command: Command) -> None:
     assert command("logs", "engine:server", "--tail", "2").out == "two\nthree\n"
     as_json = command("logs", "engine:server", "--tail", "1", "-o", "json").out
     assert json.loads(as_json) == {"source": "server", "text": "three"}
-    assert command("logs", "engine:server", "--since", "5m").status == 2
+
+
+def test_logs_of_our_own_begin_where_since_says(app: Path, command: Command) -> None:
+    logs = app / ".bedstone" / "logs"
+    logs.mkdir(parents=True)
+    now = time.time()
+    old, new = ({"time": now - ago, "event": f"{ago} s ago"} for ago in (600, 60))
+    (logs / "server.log").write_text(f"{json.dumps(old)}\n{json.dumps(new)}\nTraceback\n")
+    ended = command("logs", "engine:server", "--since", "5m")
+    assert ended.out == f"{json.dumps(new)}\nTraceback\n"
+    stamps = [
+        time.strftime("%Y-%m-%d %H:%M:%S,250", time.localtime(now - ago)) for ago in (600, 60)
+    ]
+    (logs / "node.log").write_text("".join(f"{stamp} INFO {stamp}\n" for stamp in stamps))
+    ended = command("logs", "engine:node", "--since", "5m")
+    assert ended.out == f"{stamps[1]} INFO {stamps[1]}\n"
+    ended = command("logs", "engine:node", "--since", "1s")
+    assert (ended.status, ended.out, ended.err) == (0, "", "nothing written since then\n")
+
+
+def test_a_log_without_a_line_is_said_to_be_empty(
+    server: FakeApi, app: Path, command: Command
+) -> None:
+    server.answers["GET /v1/apps/bank/workloads/web/logs"] = Answer([], stream=True)
+    ended = command("logs", "web")
+    assert (ended.status, ended.out, ended.err) == (0, "", "nothing written yet\n")
+    assert command("logs", "web", "-o", "json").out == "", "nothing but records"
+    (app / ".bedstone" / "logs").mkdir()
+    (app / ".bedstone" / "logs" / "supervisor.log").touch()
+    assert command("logs", "engine:supervisor").err == "nothing written yet\n"
 
 
 def test_followed_logs_go_on_after_the_servers_restart(server: FakeApi, command: Command) -> None:
