@@ -126,6 +126,13 @@ def test_without_a_credential_only_liveness_is_served(remote: Remote) -> None:
     assert "hint: " in done.stderr
 
 
+@pytest.mark.parametrize("forged", ["[local:0]", "local:0", "[local:0]:1", "127.0.0.1, [local:0]"])
+def test_nobody_becomes_local_by_a_header(remote: Remote, forged: str) -> None:
+    with remote.http() as http:
+        refused = http.get("/v1/tokens", headers={"x-forwarded-for": forged})
+        assert refused.status_code == 401, refused.text
+
+
 def test_a_reader_sees_and_changes_nothing(remote: Remote) -> None:
     shown = remote.run("rita", "ps")
     assert shown.returncode == 0, shown.stderr

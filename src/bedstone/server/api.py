@@ -1,4 +1,7 @@
-"""The HTTP API: the routes of `bedstone.model.api`, and the one mapping of errors to answers."""
+"""The HTTP API: the routes of `bedstone.model.api`, and the one mapping of errors to answers.
+
+Invariant: who calls is known before anything of a request but its head is looked at.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bedstone import __version__
 from bedstone.errors import (
@@ -49,12 +53,55 @@ _PROBLEMS: dict[int | str, dict[str, object]] = {
     "default": {"model": Problem, "description": "A failure, by code."}
 }
 NDJSON = "application/x-ndjson"
+LIVENESS = "/healthz"
+LARGEST_BODY = 16 << 20
+
+
+class _Gate:
+    """Lets in only whom we know, with a body of a size that can be held in memory.
+
+    It stands before the routes, because these read a whole body before they ask who sends it.
+    """
+
+    def __init__(self, app: ASGIApp, store: Store) -> None:
+        self._app = app
+        self._store = store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != LIVENESS:
+            request = Request(scope)
+            client = request.client.host if request.client else ""
+            authorization = request.headers.get("authorization")
+            try:
+                request.state.principal = await authenticate(client, authorization, self._store)
+                _refuse_large(request)
+            except Error as error:
+                await _answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _refuse_large(request: Request) -> None:
+    if "transfer-encoding" in request.headers:
+        raise InvalidError("got a body of unknown length, expected a Content-Length")
+    if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
+        raise InvalidError(f"the body is too large, expected at most {LARGEST_BODY} bytes")
+
+
+def _answer(error: Error) -> JSONResponse:
+    status = HTTP_STATUS.get(error.code, HTTP_STATUS[INTERNAL])
+    headers = {}
+    if isinstance(error, DeniedError) and error.message == "no credential":
+        status, headers = 401, {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, UnavailableError) and error.retry_after:
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    problem = Problem(code=error.code, message=error.message, hint=error.hint)
+    return JSONResponse(problem.model_dump(), status, headers)
 
 
 async def _principal(request: Request) -> Principal:
-    store: Store = request.app.state.store
-    client = request.client.host if request.client else ""
-    return await authenticate(client, request.headers.get("authorization"), store)
+    principal: Principal = request.state.principal
+    return principal
 
 
 async def _reader(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
@@ -83,7 +130,7 @@ def build_api(store: Store, queries: Queries, changes: Changes) -> FastAPI:
         openapi_url=None,
         responses=_PROBLEMS,
     )
-    app.state.store = store
+    app.add_middleware(_Gate, store=store)
     _handle_errors(app)
     _status_routes(app, queries)
     _log_routes(app, queries)
@@ -97,14 +144,7 @@ def _handle_errors(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         if not isinstance(error, Error):
             return await unknown(_, error)
-        status = HTTP_STATUS.get(error.code, HTTP_STATUS[INTERNAL])
-        headers = {}
-        if isinstance(error, DeniedError) and error.message == "no credential":
-            status, headers = 401, {"WWW-Authenticate": "Bearer"}
-        if isinstance(error, UnavailableError) and error.retry_after:
-            headers["Retry-After"] = str(max(1, round(error.retry_after)))
-        problem = Problem(code=error.code, message=error.message, hint=error.hint)
-        return JSONResponse(problem.model_dump(), status, headers)
+        return _answer(error)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
@@ -114,11 +154,6 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
-        try:
-            # Without a credential, not even what exists is told.
-            await _principal(request)
-        except Error as denied:
-            return await known(request, denied)
         message = f"there is no {request.method} {request.url.path}"
         return await known(request, NotFoundError(message, hint="the API is at /v1/openapi.json"))
 
@@ -138,7 +173,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _status_routes(app: FastAPI, queries: Queries) -> None:
-    @app.get("/healthz", tags=["liveness"])
+    @app.get(LIVENESS, tags=["liveness"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 

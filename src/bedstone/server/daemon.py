@@ -166,13 +166,29 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def settings(api: FastAPI, key: Path | None = None, chain: Path | None = None) -> uvicorn.Config:
+    """How the API is served, with TLS if there is a key.
+
+    By default uvicorn would take the peer's address from `X-Forwarded-For` of a caller on loopback,
+    who could then say that it is a local operator.
+    """
+    return uvicorn.Config(
+        api,
+        http=PeerProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        ssl_keyfile=key,
+        ssl_certfile=chain,
+    )
+
+
 async def _local_api(config: ServerConfig, api: FastAPI) -> None:
     """Serve the API on a Unix socket of mode 0600."""
     with _unix_socket(config.api_socket) as listener:
-        settings = uvicorn.Config(
-            api, http=PeerProtocol, ws="none", lifespan="off", log_config=None, access_log=False
-        )
-        await _Uvicorn(settings).serve(sockets=[listener])
+        await _Uvicorn(settings(api)).serve(sockets=[listener])
 
 
 async def _remote_api(config: ServerConfig, api: FastAPI, credentials: ServerCredentials) -> None:
@@ -192,17 +208,7 @@ async def _remote_api(config: ServerConfig, api: FastAPI, credentials: ServerCre
             hint="choose another address with --api-listen",
         ) from error
     with listener:
-        settings = uvicorn.Config(
-            api,
-            http=PeerProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            ssl_keyfile=key,
-            ssl_certfile=chain,
-        )
-        await _Uvicorn(settings).serve(sockets=[listener])
+        await _Uvicorn(settings(api, key, chain)).serve(sockets=[listener])
 
 
 @contextlib.contextmanager

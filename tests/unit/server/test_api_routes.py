@@ -1,7 +1,7 @@
 """The HTTP API over a memory store: who may do what, and what is answered."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
 from bedstone.model.resources import AuditRecord, DatabaseStatus, Node, Phase, Presence
-from bedstone.server.api import build_api
+from bedstone.server.api import LARGEST_BODY, build_api
 from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
@@ -103,6 +103,49 @@ def test_nothing_but_liveness_without_a_credential(tmp_path: Path) -> None:
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
             for path in ("/docs", "/redoc", "/openapi.json"):
                 assert (await client.get(path)).status_code == 401, "not even what exists is told"
+
+    run(tmp_path, check)
+
+
+def test_a_stranger_is_refused_before_its_body_is_looked_at(tmp_path: Path) -> None:
+    """Neither is it held in memory, nor does an answer tell which path takes what."""
+
+    async def check(world: World) -> None:
+        read = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal read
+            while True:
+                read += 1
+                yield b"{" * 65536
+
+        kind = {"Content-Type": "application/json"}
+        async with world.client("192.0.2.1") as client:
+            for path in ("/v1/tokens", "/v1/apps/shop/plan", "/v1/nothing"):
+                answer = await client.post(path, content=b"{", headers=kind)
+                assert answer.status_code == 401, answer.text
+                answer = await client.post(path, content=endless(), headers=kind)
+                assert answer.status_code == 401, answer.text
+        assert read == 0
+
+    run(tmp_path, check)
+
+
+def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"{}"
+
+        kind = {"Content-Type": "application/json"}
+        async with world.client() as client:
+            large = {**kind, "Content-Length": str(LARGEST_BODY + 1)}
+            answer = await client.post("/v1/tokens", content=chunks(), headers=large)
+            assert answer.status_code == 422, answer.text
+            assert "too large" in answer.json()["message"]
+            chunked = {**kind, "Transfer-Encoding": "chunked"}
+            answer = await client.post("/v1/tokens", content=chunks(), headers=chunked)
+            assert answer.status_code == 422, answer.text
+            assert "Content-Length" in answer.json()["message"]
 
     run(tmp_path, check)
 
