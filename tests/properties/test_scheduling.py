@@ -9,6 +9,7 @@ from bedstone.control import scheduling
 from bedstone.control.snapshot import Snapshot
 from bedstone.model.resources import (
     App,
+    Database,
     Desired,
     Instance,
     InstanceStatus,
@@ -17,7 +18,7 @@ from bedstone.model.resources import (
     Presence,
     Resource,
 )
-from bedstone.model.spec import AppSpec, WorkloadSpec
+from bedstone.model.spec import AppSpec, DatabaseSpec, WorkloadSpec
 from bedstone.store import Delete, Entry, Event, Operation, Put
 
 
@@ -205,3 +206,54 @@ def test_after_a_failed_revision_the_copies_that_serve_are_kept() -> None:
         world.settle()
         assert world.ready() == 2
         assert good <= {i.name for i in world.instances() if i.desired is Desired.RUNNING}
+
+
+def test_fewer_replicas_keep_the_copies_that_serve() -> None:
+    """The lowest ordinals need not be the ones that are ready."""
+    world = World()
+    world.declare(2, "one")
+    world.plan()
+    while world.ready() == 0:
+        world.act(1)  # the second one starts first
+    world.declare(1, "one")
+    world.plan()
+    assert world.ready() == 1
+    world.settle()
+    assert [i.name.rpartition("-")[2] for i in world.instances()] == ["1"]
+
+
+def test_fewer_replicas_in_the_middle_of_a_rollout_leave_one_that_serves() -> None:
+    world = World()
+    world.declare(2, "one")
+    world.settle()
+    world.declare(2, "two")
+    world.plan()
+    new = scheduling.revision_name(world.snapshot.apps()["shop"], "web")
+    second = next(i for i in world.instances() if i.name == f"web-{new}-1")
+    while not world.snapshot.ready(second):
+        world.write(*world.step(second))
+    world.declare(1, "two")
+    while world.plan():
+        assert world.ready() >= 1
+
+
+def test_a_copy_that_leaves_keeps_its_database_until_it_has_gone() -> None:
+    def declare(*uses: str) -> None:
+        web = WorkloadSpec(command=("web",), uses=uses)
+        spec = AppSpec(app="shop", workloads={"web": web}, databases={"ledger": DatabaseSpec()})
+        world.write(App(name="shop", spec=spec))
+
+    def users() -> list[str]:
+        return [user for database in world.snapshot.of(Database, "shop") for user in database.users]
+
+    world = World()
+    declare("ledger")
+    world.settle()
+    old = world.instances()[0].name
+    declare()
+    while old in {instance.name for instance in world.instances()}:
+        assert users() == ["web"]
+        assert world.plan() or world.act(0)
+    world.settle()
+    assert users() == []
+    assert world.ready() == 1

@@ -110,12 +110,13 @@ def _plan_instances(
     lost = [i for i in running if others and not snapshot.present(i.node)]
     new = [i for i in running if i.revision == current and i not in lost]
     old = [i for i in running if i.revision != current and i not in lost]
-    ready = sum(snapshot.ready(instance) for instance in new)
-
-    surplus = sorted(new, key=_ordinal)[replicas:]
-    starting = len(new) - len(surplus) - ready
+    # Those that serve nobody go first: fewer replicas must not mean none that is ready.
+    ranked = sorted(new, key=lambda i: (not snapshot.ready(i), *_ordinal(i)))
+    kept_new, surplus = ranked[:replicas], ranked[replicas:]
+    ready = sum(snapshot.ready(instance) for instance in kept_new)
+    starting = len(kept_new) - ready
     batch = max(2, ceil(replicas / 4)) if old else replicas
-    room = min(replicas - (len(new) - len(surplus)), batch - starting)
+    room = min(replicas - len(kept_new), batch - starting)
     if others:
         yield from _create(snapshot, app, workload, current, instances, room, others)
 
@@ -186,8 +187,12 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
     nodes = [node for node in snapshot.nodes() if snapshot.present(node)]
     held = {database.name: database for database in snapshot.of(Database, app.name)}
     wanted = {} if app.deleting else app.spec.databases
+    running = _running_uses(snapshot, app.name)
     for name, spec in sorted(wanted.items()):
-        users = [w for w, s in sorted(app.spec.workloads.items()) if name in s.uses]
+        # A copy of an older revision keeps its right until it has gone: a rollout fails no request.
+        users = sorted(
+            {w for w, s in app.spec.workloads.items() if name in s.uses} | running.get(name, set())
+        )
         before = held.get(name)
         node = before.node if before and before.node else (nodes[0] if nodes else None)
         if spec.url is None and node is None:
@@ -202,15 +207,21 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
         )
         if database != before:
             yield _put(snapshot, database)
-    uses = {(r.workload, r.name): set(r.spec.uses) for r in snapshot.of(Revision, app.name)}
-    in_use: set[str] = set()
-    for instance in snapshot.of(Instance, app.name):
-        in_use |= uses.get((instance.workload, instance.revision), set())
     for name, database in held.items():
         # The engine outlives its last user, so that draining requests can finish.
-        if name not in wanted and name not in in_use:
+        if name not in wanted and name not in running:
             yield Delete(database.key)
             yield Delete(f"status/databases/{database.path}")
+
+
+def _running_uses(snapshot: Snapshot, app: str) -> dict[str, set[str]]:
+    """What the revisions that have instances use: for each name, the workloads."""
+    uses = {(r.workload, r.name): r.spec.uses for r in snapshot.of(Revision, app)}
+    found: dict[str, set[str]] = {}
+    for instance in snapshot.of(Instance, app):
+        for name in uses.get((instance.workload, instance.revision), ()):
+            found.setdefault(name, set()).add(instance.workload)
+    return found
 
 
 def _forget(snapshot: Snapshot, app: App) -> Iterator[Operation]:
