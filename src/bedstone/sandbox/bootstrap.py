@@ -54,12 +54,16 @@ def make_folder(folder: Path, owner: int | None) -> None:
     folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     if owner is not None:
-        os.chown(folder, owner, owner)
+        folder.parent.chmod(0o711)  # whatever the umask: the owner has to pass
+        os.chown(folder, owner, owner, follow_symlinks=False)
 
 
 def _write(path: Path, text: str, owner: int | None) -> None:
     draft = path.with_name(f".{path.name}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # The folder is the instance's, and we may be root: what it put there must not be written to.
+    draft.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, 0o600)
     with os.fdopen(descriptor, "w") as file:
         if owner is not None:
             os.fchown(file.fileno(), owner, owner)
