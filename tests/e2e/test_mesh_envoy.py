@@ -109,6 +109,16 @@ def run(scenario: Callable[[MeshRig], Awaitable[None]], *, leds_threshold: int =
     asyncio.run(main())
 
 
+DISGUISED = {
+    "x_bedstone_caller",
+    "x-bedstone_caller",
+    "x_bedstone-caller",
+    "x_envoy_internal",
+    "x_forwarded_client_cert",
+}
+"""To a WSGI program the same as `x-bedstone-caller` and its like."""
+
+
 def test_declared_call_passes_and_names_its_caller() -> None:
     async def scenario(rig: MeshRig) -> None:
         async with program() as port:
@@ -118,6 +128,7 @@ def test_declared_call_passes_and_names_its_caller() -> None:
             await rig.settle()
             async with client(web) as http:
                 headers = {"x-bedstone-caller": "spiffe://forged/x", "traceparent": "00-ab"}
+                headers |= dict.fromkeys(DISGUISED, "spiffe://forged/x") | {"x_own": "kept"}
                 reply = await http.get("http://risk/score?q=1", headers=headers)
             assert reply.status_code == 200
             seen = reply.json()
@@ -125,6 +136,8 @@ def test_declared_call_passes_and_names_its_caller() -> None:
             domain = rig.authority.domain
             assert seen["headers"]["x-bedstone-caller"] == f"spiffe://{domain}/bank/web"
             assert seen["headers"]["traceparent"] == "00-ab"
+            assert seen["headers"]["x_own"] == "kept"
+            assert not DISGUISED & seen["headers"].keys()
             assert seen["headers"]["host"] == "risk"
             assert "x-bedstone-origin" not in seen["headers"]
 
@@ -342,6 +355,7 @@ def test_gateway_routes_and_removes_internal_headers() -> None:
                 "x-envoy-upstream-rq-timeout-ms": "1",
                 "x-forwarded-client-cert": "URI=spiffe://forged/x",
                 "traceparent": "00-keep",
+                **dict.fromkeys(DISGUISED, "spiffe://forged/x"),
             }
             async with httpx.AsyncClient() as http:
                 root = (await http.get(f"{base}/a", headers=sent)).json()
@@ -355,6 +369,7 @@ def test_gateway_routes_and_removes_internal_headers() -> None:
             assert root["headers"]["traceparent"] == "00-keep"
             assert "x-bedstone-transaction" not in root["headers"]
             assert "x-forwarded-client-cert" not in root["headers"]
+            assert not DISGUISED & root["headers"].keys()
             assert root["headers"]["x-envoy-expected-rq-timeout-ms"] == "60000"
             assert stripped["line"] == "GET /x?y=1 HTTP/1.1"
             assert bare["line"] == "GET / HTTP/1.1"

@@ -33,6 +33,9 @@ from bedstone.control.mesh.routes import ORIGIN, RBAC_FILTER
 from bedstone.model.resources import Address
 
 _INTERNAL_HEADERS = ("x-envoy-", "x-bedstone-")
+_DISGUISED = r"x_(envoy|bedstone).*|x-(envoy|bedstone).*_.*|x[-_]forwarded[-_]client[-_]cert"
+"""Names that WSGI and CGI programs cannot tell from those of internal headers (RFC 3875 §4.1.18:
+`-` and `_` both become `_`), so that they would read a caller's word as the mesh's."""
 _STREAM_IDLE = 3600.0
 _LOOPBACK = "127.0.0.1"
 
@@ -62,6 +65,17 @@ def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
         "envoy.filters.network.http_connection_manager",
         HttpConnectionManager(**{**common, **options}),
     )
+
+
+def _without(*mutations: dict[str, Any]) -> dict[str, Any]:
+    """Options that remove disguised internal headers, and others, before anything reads them."""
+    disguised = {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _DISGUISED}}}}
+    clean = EarlyHeaderMutation(mutations=[disguised, *mutations])
+    return {
+        "early_header_mutation_extensions": [
+            typed("envoy.http.early_header_mutation.header_mutation", clean)
+        ]
+    }
 
 
 def _trusted() -> dict[str, Any]:
@@ -175,6 +189,7 @@ def inbound(domain: str, path: str, address: Address) -> Any:
         ],
         local_reply_config=local_replies(denied),
         forward_client_cert_details="SANITIZE",
+        **_without(),
     )
     return _listener(
         name,
@@ -196,21 +211,14 @@ def inbound(domain: str, path: str, address: Address) -> Any:
 def gateway(app: str, address: str, port: int) -> Any:
     """Where requests from outside enter."""
     name = f"gateway/{app}"
-    clean = EarlyHeaderMutation(
-        mutations=[
-            {"remove": "x-forwarded-client-cert"},
-            *(
-                {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}}
-                for prefix in _INTERNAL_HEADERS
-            ),
-        ]
-    )
+    internal = [
+        {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}}
+        for prefix in _INTERNAL_HEADERS
+    ]
     manager = _http(
         name,
         name,
-        early_header_mutation_extensions=[
-            typed("envoy.http.early_header_mutation.header_mutation", clean)
-        ],
+        **_without(*internal),
         use_remote_address={"value": True},
         skip_xff_append=False,
         normalize_path={"value": True},
