@@ -27,6 +27,7 @@ from bedstone.model.resources import (
     Resource,
     Token,
 )
+from bedstone.model.rules import RESERVED_APPS, RESERVED_NAMES
 from bedstone.store import ABSENT, Delete, Operation, Put, Store
 
 _ATTEMPTS = 20
@@ -165,6 +166,7 @@ class Changes:
     def _applied(self, name: str, request: ApplyRequest) -> tuple[App, ApplyResult]:
         if request.spec.app != name:
             raise InvalidError(f"the manifest declares app {request.spec.app}, expected {name}")
+        _refuse_reserved(request)
         before = self._snapshot.get(App, f"apps/{name}")
         if before and before.deleting:
             raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")
@@ -251,6 +253,14 @@ class Changes:
             await self._loop.reached(revision)
             return result
         raise ConflictError(f"{target} keeps changing", hint="try again")
+
+
+def _refuse_reserved(request: ApplyRequest) -> None:
+    """Whoever applies need not have checked the manifest; these would be others' SPIFFE ids."""
+    taken = RESERVED_NAMES & request.spec.workloads.keys()
+    if request.spec.app in RESERVED_APPS or taken:
+        name = next(iter(taken), request.spec.app)
+        raise InvalidError(f"the name {name!r} is reserved", hint="choose another")
 
 
 def digest(secret: str) -> str:

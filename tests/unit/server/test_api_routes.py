@@ -266,6 +266,25 @@ def test_apply_makes_instances_and_status_tells_what_is_waited_for(tmp_path: Pat
     run(tmp_path, check)
 
 
+@pytest.mark.parametrize(
+    ("app", "workload"), [("node", "local"), ("server", "web"), ("shop", "gateway")]
+)
+def test_nobody_declares_the_identity_of_a_node_or_a_gateway(
+    tmp_path: Path, app: str, workload: str
+) -> None:
+    """`spiffe://DOMAIN/node/local` is the node's, whoever applies what no rules have checked."""
+
+    async def check(world: World) -> None:
+        spec = {"app": app, "workloads": {workload: {"command": ["web"]}}}
+        async with world.client() as client:
+            for verb, path in (("POST", f"/v1/apps/{app}/plan"), ("PUT", f"/v1/apps/{app}")):
+                answer = await client.request(verb, path, json={"spec": spec, "root": "/r"})
+                assert answer.status_code == 422, answer.text
+                assert "is reserved" in answer.json()["message"]
+
+    run(tmp_path, check)
+
+
 def test_a_port_of_another_app_is_refused(tmp_path: Path) -> None:
     async def check(world: World) -> None:
         async with world.client() as client:
