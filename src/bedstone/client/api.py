@@ -8,7 +8,7 @@ the server ends them; leaving the loop early and closing the iterator closes the
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -29,13 +29,12 @@ from bedstone.model.api import (
     TokenGrant,
     TokenRequest,
 )
-from bedstone.model.messages import LogLine
 from bedstone.model.resources import AuditRecord
 
-Record = TypeVar("Record", bound=BaseModel)
+if TYPE_CHECKING:
+    from bedstone.model.messages import LogLine
 
-_TOKENS = TypeAdapter(list[TokenGrant])
-_AUDIT = TypeAdapter(list[AuditRecord])
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Client:
@@ -96,7 +95,7 @@ class Client:
             ApplyResult, "POST", None, "apps", app, "workloads", workload, "restart"
         )
 
-    async def logs(
+    def logs(
         self,
         app: str,
         workload: str,
@@ -107,11 +106,9 @@ class Client:
     ) -> AsyncGenerator[LogLine, None]:
         """Output of the workload's instances; `since` is seconds since the epoch."""
         path = _path("apps", app, "workloads", workload, "logs")
-        async with self._transport.lines(path, params=_window(follow, since, tail)) as lines:
-            async for line in lines:
-                yield _parse(LogLine, line)
+        return self._log(path, _window(follow, since, tail))
 
-    async def engine_logs(
+    def engine_logs(
         self,
         engine: str,
         *,
@@ -121,7 +118,12 @@ class Client:
     ) -> AsyncGenerator[LogLine, None]:
         """Output of an engine, such as `envoy`."""
         path = _path("engines", engine, "logs")
-        async with self._transport.lines(path, params=_window(follow, since, tail)) as lines:
+        return self._log(path, _window(follow, since, tail))
+
+    async def _log(self, path: str, window: dict[str, str]) -> AsyncGenerator[LogLine, None]:
+        from bedstone.model.messages import LogLine  # not before: it takes 10 ms
+
+        async with self._transport.lines(path, params=window) as lines:
             async for line in lines:
                 yield _parse(LogLine, line)
 
@@ -151,7 +153,8 @@ class Client:
 
     async def tokens(self) -> list[TokenGrant]:
         """The API's credentials, without their secrets."""
-        return _TOKENS.validate_json(await self._transport.request("GET", "/v1/tokens"))
+        content = await self._transport.request("GET", "/v1/tokens")
+        return TypeAdapter(list[TokenGrant]).validate_json(content)
 
     async def create_token(self, request: TokenRequest) -> TokenGrant:
         """A new credential; its secret is in this answer only."""
@@ -164,7 +167,7 @@ class Client:
     async def audit(self, limit: int = 100) -> list[AuditRecord]:
         """The last changes, with who made them."""
         content = await self._transport.request("GET", "/v1/audit", params={"limit": str(limit)})
-        return _AUDIT.validate_json(content)
+        return TypeAdapter(list[AuditRecord]).validate_json(content)
 
     async def join(self, node: str, request: JoinRequest) -> JoinGrant:
         """A node's first certificate."""
