@@ -334,6 +334,11 @@ class Queries:
 def _public(resource: Resource) -> dict[str, object]:
     """A resource as readers may see it: without credentials."""
     value: dict[str, object] = resource.model_dump(
-        mode="json", exclude={"plumbing": {"credential"}, "url": True}
+        mode="json",
+        exclude={
+            "plumbing": {"credential"},
+            "url": True,
+            "spec": {"databases": {"__all__": {"url"}}},
+        },
     )
     return value

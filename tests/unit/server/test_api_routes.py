@@ -266,6 +266,25 @@ def test_apply_makes_instances_and_status_tells_what_is_waited_for(tmp_path: Pat
     run(tmp_path, check)
 
 
+def test_a_databases_password_is_shown_to_nobody(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        url = "postgresql://shop:topsecret@db.example/shop"
+        spec = {**SPEC, "databases": {"db": {"url": url}}}
+        async with world.client() as client:
+            request = {"spec": spec, "root": "/r"}
+            planned = await client.post("/v1/apps/shop/plan", json=request)
+            applied = await client.put("/v1/apps/shop", json=request)
+            assert applied.status_code == 200, applied.text
+            kinds = ("app", "app/shop", "database", "workload", "revision", "instance")
+            paths = ["/v1/status", *(f"/v1/resources/{kind}" for kind in kinds)]
+            shown = [planned, applied, *[await client.get(path) for path in paths]]
+            assert all(answer.status_code == 200 for answer in shown)
+            assert '"engine":"postgres"' in shown[4].text
+            assert not [answer.text for answer in shown if "topsecret" in answer.text]
+
+    run(tmp_path, check)
+
+
 @pytest.mark.parametrize(
     ("app", "workload"), [("node", "local"), ("server", "web"), ("shop", "gateway")]
 )
