@@ -155,10 +155,11 @@ class Show:
 async def _logs(target: Target, show: Show, asked: Asked) -> None:
     """Show the lines; go on after the server's restart where they are followed."""
     last: float | None = None
+    waiting = "waiting for output" if asked.window.follow else "asking the server"
     while True:
         try:
             async with (
-                target.connect() as client,
+                target.connect(waiting) as client,
                 aclosing(await _open(client, target, asked)) as lines,
             ):
                 async for line in lines:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bedstone.cli.terminal import asking
 from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
@@ -101,13 +102,14 @@ class Target:
         return Endpoint(socket=Path(run.run_dir, "api.sock"))
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """A client of the run's server."""
+    async def connect(self, waiting: str = "asking the server") -> AsyncIterator[Client]:
+        """A client of the run's server; `waiting` tells a person what its first answer takes."""
         endpoint = self.endpoint()
-        from bedstone.client.api import Client
+        with asking(waiting):
+            from bedstone.client.api import Client
 
-        async with Client(endpoint) as client:
-            yield client
+            async with Client(endpoint) as client:
+                yield client
 
     def _token(self) -> str | None:
         if self.token_file is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ _COLOUR = {
 }
 _PATIENCE = 5.0
 """Seconds of silence after which a wait is mentioned where there is no moving line; it doubles."""
+_NOTICED = 0.1
+"""Seconds after which a person notices that a command waits."""
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code != 9}
 
 
@@ -99,6 +102,57 @@ def seconds(value: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+class _Pending:
+    """A line about what a command waits for, on a terminal only: comes late, and goes again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._shown = False
+
+    def begin(self, text: str) -> None:
+        """Show it if nothing else is written for a while."""
+        self.end()
+        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        # A thread: the loop does not turn while a library is imported.
+        self._timer = threading.Timer(_NOTICED, self._show, (text,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self, text: str) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._shown = True
+                sys.stderr.write(f"{text} …")
+                sys.stderr.flush()
+
+    def end(self) -> None:
+        """Take it away."""
+        if self._timer is None:
+            return
+        with self._lock:
+            self._timer.cancel()
+            self._timer = None
+            if self._shown:
+                self._shown = False
+                sys.stderr.write("\r\x1b[K")  # ECMA-48: erase the line
+                sys.stderr.flush()
+
+
+_pending = _Pending()
+
+
+@contextmanager
+def asking(text: str) -> Iterator[None]:
+    """Tells a person what is waited for, from when it is noticed to the first line of output."""
+    _pending.begin(text)
+    try:
+        yield
+    finally:
+        _pending.end()
+
+
 class Terminal:
     """Standard output and standard error of one command.
 
@@ -152,6 +206,7 @@ class Terminal:
     @contextmanager
     def waiting(self, text: str) -> Iterator[Waiting]:
         """Shows what is waited for: a moving line on a terminal, else a line when it takes long."""
+        _pending.end()
         waiting = Waiting(self, text)
         if not self.live or self._status is not None:
             yield waiting
@@ -200,5 +255,6 @@ class Waiting:
 
 
 def _write(text: str, stream: TextIO) -> None:
+    _pending.end()
     color = False if os.environ.get("NO_COLOR") else None
     click.echo(text, file=stream, color=color)

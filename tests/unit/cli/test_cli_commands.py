@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +128,26 @@ def test_ps_is_a_table_or_json(server: FakeApi, command: Command) -> None:
     assert "\x1b" not in ended.out
     parsed = json.loads(command("ps", "-o", "json").out)
     assert DomainStatus.model_validate(parsed["status"]) == DOMAIN
+
+
+def test_a_person_who_waits_is_told_for_what(server: FakeApi, app: Path) -> None:
+    """On a terminal only, on standard error, and gone before the answer."""
+    server.answers["GET /v1/status"] = Answer(DOMAIN, delay=0.5)
+    code = "from bedstone.cli.main import main; main(['ps', '-o', 'json'])"
+    master, slave = os.openpty()
+    try:
+        words = [sys.executable, "-c", code]
+        env = {**os.environ, "TERM": "xterm"}
+        ended = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=slave, env=env, check=True, timeout=30
+        )
+        assert os.read(master, 4096).decode() == "asking the server …\r\x1b[K"
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert json.loads(ended.stdout)["status"]["domain"] == "d"
+    plain = subprocess.run(words, capture_output=True, check=True, timeout=30)
+    assert plain.stderr == b""
 
 
 def test_ps_says_what_it_does_not_know(server: FakeApi, command: Command) -> None:
