@@ -243,6 +243,8 @@ def test_only_scram_is_accepted_on_tcp_and_on_the_socket(tmp_path: Path) -> None
         async with supervised(tmp_path) as (engine, client):
             await engine.start(client)
             password = engine.superuser_password()
+            entry = engine.socket_dir / f".s.PGSQL.{engine.port}"
+            assert entry.stat().st_mode & 0o077 == 0, "an instance comes in by the mesh only"
             for host in ("127.0.0.1", str(engine.socket_dir)):
                 where = f"host={host} port={engine.port} user=postgres dbname=postgres"
                 with pytest.raises(psycopg.OperationalError):

@@ -48,7 +48,8 @@ SUPERUSER = "postgres"
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_permissions": "0777",  # the directory and SCRAM guard it
+    # A network namespace keeps nobody from a path: instances reach the server by the mesh only.
+    "unix_socket_permissions": "0700",
     "password_encryption": "scram-sha-256",
     "max_connections": "100",
     "shared_buffers": "32MB",
