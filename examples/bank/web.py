@@ -23,10 +23,10 @@ OUTCOME = "x-bedstone-outcome"
 TRY = """\
 A small bank. Amounts are whole cents. Try:
 
-  curl localhost:8080/accounts -H 'content-type: application/json' \\
+  curl HOST/accounts -H 'content-type: application/json' \\
     -d '{"owner": "ann", "balance": 10000}'
-  curl localhost:8080/accounts/ID
-  curl localhost:8080/transfers -H 'content-type: application/json' \\
+  curl HOST/accounts/ID
+  curl HOST/transfers -H 'content-type: application/json' \\
     -d '{"from": "ID", "to": "OTHER", "amount": 2500}'
 
 Give a transfer an "id" of your own and you can send it again safely. More at /docs.
@@ -60,8 +60,8 @@ app = FastAPI(title="bank", lifespan=lifespan)
 
 
 @app.get("/", response_class=PlainTextResponse)
-async def index() -> str:
-    return TRY
+async def index(request: Request) -> str:
+    return TRY.replace("HOST", request.headers["host"])
 
 
 @app.get("/healthz")

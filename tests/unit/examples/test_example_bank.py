@@ -258,7 +258,8 @@ def test_broken_database_connections_are_replaced_unseen(bank: Bank) -> None:
 
 
 def test_the_first_page_says_what_to_try(bank: Bank) -> None:
-    page = bank.client.get("/")
+    page = bank.client.get("/", headers={"host": "bank.example.org:9000"})
+    assert "curl bank.example.org:9000/accounts" in page.text, "what to try works as it stands"
     assert page.headers["content-type"].startswith("text/plain")
     assert "/transfers" in page.text
 
