@@ -113,17 +113,23 @@ class Session:
             raise DeniedError(f"expected the hello of node {self.node}")
         await self._hello(hello)
         sender = asyncio.create_task(self._send(send))
+        serving = asyncio.current_task()
+
+        def sent(_: asyncio.Task[None]) -> None:
+            # A stream that tells its node nothing any more must end: the node opens another one.
+            if serving is not None and not sender.cancelled():
+                serving.cancel()
+
+        sender.add_done_callback(sent)
         try:
             async for message in incoming:
                 await self._take(message)
         finally:
+            for queue in self._replies.values():
+                _end(queue, "the node has gone away")
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sender
-            for queue in self._replies.values():
-                queue.put_nowait(
-                    Reply(id="", final=True, error="unavailable", message="the node has gone away")
-                )
 
     async def command(self, command: Command) -> AsyncGenerator[Reply, None]:
         """Have the node do something; yields its replies, the last one included.
@@ -183,14 +189,9 @@ class Session:
                 if queue := self._replies.get(message.id):
                     # A reader slower than the node ends its own command, and stalls no other.
                     if queue.full():
-                        queue.get_nowait()
-                        message = Reply(
-                            id=message.id,
-                            final=True,
-                            error="unavailable",
-                            message="the output came faster than it was read",
-                        )
-                    queue.put_nowait(message)
+                        _end(queue, "the output came faster than it was read")
+                    else:
+                        queue.put_nowait(message)
             case Hello():
                 await self._hello(message)
 
@@ -398,6 +399,13 @@ class Sessions:
 def new_command_id() -> str:
     """An identifier for a `Command`."""
     return secrets.token_hex(8)
+
+
+def _end(queue: asyncio.Queue[Reply], message: str) -> None:
+    """Fail a command after what its reader has not read yet; a full queue loses its oldest."""
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(Reply(id="", final=True, error="unavailable", message=message))
 
 
 def _may_write(snapshot: Snapshot, node: str, resource: Resource) -> bool:

@@ -325,3 +325,50 @@ def test_a_dead_nodes_instances_expire_and_a_node_that_wakes_up_is_back(tmp_path
         await peer.close()
 
     run(tmp_path, check, clock)
+
+
+def test_a_reader_that_is_behind_hears_that_the_node_went_away_and_so_do_others(
+    tmp_path: Path,
+) -> None:
+    async def check(world: World) -> None:
+        peer = Peer(world)
+        peer.say(Hello(node=NODE))
+        await peer.next(Assignments)
+        session = world.sessions.get("n")
+        slow = session.command(Command(id="slow", action="logs", follow=True))
+        first = asyncio.create_task(anext(slow))
+        await peer.next(Command)
+        other = asyncio.create_task(world.sessions.call("n", Command(id="2", action="call")))
+        await peer.next(Command)
+        peer.say(Reply(id="slow"))
+        await first
+        for _ in range(1000):  # as many as wait for a reader
+            peer.say(Reply(id="slow"))
+        await peer.close()
+        with pytest.raises(UnavailableError, match="gone away"):
+            async for _ in slow:
+                pass
+        with pytest.raises(UnavailableError, match="gone away"):
+            await other
+
+    run(tmp_path, check)
+
+
+def test_a_session_that_cannot_send_ends_so_that_the_node_opens_another(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        async def incoming() -> AsyncIterator[FromNode]:
+            yield Hello(node=NODE)
+            await asyncio.Event().wait()
+
+        async def broken(message: FromServer) -> None:
+            raise ValueError("no such message")
+
+        serving = asyncio.create_task(world.sessions.serve("n", incoming(), broken))
+        ended, _ = await asyncio.wait([serving], timeout=5)
+        assert ended
+        with pytest.raises(ValueError, match="no such message"):
+            await serving
+        with pytest.raises(UnavailableError, match="no session"):
+            world.sessions.get("n")
+
+    run(tmp_path, check)
