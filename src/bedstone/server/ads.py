@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,8 +173,9 @@ class AdsService:
             await self._send(context, connection, write)
         finally:
             reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError):
-                await reader
+            (failure,) = await asyncio.gather(reader, return_exceptions=True)
+            if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.UsageError):
+                _LOG.error("ads client not understood", exc_info=failure)
             del self._connections[connection.stream]
             connection.stream.close()
             self._by_proxy[proxy].discard(connection.stream)
@@ -256,25 +257,31 @@ class AdsService:
         """Return once any client has acknowledged, rejected, come or gone."""
         await self._progress.wait()
 
-    async def settled(self, app: str, workload: str, timeout: float) -> bool:
+    async def settled(
+        self, app: str, workload: str, timeout: float, nodes: Iterable[str] = ()
+    ) -> bool:
         """Wait until every client that uses a service has acknowledged its current endpoints.
 
         Args:
             app: of the service.
             workload: the service.
             timeout: seconds; a client that does not answer must not hold things up for ever.
+            nodes: whose proxies are known to run: one that is not connected has its old endpoints.
 
         Returns:
             Whether that has happened.
         """
-        waiting = list(self._connections)
+        proxies = {NodeProxy(node) for node in nodes}
         try:
             async with asyncio.timeout(timeout):
+                while not proxies <= self._by_proxy.keys():
+                    await self.progressed()
+                waiting = list(self._connections)
                 while True:
                     # one look at the last of them for each step, and not at all of them
                     while waiting and (
                         waiting[-1] not in self._connections
-                        or queries.settled(waiting[-1], app, workload)
+                        or queries.settled(waiting[-1], self._mesh, app, workload)
                     ):
                         waiting.pop()
                     if not waiting:

@@ -22,7 +22,7 @@ from bedstone.control.mesh.streams import Rejection
 from bedstone.control.mesh.views import NodeProxy, Proxy
 from bedstone.control.snapshot import Changes as Batch
 from bedstone.errors import ConflictError, Error
-from bedstone.model.resources import Condition, Desired, Instance
+from bedstone.model.resources import Condition, Desired, Instance, Phase
 from bedstone.server.ads import AdsService
 from bedstone.server.changes import Changes
 from bedstone.server.sessions import Sessions
@@ -102,7 +102,9 @@ class Meshing:
 
     async def _drained(self, instance: Instance) -> None:
         try:
-            settled = await self._ads.settled(instance.app, instance.workload, SETTLE_SECONDS)
+            settled = await self._ads.settled(
+                instance.app, instance.workload, SETTLE_SECONDS, self._proxied()
+            )
             if not settled:
                 _log.warning("released unsettled", extra={"instance": instance.path})
             released = instance.model_copy(update={"released": True})
@@ -110,13 +112,21 @@ class Meshing:
             if expected:
                 await self._store.commit([Put(released.key, released.encode(), expected)])
         except ConflictError:
-            _log.info("drained meanwhile", extra={"instance": instance.path})
+            # Written meanwhile, by somebody who did not release it; or it is gone.
+            self._drain.put_nowait(instance)
+            return
         except Error as error:
             _log.warning("not released", extra={"instance": instance.path, "error": str(error)})
             await asyncio.sleep(1.0)
             self._drain.put_nowait(instance)
             return
         self._draining.discard(instance.path)
+
+    def _proxied(self) -> list[str]:
+        """The living nodes whose proxies run."""
+        snapshot = self._loop.snapshot
+        nodes = snapshot.nodes().values()
+        return [n.name for n in nodes if snapshot.present(n.name) and n.proxy is Phase.READY]
 
     def _progressed(self, proxy: Proxy) -> None:
         if isinstance(proxy, NodeProxy) and self._sessions:

@@ -147,3 +147,41 @@ def test_other_certificates_are_refused(name: str) -> None:
     certificate: Any = _Certificate(name)
     with pytest.raises(DeniedError):
         by_certificate("d.internal")(certificate)
+
+
+def test_a_client_that_talks_nonsense_is_forgotten() -> None:
+    """Otherwise every drain would wait for its acknowledgement."""
+
+    async def scenario(mesh: Mesh, ads: AdsService, method: Any) -> None:
+        call = method(metadata=(("node", "n1"),))
+        await call.write(ask(Type.LDS))
+        assert await names(call) == ["gateway/bank"]
+        await call.write(b"\xff\xff\xff")
+        assert await call.read() is grpc.aio.EOF
+        async with asyncio.timeout(5):
+            while ads.proxies():
+                await ads.progressed()
+        assert ads.listening("n1") == frozenset()
+
+    run(scenario)
+
+
+def test_a_proxy_that_runs_but_is_not_connected_has_not_settled() -> None:
+    """After the server's restart a proxy still sends to what is drained, until it is told."""
+
+    async def scenario(mesh: Mesh, ads: AdsService, method: Any) -> None:
+        assert await ads.settled("bank", "web", 0.01)
+        assert not await ads.settled("bank", "web", 0.01, ["n1"])
+        call = method(metadata=(("node", "n1"),))
+        await call.write(ask(Type.LDS))
+        await names(call)
+        assert not await ads.settled("bank", "web", 0.01, ["n1"])
+        service = "bank/default/web"
+        await call.write(ask(Type.EDS, resource_names_subscribe=[service]))
+        response = DeltaDiscoveryResponse.FromString(await asyncio.wait_for(call.read(), 5))
+        assert [resource.name for resource in response.resources] == [service]
+        await call.write(ask(Type.EDS, response_nonce=response.nonce))
+        assert await ads.settled("bank", "web", 5, ["n1"])
+        call.cancel()
+
+    run(scenario)

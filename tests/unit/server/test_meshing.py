@@ -1,7 +1,7 @@
 """Between picture and mesh: no push too early, no stop too soon, no rejection in silence."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from bedstone.control.loop import ControlLoop
@@ -15,7 +15,7 @@ from bedstone.server.ads import AdsService
 from bedstone.server.changes import Changes
 from bedstone.server.meshing import Meshing
 from bedstone.server.sessions import Sessions
-from bedstone.store import Put, Store, open_store
+from bedstone.store import Operation, Put, Store, open_store
 from bedstone.trust.authority import Authority
 
 APP = App(name="shop", spec=AppSpec(app="shop", workloads={"web": WorkloadSpec(command=("x",))}))
@@ -137,5 +137,34 @@ def test_what_a_proxy_rejects_becomes_a_condition_and_goes_with_it(tmp_path: Pat
         world.ads.rejected = []
         world.ads._advance(NodeProxy("n"))
         await world.until(lambda: not world.loop.snapshot.of(Condition, "shop"))
+
+    run(tmp_path, check, put(APP))
+
+
+def test_an_instance_written_while_it_drains_is_released_all_the_same(tmp_path: Path) -> None:
+    instance = Instance(
+        app="shop", workload="web", name="web-r-0", revision="r", node="n", desired=Desired.DRAINED
+    )
+
+    async def check(world: World) -> None:
+        commit = world.store.commit
+        conflicts = 1
+
+        async def raced(operations: Sequence[Operation]) -> int:
+            nonlocal conflicts
+            if conflicts and operations[0].key == instance.key:
+                conflicts -= 1
+                await commit([put(instance)])
+            return await commit(operations)
+
+        world.store.commit = raced  # type: ignore[method-assign]
+
+        def released() -> bool:
+            held = world.loop.snapshot.get(Instance, instance.key)
+            return held is not None and held.released
+
+        await commit([put(instance)])
+        await world.until(released)
+        assert conflicts == 0
 
     run(tmp_path, check, put(APP))

@@ -13,9 +13,15 @@ from bedstone.control.mesh.views import NodeProxy
 from bedstone.model.resources import DEFAULT_CELL
 
 
-def settled(stream: Stream, app: str, workload: str) -> bool:
-    """Whether a client has acknowledged a service's current endpoints, if it uses the service."""
-    for name in stream.names(Type.EDS):
+def settled(stream: Stream, mesh: Mesh, app: str, workload: str) -> bool:
+    """Whether a client has acknowledged a service's current endpoints, if it uses the service.
+
+    A proxy that has just connected has not asked for what it already has: its view counts too.
+    """
+    names = stream.names(Type.EDS)
+    if isinstance(stream.proxy, NodeProxy):
+        names = names | mesh.names(stream.proxy, Type.EDS)
+    for name in names:
         service_app, _, service_workload = name.split("/", 2)
         if (service_app, service_workload) != (app, workload):
             continue
