@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from urllib.parse import urlsplit
 
-from bedstone.errors import Error, InvalidError
+from bedstone.errors import INTERNAL, Error, InvalidError
 from bedstone.model.messages import Command, FromNode, Reply
 from bedstone.node.config import NodeConfig
 from bedstone.node.http import request
@@ -53,6 +53,10 @@ class Commands:
                     await self._logs(command)
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
+        except Exception as error:  # whoever asked must hear of it, and not wait for ever
+            message = f"an error of ours: {type(error).__name__}"
+            self._send(Reply(id=command.id, final=True, error=INTERNAL, message=message))
+            raise
 
     async def _logs(self, command: Command) -> None:
         batches = show(

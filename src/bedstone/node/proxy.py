@@ -94,8 +94,8 @@ class Proxy:
             begun = self._clock()
             try:
                 info = await self._start(self._membership)
-            except Error as error:
-                _log.warning("proxy", extra={"reason": error.message})
+            except (Error, OSError) as error:  # its files cannot be written, on a full disk
+                _log.warning("proxy", extra={"reason": str(error)})
                 self._say(Phase.BACKOFF, str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_BACKOFF)

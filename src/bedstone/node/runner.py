@@ -402,7 +402,13 @@ class Runner:
     def renewed(self) -> None:
         """Its workload has a new certificate."""
         if self.state.pid is not None and self.plumbing is not None:
-            self.sandbox.refresh(self.unit())
+            try:
+                self.sandbox.refresh(self.unit())
+            except Error as error:
+                _log.error(
+                    "cannot renew",
+                    extra={"instance": self.instance.path, "reason": error.message},
+                )
         self.kick()
 
     def _publish(self) -> None:

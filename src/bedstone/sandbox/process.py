@@ -11,12 +11,13 @@ unmodified program must work; otherwise the code's owner runs it, and `Started.l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -156,7 +157,9 @@ class ProcessSandbox:
         """Replace the identity's files; see the protocol."""
         folder = self._folder(unit.instance)
         if unit.identity is not None and folder.is_dir():
-            write_identity(folder, unit.identity, folder.stat().st_uid if self._enforced else None)
+            with _writing(folder):
+                owner = folder.stat().st_uid if self._enforced else None
+                write_identity(folder, unit.identity, owner)
 
     def socket(self, address: Address) -> socket.socket:
         """A socket in the network of `address`.
@@ -205,7 +208,8 @@ class ProcessSandbox:
         uid, gid, notes = self._user(unit, source, interpreter)
         folder = self._folder(unit.instance)
         owner = uid if uid is not None and os.geteuid() == 0 else None
-        make_folder(folder, owner)
+        with _writing(folder):
+            make_folder(folder, owner)
         env = environment(unit)
         if "/" in interpreter and "PATH" not in declared.env:
             # As in an activated environment, so that a shell finds what is installed beside it.
@@ -213,9 +217,10 @@ class ProcessSandbox:
         if uid is not None and uid >= FIRST_UID:
             env["HOME"] = env["TMPDIR"] = str(folder)
         if unit.identity is not None and "GRPC_XDS_BOOTSTRAP" not in declared.env:
-            write_identity(folder, unit.identity, owner)
             node = f"{unit.instance.app}/{unit.instance.workload}/{unit.instance.name}"
-            env["GRPC_XDS_BOOTSTRAP"] = str(write_bootstrap(folder, node, unit.xds, owner))
+            with _writing(folder):
+                write_identity(folder, unit.identity, owner)
+                env["GRPC_XDS_BOOTSTRAP"] = str(write_bootstrap(folder, node, unit.xds, owner))
         limits = declared.limits
         spec = ProcessSpec(
             name=name or process_name(unit.instance),
@@ -275,6 +280,17 @@ class ProcessSandbox:
 
     def _folder(self, instance: Instance) -> Path:
         return self._host.run_dir / "instances" / namespace_name(instance)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {error.filename or folder}: {error.strerror}",
+            hint="make it writable, and see that its disk has room",
+        ) from error
 
 
 def namespace_name(instance: Instance) -> str:

@@ -1,0 +1,36 @@
+"""The process sandbox where its files cannot be written: an error that its caller expects."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bedstone.errors import UnavailableError
+from bedstone.model.resources import Address, Instance, Plumbing, Revision
+from bedstone.model.spec import WorkloadSpec
+from bedstone.sandbox.ports import Ports
+from bedstone.sandbox.process import ProcessSandbox
+from bedstone.sandbox.protocol import Host, Unit
+
+
+def test_what_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    """Any other error would end the one task that starts the instance, in silence."""
+    blocked = tmp_path / "run"
+    blocked.write_text("a file where a directory belongs")
+    host = Host(cast("Any", None), Ports(21000, 31000), "127.0.0.1", blocked, lambda *_: ())
+    address = Address(host="127.0.0.1", port=1)
+    unit = Unit(
+        instance=Instance(app="bank", workload="web", name="w1", revision="r", node="n"),
+        revision=Revision(
+            app="bank",
+            workload="web",
+            name="r",
+            spec=WorkloadSpec(command=("x",)),
+            root=str(tmp_path),
+        ),
+        plumbing=Plumbing(app=address, inbound=address, outbound=address),
+        databases={},
+        log=tmp_path / "log",
+    )
+    with pytest.raises(UnavailableError, match=r"cannot write .*run"):
+        ProcessSandbox(host).specification(unit)
