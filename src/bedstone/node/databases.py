@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from bedstone.engines.postgres import PostgresEngine
 from bedstone.errors import ConflictError, Error, NotFoundError
+from bedstone.model.database_url import Place, dialled_at
 from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
 from bedstone.node.reports import Reports
 from bedstone.node.tasks import Tasks
@@ -173,11 +174,7 @@ class DatabaseManager:
         if database is not None and database.url is not None:
             if inside is None:
                 return database.url
-            parts = urlsplit(database.url)
-            account = parts.netloc.rpartition("@")[0]
-            place = f"{inside.host}:{inside.port}"
-            netloc = f"{account}@{place}" if account else place
-            return urlunsplit(parts._replace(netloc=netloc))
+            return dialled_at(database.url, Place(inside.host, inside.port))
         server = self._servers.get(f"{app}/{cell}/{name}")
         if server is None:
             raise NotFoundError(f"database {name} is not on this node")

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
@@ -209,6 +210,24 @@ def to_address(name: str, address: Address) -> Any:
         circuit_breakers=_generous(),
         load_assignment=_static(name, socket_address(address)),
     )
+
+
+def to_place(name: str, host: str, port: int) -> Any:
+    """`to_address`, for a host that may also be given by its name."""
+    address = Address(host=host, port=port)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        # LOGICAL: open connections stay when the name comes to mean another address
+        return Cluster(
+            name=name,
+            type="LOGICAL_DNS",
+            dns_lookup_family="ALL",
+            connect_timeout=seconds(CONNECT_TIMEOUT),
+            circuit_breakers=_generous(),
+            load_assignment=_static(name, socket_address(address)),
+        )
+    return to_address(name, address)
 
 
 def _static(name: str, address: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,13 @@ from bedstone.control.mesh.names import Caller, Flavour, Key, Service, Type
 from bedstone.control.mesh.state import GONE, Encoded, Recipe, State, encode, recipe
 from bedstone.control.mesh.views import GrpcClient, Name, NodeProxy, Proxy, View
 from bedstone.control.registry import Change, Endpoint
+from bedstone.errors import InvalidError
+from bedstone.model.database_url import Place, place_of
 from bedstone.model.resources import (
     DEFAULT_CELL,
     Address,
     App,
+    Database,
     DatabaseStatus,
     Instance,
     InstanceStatus,
@@ -255,8 +258,8 @@ class Mesh:
                     resource.calls,
                 ):
                     self._node_changed(resource.name, changes)
-            case DatabaseStatus():
-                self._database_changed(resource.path, resource, changes)
+            case Database() | DatabaseStatus():
+                self._put_database(resource, changes)
             case _:
                 pass
 
@@ -273,8 +276,14 @@ class Mesh:
             case ["status", "instances", *rest]:
                 self._status_changed("/".join(rest), None, changes)
                 self._endpoints_changed(state.registry.delete(key), changes)
+            case ["databases", *rest]:
+                before = state.database("/".join(rest))
+                state.externals.pop("/".join(rest), None)
+                self._database_changed("/".join(rest), before, changes)
             case ["status", "databases", *rest]:
-                self._database_changed("/".join(rest), None, changes)
+                before = state.database("/".join(rest))
+                state.databases.pop("/".join(rest), None)
+                self._database_changed("/".join(rest), before, changes)
             case ["revisions", *rest]:
                 state.revisions.pop("/".join(rest), None)
             case ["nodes", node]:
@@ -386,11 +395,19 @@ class Mesh:
         if changed:
             changes.views[node] |= changed
 
-    def _database_changed(self, path: str, now: DatabaseStatus | None, changes: Changes) -> None:
-        before = self._state.databases.pop(path, None)
-        if now is not None:
-            self._state.databases[path] = now
-        if (before and before.address) == (now and now.address):
+    def _put_database(self, resource: Database | DatabaseStatus, changes: Changes) -> None:
+        state = self._state
+        before = state.database(resource.path)
+        if isinstance(resource, DatabaseStatus):
+            state.databases[resource.path] = resource
+        else:
+            state.externals.pop(resource.path, None)
+            if resource.url is not None:
+                state.externals[resource.path] = _place(resource.url)
+        self._database_changed(resource.path, before, changes)
+
+    def _database_changed(self, path: str, before: Place | None, changes: Changes) -> None:
+        if before == self._state.database(path):
             return
         changes.keys.add(Key(Flavour.ENVOY, Type.CDS, f"database/{path}"))
         for instance in self._instances_of.get(path.partition("/")[0], ()):
@@ -429,6 +446,13 @@ class Mesh:
             self._state.large.add(service)
         elif size < threshold * _SHRUNK:
             self._state.large.discard(service)
+
+
+def _place(url: str) -> Place | None:
+    try:
+        return place_of(url)
+    except InvalidError:
+        return None  # its node says so
 
 
 def _service_of(name: str) -> Service | None:

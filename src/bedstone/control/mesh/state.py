@@ -19,6 +19,7 @@ from bedstone.control.mesh.names import Caller, Flavour, Key, Service, Type
 from bedstone.control.mesh.protos import delta_entry, state_entry
 from bedstone.control.mesh.protos import encode as encode_message
 from bedstone.control.registry import Registry
+from bedstone.model.database_url import Place
 from bedstone.model.resources import (
     DEFAULT_CELL,
     Address,
@@ -47,6 +48,8 @@ class State:
     statuses: dict[str, InstanceStatus] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     databases: dict[str, DatabaseStatus] = field(default_factory=dict)
+    externals: dict[str, Place | None] = field(default_factory=dict)
+    """Where the URLs of external databases lead; None: to no TCP port."""
     registry: Registry = field(default_factory=Registry)
     large: set[Service] = field(default_factory=set)
     retired: dict[tuple[str, str], WorkloadSpec] = field(default_factory=dict)
@@ -116,6 +119,15 @@ class State:
         if status is None or status.plumbing is None or status.phase in GONE:
             return None
         return status
+
+    def database(self, path: str) -> Place | None:
+        """Where a database is dialled, if it can be yet."""
+        if path in self.externals:
+            return self.externals[path]
+        status = self.databases.get(path)
+        if status is None or status.address is None:
+            return None
+        return Place(status.address.host, status.address.port)
 
     def running_spec(self, status: InstanceStatus) -> WorkloadSpec | None:
         """What the instance's own revision declares, where known."""
@@ -188,7 +200,7 @@ def _assignment(state: State, service: Service, *, whole: bool = False) -> Recip
     )
 
 
-def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: C901, PLR0911 - a table
+def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 - a table
     match parts:
         case ["to", app, cell, identity, callee]:
             if state.workload(app, callee) is None:
@@ -212,10 +224,8 @@ def _cluster(state: State, parts: list[str]) -> Recipe | None:  # noqa: C901, PL
         case ["connect", app, cell, identity]:
             return Recipe(clusters.to_connect, (Caller(app, cell, identity),))
         case ["database", *rest]:
-            database = state.databases.get("/".join(rest))
-            if database is None or database.address is None:
-                return None
-            return Recipe(clusters.to_address, (f"database/{database.path}", database.address))
+            place = state.database("/".join(rest))
+            return Recipe(clusters.to_place, ("/".join(parts), *place)) if place else None
         case _:
             return None
 

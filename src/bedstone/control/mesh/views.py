@@ -108,10 +108,10 @@ def instance(state: State, path: str, node: str) -> frozenset[Name]:
             own.append((Type.LDS, f"service/{path}/{callee}"))
             own.append((Type.RDS, f"service/{caller}/{callee}"))
     for name in status.plumbing.databases:
-        database = state.databases.get(f"{status.app}/{status.cell}/{name}")
-        if database is not None and database.address is not None:
+        database = f"{status.app}/{status.cell}/{name}"
+        if state.database(database) is not None:
             own.append((Type.LDS, f"database/{path}/{name}"))
-            own.append((Type.CDS, f"database/{database.path}"))
+            own.append((Type.CDS, f"database/{database}"))
     return frozenset(
         chain(own, reach(state, caller), _calls(state, caller, node), _proxyless(state, status))
     )
