@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
+from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach, timeout_option
 from bedstone.cli.progress import change_lines
 from bedstone.cli.target import STATE_NAME, Target, choose_app
 from bedstone.cli.terminal import Terminal, paint
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from bedstone.cli.following import Feed
     from bedstone.client.api import Client
     from bedstone.model.api import ApplyResult
-
-_timeout = click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long --wait waits.",
-)
 
 
 @click.command(
@@ -47,7 +38,7 @@ _timeout = click.option(
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing.")
 @click.option("--wait", is_flag=True, help="Return when all of it is ready.")
-@_timeout
+@timeout_option
 @targeted
 @output_option
 def apply(
@@ -122,7 +113,7 @@ async def feed_of(
 )
 @click.argument("workload")
 @click.option("--wait", is_flag=True, help="Return when the new instances are ready.")
-@_timeout
+@timeout_option
 @app_option
 @targeted
 @output_option

@@ -75,6 +75,18 @@ def app_option(function: Function) -> Function:
     )
 
 
+def timeout_option(function: Function) -> Function:
+    """Adds `--timeout`, for commands that can wait."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0.1),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long --wait waits.",
+    )(function)
+
+
 def output_option(function: Function) -> Function:
     """Adds `-o json`; passes `as_json`."""
 

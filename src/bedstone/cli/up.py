@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from bedstone.cli.options import CONTEXT, output_option, teach
+from bedstone.cli.options import CONTEXT, output_option, teach, timeout_option
 from bedstone.cli.target import MANIFEST_NAME, nearest
 from bedstone.cli.terminal import Terminal
 from bedstone.errors import NotFoundError
@@ -55,14 +55,7 @@ class Options:
 )
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background.")
 @click.option("--wait", is_flag=True, help="With --detach: return when all is ready.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long --wait waits.",
-)
+@timeout_option
 @click.option("--no-watch", is_flag=True, help="Do not roll out what is saved.")
 @click.option(
     "--gateway-port",
