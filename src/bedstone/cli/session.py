@@ -85,10 +85,10 @@ class Session:
             if run is None:
                 run = await self._start(fresh=fresh)
             else:
+                self._adopt()
                 self.terminal.say(
                     f"{self.app} runs already (supervisor {run.pid}): applying the manifest to it"
                 )
-                self._adopt()
                 await embedded.returns(run)
         target = Target(self.path, self._state_dir)
         try:

@@ -126,6 +126,7 @@ def test_what_only_a_start_can_change_is_refused_where_it_runs(
         assert ended.status == 4, words
         assert f"{words[0]} takes effect only when it is started" in ended.err
         assert "bedstone down" in ended.err
+        assert ended.out == ""
     assert all(asked.method != "PUT" for asked in running.asked)
     ended = command("up", "--detach", "--wait", "--api-listen", "127.0.0.1:8443")
     assert ended.status == 0, "it is so already"
