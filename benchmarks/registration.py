@@ -39,6 +39,7 @@ first = None
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one segment an answer, or Nagle's algorithm would delay each by 40 ms
     def do_GET(self):
         global first
         if self.path != "/ready" and first is None:
