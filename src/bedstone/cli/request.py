@@ -20,13 +20,15 @@ def load(path: Path, gateway_port: int | None = None) -> Manifest:
     Raises:
         ManifestError: it has mistakes.
         NotFoundError: there is none.
-        InvalidError: a port is given and it declares no gateway.
+        InvalidError: a port is given and it declares no gateway, or a variable holds no URL.
     """
     from dataclasses import replace
 
+    from bedstone.model.database_url import resolve_urls
     from bedstone.model.manifest import load_manifest
 
     manifest = load_manifest(_near(path), environ=os.environ)
+    manifest = replace(manifest, spec=resolve_urls(manifest.spec, os.environ))
     if gateway_port is None:
         return manifest
     spec = manifest.spec

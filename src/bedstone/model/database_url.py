@@ -9,13 +9,17 @@ Rule: nothing here shows a URL in a message, since it may hold a password.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from bedstone.errors import InvalidError
+from bedstone.model.interpolation import interpolate
+from bedstone.model.spec import AppSpec
 
 DEFAULT_PORT: Final = 5432
 MAX_PORT: Final = 65535
+SCHEMES: Final = ("postgres://", "postgresql://")
 _PLACES: Final = frozenset({"host", "hostaddr", "port"})
 
 
@@ -68,6 +72,43 @@ def dialled_at(url: str, address: Place) -> str:
         kept.append(("hostaddr", address.host))
     netloc = f"{account}@{netloc}" if account else netloc
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(kept, quote_via=quote)))
+
+
+def resolve_urls(spec: AppSpec, environ: Mapping[str, str]) -> AppSpec:
+    """A manifest with the references in the URLs of its databases replaced.
+
+    Who applies a manifest does this, since its own environment is meant: what the server is told is
+    what shall be used, so that a variable with another value is a change as any other.
+
+    Raises:
+        InvalidError: a variable is not set, or what comes out is no URL of a database.
+    """
+    databases = {}
+    for name, database in spec.databases.items():
+        if database.url is None:
+            continue
+        try:
+            url = interpolate(database.url, lambda reference: environ.get(reference.name))
+            check_url(url)
+        except InvalidError as error:
+            raise InvalidError(f"databases.{name}.url: {error.message}", hint=error.hint) from error
+        databases[name] = database.model_copy(update={"url": url})
+    return spec.model_copy(update={"databases": {**spec.databases, **databases}})
+
+
+def check_url(url: str) -> None:
+    """Refuse what cannot be used, without showing it.
+
+    Raises:
+        InvalidError: it is no URL of a PostgreSQL, or a reference in it was not replaced.
+    """
+    if "${env." in url:
+        raise InvalidError("a reference to the environment in it was not replaced")
+    if not url.startswith(SCHEMES):
+        raise InvalidError(
+            "the value is not a URL of PostgreSQL, expected postgres://USER:PASSWORD@HOST/NAME"
+        )
+    place_of(url)
 
 
 def _parts(url: str) -> tuple[str, str, dict[str, str]]:

@@ -17,6 +17,7 @@ from bedstone.control.loop import ControlLoop
 from bedstone.control.snapshot import Snapshot
 from bedstone.errors import ConflictError, InvalidError, NotFoundError
 from bedstone.model.api import ApplyRequest, ApplyResult, Change, TokenGrant, TokenRequest
+from bedstone.model.database_url import check_url
 from bedstone.model.diff import diff
 from bedstone.model.resources import (
     App,
@@ -167,6 +168,7 @@ class Changes:
         if request.spec.app != name:
             raise InvalidError(f"the manifest declares app {request.spec.app}, expected {name}")
         _refuse_reserved(request)
+        _refuse_urls(request)
         before = self._snapshot.get(App, f"apps/{name}")
         if before and before.deleting:
             raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")
@@ -261,6 +263,18 @@ def _refuse_reserved(request: ApplyRequest) -> None:
     if request.spec.app in RESERVED_APPS or taken:
         name = next(iter(taken), request.spec.app)
         raise InvalidError(f"the name {name!r} is reserved", hint="choose another")
+
+
+def _refuse_urls(request: ApplyRequest) -> None:
+    for name, database in request.spec.databases.items():
+        if database.url is not None:
+            try:
+                check_url(database.url)
+            except InvalidError as error:
+                raise InvalidError(
+                    f"databases.{name}.url: {error.message}",
+                    hint="whoever applies a manifest replaces ${env.…} in it",
+                ) from error
 
 
 def digest(secret: str) -> str:

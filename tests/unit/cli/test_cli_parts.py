@@ -14,6 +14,7 @@ import pytest
 from bedstone.cli.changing import directories, saves
 from bedstone.cli.embedded import check_listen, ended, exclusive
 from bedstone.cli.ports import check_gateway, port_owner
+from bedstone.cli.request import load, request_of
 from bedstone.cli.target import nearest
 from bedstone.cli.terminal import Terminal, brief, clean, columns, seconds
 from bedstone.errors import (
@@ -230,3 +231,18 @@ def test_the_nearest_manifest_or_live_state_counts(tmp_path: Path) -> None:
     assert nearest(below) == tmp_path
     (tmp_path / "a" / "bedstone.yaml").touch()
     assert nearest(below) == tmp_path / "a"
+
+
+# Requests.
+
+
+def test_a_databases_url_is_taken_from_the_environment_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bedstone.yaml").write_text(
+        "app: bank\nworkloads: {web: {command: [web]}}\n"
+        "databases: {ledger: {url: '${env.LEDGER_AT}'}}\n"
+    )
+    monkeypatch.setenv("LEDGER_AT", "postgres://db.example/bank")
+    request = request_of(load(tmp_path))
+    assert request.spec.databases["ledger"].url == "postgres://db.example/bank"

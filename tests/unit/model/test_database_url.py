@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bedstone.errors import InvalidError
-from bedstone.model.database_url import Place, dialled_at, place_of
+from bedstone.model.database_url import Place, dialled_at, place_of, resolve_urls
+from bedstone.model.spec import AppSpec
 
 INSIDE = Place("127.0.0.1", 5433)
 
@@ -52,3 +53,41 @@ def test_a_port_that_is_none_is_refused_without_showing_the_password(port: str) 
 )
 def test_a_url_is_dialled_at_another_address(url: str, inside: str) -> None:
     assert dialled_at(url, INSIDE) == inside
+
+
+def spec(url: str) -> AppSpec:
+    return AppSpec.model_validate(
+        {
+            "app": "bank",
+            "workloads": {"web": {"run": "web:app"}},
+            "databases": {"ledger": {"url": url}, "own": {}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "resolved"),
+    [
+        ("${env.LEDGER}", "postgres://u:p@db/bank"),
+        ("${env.NONE:-postgres://other/bank}", "postgres://other/bank"),
+        ("postgres://u:${env.PASSWORD}@db/bank", "postgres://u:se$cret@db/bank"),
+        ("postgres://u:a$$b@db/bank", "postgres://u:a$b@db/bank"),
+    ],
+)
+def test_references_are_replaced_by_who_applies(url: str, resolved: str) -> None:
+    environ = {"LEDGER": "postgres://u:p@db/bank", "PASSWORD": "se$cret"}
+
+    found = resolve_urls(spec(url), environ).databases
+
+    assert found["ledger"].url == resolved
+    assert list(found) == ["ledger", "own"]
+    assert found["own"].url is None
+
+
+@pytest.mark.parametrize("value", ["mysql://u:secret@db/x", "secret", "postgres://u:secret@db:x"])
+def test_a_variable_that_holds_no_url_is_named_and_not_shown(value: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        resolve_urls(spec("${env.LEDGER}"), {"LEDGER": value})
+
+    assert caught.value.message.startswith("databases.ledger.url: ")
+    assert "secret" not in caught.value.message

@@ -285,6 +285,19 @@ def test_a_databases_password_is_shown_to_nobody(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+@pytest.mark.parametrize("url", ["${env.DB}", "postgres://u:${env.DB}@db/x", "topsecret", ""])
+def test_a_url_that_cannot_be_used_is_refused_unshown(tmp_path: Path, url: str) -> None:
+    async def check(world: World) -> None:
+        spec = {**SPEC, "databases": {"db": {"url": url}}}
+        async with world.client() as client:
+            answer = await client.put("/v1/apps/shop", json={"spec": spec, "root": "/r"})
+            assert answer.status_code == 422, answer.text
+            assert "databases.db.url" in answer.text
+            assert "topsecret" not in answer.text
+
+    run(tmp_path, check)
+
+
 @pytest.mark.parametrize(
     ("app", "workload"), [("node", "local"), ("server", "web"), ("shop", "gateway")]
 )
