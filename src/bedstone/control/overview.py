@@ -45,7 +45,9 @@ def app_status(
     if unheard:
         waiting.insert(0, f"node {', '.join(sorted(unheard))}, not heard from yet")
     conditions = snapshot.of(Condition, app.name)
-    nodes = [node for node in snapshot.nodes().values() if snapshot.present(node.name)]
+    every = list(snapshot.nodes().values())
+    # One that is not heard from just now enforces what it did.
+    nodes = [node for node in every if snapshot.present(node.name)] or every
     gateway = app.spec.gateway
     return AppStatus(
         app=app.name,

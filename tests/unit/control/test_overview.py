@@ -125,3 +125,14 @@ def test_what_has_no_record_yet_is_waited_for() -> None:
     found = app_status(snapshot, APP, programmed=False, heard=())
     assert "workload web, not yet placed on a node" in found.waiting_for
     assert "database db, not yet placed on a node" in found.waiting_for
+
+
+def test_a_node_that_is_silent_for_a_while_still_enforces_identities() -> None:
+    snapshot = Snapshot()
+    for number, resource in enumerate(READY, 1):
+        entry = Entry(resource.key, resource.encode(), number, number)
+        snapshot.apply([Event(resource.key, number, entry)])
+    snapshot.apply([Event("presence/n", 99, None)])
+    found = app_status(snapshot, APP, programmed=True, heard=("n",))
+    assert not found.ready
+    assert found.enforced
