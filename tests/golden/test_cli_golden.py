@@ -212,8 +212,11 @@ ROLLED = READY.model_copy(
 
 AS_ROOT = READY.model_copy(
     update={
+        "enforced": False,
         "parts": tuple(
-            instance(name, name.split("-")[0], "ready").model_copy(update={"shared_user": why})
+            instance(name, name.split("-")[0], "ready", pid=100).model_copy(
+                update={"shared_user": why, "enforced": not why}
+            )
             for name, why in (
                 ("accounts-1a2b3c4d-0", "as root, since /root is not open to others"),
                 ("accounts-1a2b3c4d-1", "as root, since /root is not open to others"),
@@ -222,8 +225,9 @@ AS_ROOT = READY.model_copy(
                     "risk-1a2b3c4d-0",
                     "as the owner of its code, since risk.py is not open to others",
                 ),
+                ("ledger-1a2b3c4d-0", ""),
             )
-        )
+        ),
     }
 )
 

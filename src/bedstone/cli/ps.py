@@ -138,7 +138,8 @@ def shared_users(app: AppStatus) -> list[str]:
     found.pop("", None)
     return [
         f"{paint('warning')}: {', '.join(names)} {'runs' if len(names) == 1 else 'run'} "
-        f"{clean(reason)}; identities are enforced by network namespaces only"
+        f"{clean(reason)}; "
+        f"{'its identity is' if len(names) == 1 else 'their identities are'} not enforced"
         for reason, names in found.items()
     ]
 
@@ -147,8 +148,18 @@ def headline(app: AppStatus) -> str:
     """One line about an app."""
     state = paint("ready") if app.ready else paint("not ready", "starting")
     gateway = f"  {app.gateway}" if app.gateway else ""
-    identity = "enforced" if app.enforced else "cooperative, not enforced"
+    identity = "enforced" if app.enforced else partly(app) or "cooperative, not enforced"
     return f"{app.app}  {state}{gateway}  identities: {identity}"
+
+
+def partly(app: AppStatus) -> str:
+    """Whose identities are enforced and whose are not; empty if that holds for none or for all."""
+    instances = [part for part in app.parts if part.kind == "instance" and part.pid is not None]
+    loose = dict.fromkeys(part.workload for part in instances if not part.enforced)
+    firm = dict.fromkeys(part.workload for part in instances if part.workload not in loose)
+    if not loose or not firm:
+        return ""
+    return f"cooperative for {', '.join(loose)}, enforced for {', '.join(firm)}"
 
 
 def instance_row(part: Part, now: float) -> tuple[str, ...]:

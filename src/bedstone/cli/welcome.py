@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from bedstone.cli.ps import shared_users
+from bedstone.cli.ps import partly, shared_users
 from bedstone.cli.target import STATE_NAME, at, shown
 from bedstone.cli.terminal import paint, seconds
 
@@ -49,10 +49,14 @@ def identities(status: AppStatus, isolate: str | None) -> str:
     """Whether a workload could pretend to be another, and why."""
     if status.enforced:
         return "enforced by network namespaces"
+    if some := partly(status):
+        return some
     if isolate == "never":
         why = "--isolate never"
     elif os.geteuid() != 0:
         why = "network namespaces need root"
+    elif shared_users(status):
+        why = "workloads have no users of their own"
     else:
         why = "this machine does not allow network namespaces"
     return f"cooperative, not enforced: {why}"

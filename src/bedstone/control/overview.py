@@ -55,7 +55,9 @@ def app_status(
         ready=not waiting and not app.deleting,
         waiting_for=tuple(waiting),
         gateway=f"http://{_shown(gateway.address)}:{gateway.port}" if gateway else None,
-        enforced=bool(nodes) and all(node.enforced for node in nodes),
+        enforced=bool(nodes)
+        and all(node.enforced for node in nodes)
+        and all(status.enforced for status in _running(snapshot, app)),
         parts=parts,
         conditions=tuple(conditions),
     )
@@ -63,6 +65,14 @@ def app_status(
 
 def _parts(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
     yield from _proxies(snapshot, app)
+def _running(snapshot: Snapshot, app: App) -> Iterator[InstanceStatus]:
+    """The statuses of the instances that have a process."""
+    for instance in snapshot.of(Instance, app.name):
+        status = snapshot.status(instance)
+        if status is not None and (status.pid is not None or status.phase is Phase.READY):
+            yield status
+
+
     yield from _databases(snapshot, app)
     yield from _certificates(snapshot, app)
     yield from _instances(snapshot, app)
@@ -173,6 +183,7 @@ def _shared_user(status: InstanceStatus | None) -> str:
 def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
     gateway = app.spec.gateway
     rejected = {
+            enforced=status is not None and status.enforced,
         condition.subject: condition
         for condition in snapshot.of(Condition, app.name)
         if condition.severity == "error"

@@ -95,6 +95,8 @@ class Part(Frozen):
     shared_user: str = ""
     """As whom an instance runs and why (`as root, since …`), where it has no user of its own though
     its node gives instances one."""
+    enforced: bool = False
+    """The operating system enforces an instance's identity."""
 
 
 class AppStatus(Frozen):
@@ -110,7 +112,8 @@ class AppStatus(Frozen):
     gateway: str | None = None
     """URL of the gateway."""
     enforced: bool = False
-    """Identities are enforced by the operating system, not only cooperative."""
+    """The operating system enforces the identity of every instance on every node: none is only
+    cooperative."""
     parts: tuple[Part, ...] = ()
     conditions: tuple[Condition, ...] = ()
 

@@ -201,7 +201,8 @@ class InstanceStatus(Resource):
     restarts: int = 0
     exit_status: str | None = None
     enforced: bool = False
-    """Its identity is enforced by a network namespace, not only by a credential."""
+    """Its identity is enforced by a network namespace and a user of its own, not only by a
+    credential, nor by a namespace that root or others of the same user could enter."""
     limits: list[str] = Field(default_factory=list)
     certificate_until: float | None = None
 

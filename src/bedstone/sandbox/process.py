@@ -6,7 +6,8 @@ from. Without, instances share the loopback interface, and a random credential i
 proxy tells the caller: cooperative, not enforced, and `Started` says so.
 
 A user id of its own is given only where that user can read the code and the interpreter, because an
-unmodified program must work; otherwise the code's owner runs it, and `Started.limits` says so.
+unmodified program must work; otherwise the code's owner runs it. Whoever shares a user, let alone
+root, can take the credentials of the others, so that `Started` then says: not enforced, and why.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ class ProcessSandbox:
         info = await self._host.processes.spawn(spec)
         if info.state == "failed":
             raise UnavailableError(info.ending())
-        return Started(info, self._enforced, (*info.applied, *notes))
+        shared = any(note.startswith(SHARED_USER) for note in notes)
+        return Started(info, self._enforced and not shared, (*info.applied, *notes))
 
     async def run(self, unit: Unit, name: str, command: Sequence[str]) -> ProcessInfo:
         """Start a command beside the instance; see the protocol."""

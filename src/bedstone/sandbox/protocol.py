@@ -100,7 +100,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that runs, and what its limits and isolation came to."""
+    """A process that runs, and what its limits and isolation came to.
+
+    `enforced`: it has a network and a user of its own, so that it can act as nobody else.
+    """
 
     info: ProcessInfo
     enforced: bool

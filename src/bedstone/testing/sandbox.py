@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bedstone.errors import Error, InvalidError, UnavailableError
-from bedstone.model.resources import Instance, Plumbing, Revision
+from bedstone.model.resources import SHARED_USER, Instance, Plumbing, Revision
 from bedstone.model.spec import Limits, WorkloadSpec
 from bedstone.processes.client import SupervisorClient, start_supervisor
 from bedstone.sandbox.ports import Ports
@@ -118,7 +118,8 @@ async def serves_its_port(world: World) -> None:
     answer = await world.ask(unit.plumbing)
     assert answer["pid"] == started.info.pid
     assert answer["cwd"] == str(world.code)
-    assert started.enforced == world.sandbox.enforced
+    shared = any(note.startswith(SHARED_USER) for note in started.limits)
+    assert started.enforced == (world.sandbox.enforced and not shared)
 
 
 async def environment_says_where_everything_is(world: World) -> None:
@@ -179,6 +180,19 @@ async def bootstrap_is_private(world: World) -> None:
     world.sandbox.refresh(dataclasses.replace(unit, identity=("KEY2", "CHAIN2", "BUNDLE2")))
     assert key.read_text() == "KEY2"
     assert key.stat().st_uid == answer["uid"]
+
+
+async def who_shares_a_user_is_not_enforced(world: World) -> None:
+    """Code that is closed to others: either a user of its own reads it all the same, or it says so.
+
+    Root and the owner of the code could take the credentials of whatever else they run.
+    """
+    world.code.chmod(0o700)
+    unit = await world.unit("a")
+    started = await world.sandbox.start(unit)
+    answer = await world.ask(unit.plumbing)
+    alone = answer["uid"] not in (0, os.getuid(), world.code.stat().st_uid)
+    assert started.enforced == (world.sandbox.enforced and alone)
 
 
 async def start_is_idempotent(world: World) -> None:
@@ -278,6 +292,7 @@ _CHECKS: Final[dict[str, Callable[[World], Awaitable[None]]]] = {
         environment_says_where_everything_is,
         caller_is_told_apart,
         bootstrap_is_private,
+        who_shares_a_user_is_not_enforced,
         start_is_idempotent,
         allot_is_idempotent,
         stop_is_polite_then_firm,

@@ -45,6 +45,7 @@ STATUS = InstanceStatus(
     revision=REVISION,
     phase=Phase.READY,
     certificate_until=2e9,
+    enforced=True,
 )
 READY: tuple[Resource, ...] = (
     APP,
@@ -81,6 +82,21 @@ def test_an_instance_without_a_user_of_its_own_is_told_with_the_reason() -> None
     shared = {part.kind: part.shared_user for part in found.parts}
     assert shared["instance"] == "as root, since /root is not open to others"
     assert {part.shared_user for part in status().parts} == {""}
+
+
+def test_an_app_is_enforced_only_if_each_of_its_instances_is() -> None:
+    """One that runs as root could take the credentials of all."""
+    other = INSTANCE.model_copy(update={"name": f"web-{REVISION}-1"})
+    loose = STATUS.model_copy(update={"name": other.name, "enforced": False})
+    found = status(other, loose)
+    assert not found.enforced
+    told = {part.name: part.enforced for part in found.parts if part.kind == "instance"}
+    assert told == {INSTANCE.name: True, other.name: False}
+
+
+def test_an_app_is_not_enforced_where_one_of_its_nodes_is_not() -> None:
+    other = Node(name="m", address="127.0.0.2", proxy=Phase.READY, enforced=False)
+    assert not status(other, Presence(node="m"), heard=("n", "m")).enforced
 
 
 def test_what_the_store_remembers_of_a_silent_node_is_not_called_ready() -> None:
@@ -136,3 +152,20 @@ def test_a_node_that_is_silent_for_a_while_still_enforces_identities() -> None:
     found = app_status(snapshot, APP, programmed=True, heard=("n",))
     assert not found.ready
     assert found.enforced
+
+
+def test_an_external_database_is_ready_once_its_node_says_so() -> None:
+    url = "postgresql://shop:topsecret@db.example:5433/shop"
+    database = Database(app="shop", name="db", node="n", url=url)
+    reason = "cannot connect to db.example:5433: Connection refused"
+    away = DatabaseStatus(app="shop", name="db", node="n", phase=Phase.PENDING, reason=reason)
+    there = DatabaseStatus(app="shop", name="db", node="n", phase=Phase.READY)
+
+    for told, ready, detail in (
+        (away, False, reason),
+        (there, True, "external, at db.example:5433"),
+    ):
+        seen = status(database, told)
+        (part,) = [part for part in seen.parts if part.kind == "engine"]
+        assert seen.ready is ready
+        assert part.detail == detail
