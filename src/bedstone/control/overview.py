@@ -6,7 +6,9 @@ from collections.abc import Container, Iterator
 
 from bedstone.control.scheduling import revision_name
 from bedstone.control.snapshot import Snapshot
+from bedstone.errors import InvalidError
 from bedstone.model.api import AppStatus, Part
+from bedstone.model.database_url import place_of
 from bedstone.model.resources import (
     SHARED_USER,
     App,
@@ -63,8 +65,6 @@ def app_status(
     )
 
 
-def _parts(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
-    yield from _proxies(snapshot, app)
 def _running(snapshot: Snapshot, app: App) -> Iterator[InstanceStatus]:
     """The statuses of the instances that have a process."""
     for instance in snapshot.of(Instance, app.name):
@@ -73,6 +73,8 @@ def _running(snapshot: Snapshot, app: App) -> Iterator[InstanceStatus]:
             yield status
 
 
+def _parts(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
+    yield from _proxies(snapshot, app)
     yield from _databases(snapshot, app)
     yield from _certificates(snapshot, app)
     yield from _instances(snapshot, app)
@@ -106,17 +108,27 @@ def _databases(snapshot: Snapshot, app: App) -> Iterator[Part]:
         detail = "" if status is None else status.reason
         if status and status.address and not detail:
             detail = f"{database.engine} at {status.address.host}:{status.address.port}"
-        state = status.phase if status else Phase.PENDING
+        if database.url and not detail:
+            detail = _external(database.url)
         yield Part(
             kind="engine",
             name=database.name,
-            state=Phase.READY if database.url else state,
-            detail="external" if database.url else detail,
+            state=status.phase if status else Phase.PENDING,
+            detail=detail,
             pid=status.pid if status else None,
             since=status.started_at if status else None,
             restarts=status.restarts if status else 0,
             current=database.name in app.spec.databases,
         )
+
+
+def _external(url: str) -> str:
+    """Where a URL leads, without whom it lets in."""
+    try:
+        place = place_of(url)
+    except InvalidError:
+        place = None
+    return f"external, at {place}" if place else "external"
 
 
 def _certificates(snapshot: Snapshot, app: App) -> Iterator[Part]:
@@ -171,6 +183,7 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             current=instance.desired is Desired.RUNNING
             and instance.revision == current.get(instance.workload),
             shared_user=_shared_user(status),
+            enforced=status is not None and status.enforced,
         )
 
 
@@ -183,7 +196,6 @@ def _shared_user(status: InstanceStatus | None) -> str:
 def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
     gateway = app.spec.gateway
     rejected = {
-            enforced=status is not None and status.enforced,
         condition.subject: condition
         for condition in snapshot.of(Condition, app.name)
         if condition.severity == "error"

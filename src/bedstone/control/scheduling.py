@@ -2,8 +2,9 @@
 
 Owns `Revision`, `Instance` and `Database` records. Rules:
 
-1. A revision is the digest of a workload's specification (less its replicas), its source and its
-   restarts; the same declaration always gives the same revision, and the same instance names.
+1. A revision is the digest of a workload's specification (less its replicas), its source, its
+   restarts and the URLs of the external databases that it uses; the same declaration always gives
+   the same revision, and the same instance names.
 2. New instances of a revision are started beside the old ones, a few at a time; an old one is
    drained only when a new one is ready in its place. A revision that never becomes ready replaces
    nothing.
@@ -43,6 +44,13 @@ def revision_name(app: App, workload: str) -> str:
     """The revision that an app's declaration asks for: eight hexadecimal digits."""
     spec = app.spec.workloads[workload].model_dump(mode="json", exclude={"replicas"})
     content = [spec, app.root, app.sources.get(workload, ""), app.restarts.get(workload, 0)]
+    urls = [
+        (name, hashlib.sha256(database.url.encode()).hexdigest())
+        for name, database in sorted(app.spec.databases.items())
+        if database.url and name in app.spec.workloads[workload].uses
+    ]
+    if urls:
+        content.append(urls)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -194,15 +202,18 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
             {w for w, s in app.spec.workloads.items() if name in s.uses} | running.get(name, set())
         )
         before = held.get(name)
-        node = before.node if before and before.node else (nodes[0] if nodes else None)
-        if spec.url is None and node is None:
+        node = before.node if before else None
+        if node is None or (spec.url is not None and node not in nodes):
+            # An engine stays with its data; any node can look whether an external one answers.
+            node = nodes[0] if nodes else node
+        if node is None:
             continue
         database = Database(
             app=app.name,
             name=name,
             engine=spec.engine,
             url=spec.url,
-            node=None if spec.url else node,
+            node=node,
             users=users,
         )
         if database != before:

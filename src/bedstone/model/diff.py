@@ -170,7 +170,8 @@ def _database(name: str, old: DatabaseSpec | None, new: DatabaseSpec | None) -> 
         if was == is_now:
             continue
         if key in _SECRET_DATABASE_KEYS:
-            yield Change(op="~", subject=f"{subject}: {key} changed", effect="data is not moved")
+            effect = "its users roll out; data is not moved"
+            yield Change(op="~", subject=f"{subject}: {key} changed", effect=effect)
         else:
             yield from _value(f"{subject}: {key}", was, is_now, "")
 

@@ -218,7 +218,10 @@ class InstanceStatus(Resource):
 
 
 class Database(Resource):
-    """A database that an app declares, placed on a node, or external by `url`."""
+    """A database that an app declares, placed on a node.
+
+    With a `url` it is external, and its node only says whether it can be reached.
+    """
 
     kind: ClassVar[str] = "database"
 
@@ -243,7 +246,7 @@ class Database(Resource):
 
 
 class DatabaseStatus(Resource):
-    """What a node says of a database that it runs."""
+    """What a node says of a database that it runs, or looks at."""
 
     kind: ClassVar[str] = "databasestatus"
 

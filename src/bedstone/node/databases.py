@@ -1,5 +1,7 @@
 """The databases placed on this node: one PostgreSQL each, kept running, one role per workload.
 
+Those elsewhere, by URL, are only looked at (`externals`).
+
 Ports and passwords are made here, kept in the node's private directory, and used again, so that an
 adopted instance's URL stays right. Data is never deleted here.
 """
@@ -19,6 +21,7 @@ from bedstone.engines.postgres import PostgresEngine
 from bedstone.errors import ConflictError, Error, NotFoundError
 from bedstone.model.database_url import Place, dialled_at
 from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
+from bedstone.node.externals import External
 from bedstone.node.reports import Reports
 from bedstone.node.tasks import Tasks
 from bedstone.node.view import View
@@ -114,6 +117,7 @@ class DatabaseManager:
         self._clock = clock
         self._tasks = Tasks()
         self._servers: dict[str, _Server] = {}
+        self._externals: dict[str, External] = {}
 
     def reconcile(self) -> None:
         """Run exactly the databases that the view places here."""
@@ -137,6 +141,24 @@ class DatabaseManager:
             if path not in wanted and server.wanted:
                 server.wanted = False
                 server.changed.set()
+        self._reconcile_externals()
+
+    def _reconcile_externals(self) -> None:
+        elsewhere = {d.path: d for d in self._view.databases() if d.url is not None}
+        for path, external in list(self._externals.items()):
+            now = elsewhere.get(path)
+            if now is None or (now.url, now.node) != (
+                external.database.url,
+                external.database.node,
+            ):
+                external.close()
+                del self._externals[path]
+        for path, database in elsewhere.items():
+            # An engine that was here before ends first; both have one status.
+            if path not in self._externals and path not in self._servers:
+                self._externals[path] = External(
+                    database, self._node, self._reports, self._changed, self._tasks
+                )
 
     def expected(self) -> set[str]:
         """Names of the processes that belong to the databases of this node."""
@@ -161,7 +183,9 @@ class DatabaseManager:
         if database is None:
             return f"database {name}"
         if database.url is not None:
-            return ""
+            external = self._externals.get(database.path)
+            reason = external.reason if external else "it is being connected to"
+            return f"database {name}: {reason}" if reason else ""
         server = self._servers.get(database.path)
         if server is None:
             return f"database {name}, which is on node {database.node}"

@@ -115,7 +115,11 @@ R = "    ready: /healthz\n"
             "+ route a.b/r to risk (no restart)",
         ),
         ("  routes:", "  port: 9090\n  routes:", "~ gateway.port 8080 → 9090 (no restart)"),
-        ("u:old-secret@", "u:new-secret@", "~ database ledger: url changed (data is not moved)"),
+        (
+            "u:old-secret@",
+            "u:new-secret@",
+            "~ database ledger: url changed (its users roll out; data is not moved)",
+        ),
         (
             "  risk: {command: [python, risk.py]}\n",
             "",
