@@ -277,7 +277,7 @@ class ProcessSandbox:
                 if owner.st_uid == os.geteuid():
                     return None, None, (note,)
                 return owner.st_uid, owner.st_gid, (note,)
-        uid = user_id(unit.instance)
+        uid = user_id(unit.instance, self._host.run_dir)
         return uid, uid, (f"user: {uid}",)
 
     def _folder(self, instance: Instance) -> Path:
@@ -301,10 +301,12 @@ def namespace_name(instance: Instance) -> str:
     return f"{instance.workload[:20]}-{digest}"
 
 
-def user_id(instance: Instance) -> int:
+def user_id(instance: Instance, run_dir: Path) -> int:
     """The user id of an instance: derived, so that it is the same after any restart.
 
-    Two of a million ids may meet; they then share a user, which is what they would without one.
+    The directory of the run, which no two domains of a machine share, is part of it: the same app
+    in two of them must not be one user. Two of a million ids may meet; they then share a user,
+    which is what they would without one.
     """
-    digest = hashlib.sha256(f"uid\0{instance.path}".encode()).digest()
+    digest = hashlib.sha256(f"uid\0{run_dir}\0{instance.path}".encode()).digest()
     return FIRST_UID + int.from_bytes(digest[:4], "big") % UID_COUNT

@@ -9,7 +9,7 @@ from bedstone.errors import UnavailableError
 from bedstone.model.resources import Address, Instance, Plumbing, Revision
 from bedstone.model.spec import WorkloadSpec
 from bedstone.sandbox.ports import Ports
-from bedstone.sandbox.process import ProcessSandbox
+from bedstone.sandbox.process import ProcessSandbox, user_id
 from bedstone.sandbox.protocol import Host, Unit
 
 
@@ -34,3 +34,11 @@ def test_what_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     )
     with pytest.raises(UnavailableError, match=r"cannot write .*run"):
         ProcessSandbox(host).specification(unit)
+
+
+def test_the_same_app_in_two_domains_of_a_machine_is_two_users(tmp_path: Path) -> None:
+    """One user could read the key and the environment of the other domain's instance."""
+    instance = Instance(app="bank", workload="web", name="w1", revision="r", node="n")
+    one, other = user_id(instance, tmp_path / "one"), user_id(instance, tmp_path / "other")
+    assert one != other
+    assert one == user_id(instance, tmp_path / "one"), "the same after a restart"
