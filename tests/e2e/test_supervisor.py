@@ -540,3 +540,22 @@ def test_a_stopped_process_is_stopped_all_the_same(tmp_path: Path) -> None:
             assert time.monotonic() - start < 5
 
     asyncio.run(check())
+
+
+def test_a_process_over_its_memory_limit_says_so(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with supervised(tmp_path) as (_, client):
+            limits = Limits(memory=64 << 20)
+            text = "import time; time.sleep(0.1); x = b'x' * (256 << 20); time.sleep(60)"
+            info = await client.spawn(script("hungry", text, limits=limits))
+            if "memory limit by control group" not in info.applied:
+                pytest.skip("needs a writable memory control group: run the tests as root")
+
+            async def ended() -> bool:
+                return not (await client.get("hungry")).running
+
+            await until(ended)
+            ending = (await client.get("hungry")).ending()
+            assert ending == "killed by SIGKILL: it used more than its memory limit of 64 MiB"
+
+    asyncio.run(check())

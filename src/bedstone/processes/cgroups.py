@@ -75,6 +75,21 @@ class ControlGroups:
             applied.append("open files limit by RLIMIT_NOFILE")
         return Membership(tuple(folders), tuple(applied), memory)
 
+    def out_of_memory(self, membership: Membership) -> bool | None:
+        """Whether the kernel killed a process of these groups for their memory limit.
+
+        None where it does not count that.
+        """
+        known: bool | None = None
+        for folder in membership.folders:
+            for name in ("memory.events", "memory.oom_control"):
+                with contextlib.suppress(OSError, ValueError):
+                    for line in (folder / name).read_text().splitlines():
+                        word, _, count = line.partition(" ")
+                        if word == "oom_kill":
+                            known = known or int(count) > 0
+        return known
+
     def release(self, membership: Membership) -> None:
         """Remove a dead process's groups; one with a process still in it stays for `close`."""
         for folder in membership.folders:

@@ -158,6 +158,7 @@ class ProcessInfo:
         exit_code: 0-255 if it exited.
         exit_signal: if a signal ended it.
         message: why it failed to start.
+        cause: what ended it, where that is known.
         applied: which limits and isolation took effect, and which did not and why.
         restarts: how often the supervisor has restarted it.
         restart: whether the supervisor restarts it.
@@ -175,6 +176,7 @@ class ProcessInfo:
     exit_code: int | None = None
     exit_signal: int | None = None
     message: str | None = None
+    cause: str | None = None
     applied: tuple[str, ...] = ()
     restarts: int = 0
     restart: str = "never"
@@ -186,7 +188,13 @@ class ProcessInfo:
         return self.state == "running"
 
     def ending(self) -> str:
-        """How it ended, for people: `exit status 3`, `killed by SIGKILL`, or why it failed."""
+        """How it ended, for people: `exit status 3`, `killed by SIGKILL`, or why it failed.
+
+        With the cause, where it is known: `killed by SIGKILL: it used more than …`.
+        """
+        return f"{self._ending()}: {self.cause}" if self.cause else self._ending()
+
+    def _ending(self) -> str:
         match self.state:
             case "running":
                 return "running"

@@ -136,6 +136,7 @@ class ProcessTable:
             exit_code=None,
             exit_signal=None,
             message=None,
+            cause=None,
             applied=process.membership.applied + _isolation(spec),
         )
         self._by_pid[pid] = process
@@ -207,8 +208,24 @@ class ProcessTable:
             exited_at=time.time(),
             exit_code=found.si_status if exited else None,
             exit_signal=None if exited else found.si_status,
+            cause=self._cause(process, found),
         )
         self._groups.release(process.membership)
+
+    def _cause(self, process: Process, found: os.waitid_result) -> str | None:
+        """Why it ended, if that was its memory limit."""
+        memory = process.spec.limits.memory
+        if memory is None or found.si_status == 0 or process.stopping:
+            return None
+        limit = f"its memory limit of {memory / (1 << 20):.4g} MiB"
+        known = self._groups.out_of_memory(process.membership)
+        if known is not None:
+            return f"it used more than {limit}" if known else None
+        grouped = process.membership.memory_limited
+        # Without a group, an allocation fails instead; a program that does not expect it crashes.
+        suspects = (signal.SIGKILL,) if grouped else (signal.SIGABRT, signal.SIGSEGV)
+        killed = found.si_code != os.CLD_EXITED and found.si_status in suspects
+        return f"perhaps for {limit}" if killed else None
 
     def _shorten_journal(self) -> None:
         """Keep only what runs, so that a crash loop doesn't fill the disk."""
