@@ -5,6 +5,8 @@ Owns the streams' transport; what to send is decided by `bedstone.control.mesh`.
 Rules:
 - Who a client is comes from its certificate, and it gets its own resources only.
 - A change goes out at the next turn of the event loop; there is no timer to wait for.
+- A workload is not trusted with the server's memory: the size and number of what it asks for, and
+  its streams, are limited. One that asks for more loses its stream.
 - A slow client holds back nobody: each stream has its own task and no queue.
 """
 
@@ -41,6 +43,10 @@ _LOG = logging.getLogger(__name__)
 _LARGE = 256 << 10
 _LARGE_AT_ONCE = 16
 _LARGE_WAIT = 2.0
+STREAMS_EACH = 8
+"""Streams that each instance of a workload may have; one channel of a gRPC program needs one."""
+NAMES_MOST = 1_000
+REQUEST_MOST = 1 << 20
 _TYPES = {kind.value: kind for kind in Type}
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -78,6 +84,10 @@ class ProxyState:
     dialect: str
     subscribed: dict[str, int]
     pending: dict[str, int]
+
+
+class _TooMuch(Exception):  # noqa: N818 - says it all
+    """A workload wants more than it may have."""
 
 
 class _Connection:
@@ -164,6 +174,9 @@ class AdsService:
             proxy = self._authorize(context)
         except DeniedError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
+        if isinstance(proxy, GrpcClient) and (excess := self._excess(proxy, dialect)):
+            _LOG.warning("ads client refused", extra={"proxy": str(proxy), "reason": excess})
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, excess)
         connection = _Connection(make(proxy, self._mesh, self._interest), dialect)
         self._connections[connection.stream] = connection
         self._by_proxy[proxy].add(connection.stream)
@@ -174,7 +187,11 @@ class AdsService:
         finally:
             reader.cancel()
             (failure,) = await asyncio.gather(reader, return_exceptions=True)
-            if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.UsageError):
+            if isinstance(failure, _TooMuch):
+                _LOG.warning(
+                    "ads client ended", extra={"proxy": str(proxy), "reason": str(failure)}
+                )
+            elif isinstance(failure, Exception) and not isinstance(failure, grpc.aio.UsageError):
                 _LOG.error("ads client not understood", exc_info=failure)
             del self._connections[connection.stream]
             connection.stream.close()
@@ -183,6 +200,17 @@ class AdsService:
                 del self._by_proxy[proxy]
             self._advance(proxy)
             _LOG.info("ads client gone", extra={"proxy": str(proxy), "dialect": dialect})
+        if isinstance(failure, _TooMuch):
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(failure))
+
+    def _excess(self, proxy: GrpcClient, dialect: str) -> str:
+        """Why a workload may not have another stream; empty if it may."""
+        if dialect != "sotw":  # what a delta stream remembers grows with every request
+            return "a workload's client must use StreamAggregatedResources"
+        most = STREAMS_EACH * max(1, self._mesh.instances(proxy.app, proxy.workload))
+        if len(self._by_proxy.get(proxy, ())) >= most:
+            return f"{proxy} has {most} streams, which is the most it may have"
+        return ""
 
     async def _read(
         self, context: Context, connection: _Connection, read: Callable[[bytes], Request | None]
@@ -193,9 +221,15 @@ class AdsService:
                 data: Any = await context.read()
                 if data is grpc.aio.EOF:
                     return
+                workload = isinstance(connection.stream.proxy, GrpcClient)
+                if workload and len(data) > REQUEST_MOST:
+                    raise _TooMuch(f"a request of {len(data)} bytes, at most {REQUEST_MOST}")
                 request = read(data)
                 if request is None:
                     continue
+                if workload and len(request.subscribe) > NAMES_MOST:
+                    asked = len(request.subscribe)
+                    raise _TooMuch(f"{asked} names of a type, at most {NAMES_MOST}")
                 if request.error is not None:
                     _LOG.warning(
                         "ads client rejected",

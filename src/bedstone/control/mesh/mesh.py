@@ -13,7 +13,7 @@ Not thread-safe: it belongs to one event loop.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -98,6 +98,10 @@ class Mesh:
         """Whether proxies may be sent what the mesh knows."""
         return self._holds == 0
 
+    def instances(self, app: str, workload: str) -> int:
+        """How many instances of a workload are alive."""
+        return self._state.running.get((app, workload), Counter()).total()
+
     def hold(self) -> None:
         """Send nothing until `release`; holds are counted."""
         self._holds += 1
@@ -142,8 +146,9 @@ class Mesh:
             return None
         if made is None or made[0] != now:
             made = (now, encode(key.name, now))
-            self._made[key] = made
-            self._made_of[app].add(key)
+            if not key.name.startswith(names.DENIED):  # named by the client: any number of them
+                self._made[key] = made
+                self._made_of[app].add(key)
         return made[1]
 
     def names(self, proxy: Proxy, kind: Type) -> AbstractSet[str]:
@@ -178,7 +183,7 @@ class Mesh:
                     if kind is not Type.LDS or not _NAME.fullmatch(name):
                         return None
                     # a gRPC client takes a missing listener for a late one, and waits for it
-                    return Key(Flavour.GRPC, kind, f"denied/{app}/{cell}/{workload}/{name}")
+                    return Key(Flavour.GRPC, kind, f"{names.DENIED}{app}/{cell}/{workload}/{name}")
                 full = str(Service(app, cell, name)) if kind is Type.LDS else name
                 return Key(Flavour.GRPC, kind, full)
 

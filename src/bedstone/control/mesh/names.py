@@ -37,6 +37,9 @@ BUNDLE_SECRET = "bundle"  # noqa: S105 - the name of a secret is public
 """The SDS secret with the domain's trust bundle; a certificate's secret is named by its id."""
 
 
+DENIED = "denied/"
+"""How the names of listeners begin that a gRPC client asked for and may not have."""
+
 CONTROL = "control"
 """The cluster that is the server's own address, for gRPC clients inside network namespaces."""
 

@@ -34,6 +34,7 @@ class _Subscription:
     sent: dict[str, str] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    keys: set[Key] = field(default_factory=set)
 
 
 class SotwStream:
@@ -43,7 +44,6 @@ class SotwStream:
         self.proxy = proxy
         self._mesh = mesh
         self._interest = interest
-        self._keys: set[Key] = set()
         self._types = {kind: _Subscription() for kind in Type}
         self._nonces = count(1)
 
@@ -92,11 +92,14 @@ class SotwStream:
 
     def _respond(self, kind: Type, subscription: _Subscription) -> Response | None:
         subscription.dirty = False
+        before, subscription.keys = subscription.keys, set()
         found = [
             (name, made)
             for name in sorted(subscription.names)
             if (made := self._wanted(kind, name)) is not None
         ]
+        for key in before - subscription.keys:
+            self._interest.discard(key, self)
         digest = hashlib.sha256("\n".join(f"{n} {made.version}" for n, made in found).encode())
         version = digest.hexdigest()[:16]
         if version == subscription.version:
@@ -111,7 +114,7 @@ class SotwStream:
         key = self._mesh.key(self.proxy, kind, name)
         if key is None:
             return None
-        self._keys.add(key)
+        self._types[kind].keys.add(key)
         self._interest.add(key, self)
         return self._mesh.get(key)
 
@@ -154,6 +157,7 @@ class SotwStream:
 
     def close(self) -> None:
         """Forget everything."""
-        for key in self._keys:
-            self._interest.discard(key, self)
-        self._keys.clear()
+        for subscription in self._types.values():
+            for key in subscription.keys:
+                self._interest.discard(key, self)
+            subscription.keys.clear()

@@ -80,3 +80,24 @@ def test_endpoints_of_what_is_not_declared_are_not_given() -> None:
     for kind in (Type.CDS, Type.EDS):
         client.receive(Request(kind, subscribe=("bank/default/risk",)), 0)
     assert [r.resources for r in client.poll(0)] == [(), ()]
+
+
+def test_names_that_a_client_makes_up_are_not_remembered() -> None:
+    """It is told that it may not have them, and asks for others: nothing of the former stays."""
+    mesh, interest = Mesh("d.internal"), Interest()
+    mesh.apply([declared("risk")])
+    client = SotwStream(GrpcClient("bank", "web"), mesh, interest)
+    nonce = ""
+    keys = []
+    for batch in range(3):
+        asked = tuple(f"x{batch}-{number}" for number in range(10))
+        client.receive(Request(Type.LDS, subscribe=asked, nonce=nonce), 0)
+        (response,) = client.poll(0)
+        assert [name for name, _ in response.resources] == sorted(asked)
+        nonce = response.nonce
+        keys.append([mesh.key(client.proxy, Type.LDS, name) for name in asked])
+    assert [sum(client in interest.of(key) for key in group if key) for group in keys] == [0, 0, 10]
+    changed = mesh.apply([declared()]).keys
+    assert not [key for key in changed if key.name.startswith("denied/")]
+    client.close()
+    assert not any(interest.of(key) for key in keys[-1] if key)
