@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 from bedstone.errors import InvalidError, UnavailableError, UnknownOutcomeError
 
+LARGEST_ANSWER = 16 << 20
+"""Bytes of a body; whoever answers need not be one of ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,6 +53,7 @@ async def request(
     body: bytes = b"",
     ca_file: Path | None = None,
     timeout: float = 30.0,
+    largest: int | None = LARGEST_ANSWER,
 ) -> Answer:
     """Make one request.
 
@@ -61,13 +65,14 @@ async def request(
         body: the body.
         ca_file: authorities for a URL; the system's by default.
         timeout: seconds for each step.
+        largest: bytes of the answer's body; None if who answers is trusted with our memory.
 
     Raises:
         UnavailableError: nothing was sent.
-        UnknownOutcomeError: it was sent, and no answer came.
+        UnknownOutcomeError: it was sent, and no answer came, or one that is too large.
     """
     return await asyncio.to_thread(
-        _request, target, method, path, tuple(headers), body, ca_file, timeout
+        _request, target, method, path, tuple(headers), body, ca_file, timeout, largest
     )
 
 
@@ -91,6 +96,7 @@ def _request(
     body: bytes,
     ca_file: Path | None,
     timeout: float,
+    largest: int | None,
 ) -> Answer:
     connection = _connection(target, ca_file, timeout)
     try:
@@ -112,11 +118,16 @@ def _request(
                 connection.putheader("content-length", str(len(body)))
             connection.endheaders(body)
             answer = connection.getresponse()
-            content = answer.read()
+            content = answer.read(None if largest is None else largest + 1)
         except (OSError, http.client.HTTPException) as error:
             raise UnknownOutcomeError(
                 f"no answer from {target}: {str(error) or type(error).__name__}"
             ) from error
+        if largest is not None and len(content) > largest:
+            raise UnknownOutcomeError(
+                f"the answer is too large: got {answer.status} with more than {largest} bytes",
+                hint="ask for less, or use a client of your own",
+            )
         return Answer(answer.status, tuple(answer.getheaders()), content)
     finally:
         connection.close()

@@ -156,7 +156,9 @@ class Proxy:
 
     async def configuration(self) -> bytes:
         """What it has, endpoints included, as its administration says it (JSON)."""
-        answer = await request(str(self.admin), "GET", "/config_dump?include_eds", timeout=10.0)
+        answer = await request(
+            str(self.admin), "GET", "/config_dump?include_eds", timeout=10.0, largest=None
+        )
         return answer.body
 
     def _engine(self, membership: Membership) -> EnvoyEngine:

@@ -49,7 +49,8 @@ GRPC_OPTIONS = (
     # Proxies and nodes ping every few seconds, with jitter; too strict a bound here would have
     # gRPC hang up on an idle stream for "too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.max_receive_message_length", 64 << 20),
+    # An answer to `bedstone call`, which may have 16 MiB, comes from its node in base64.
+    ("grpc.max_receive_message_length", 24 << 20),
 )
 
 

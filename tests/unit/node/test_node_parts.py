@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from bedstone.model.resources import (
 )
 from bedstone.model.spec import AppSpec, HttpProbe, TcpProbe
 from bedstone.node.config import NodeConfig, load_config
-from bedstone.node.http import request
+from bedstone.node.http import LARGEST_ANSWER, request
 from bedstone.node.join import join, load_membership
 from bedstone.node.journal import Journal, Record
 from bedstone.node.probes import accepts, probe
@@ -43,6 +44,32 @@ def status(name: str = "web-1", phase: Phase = Phase.READY) -> InstanceStatus:
 
 
 # Reports.
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (
+            "exit status 1\nTraceback:\n  File x\nValueError: no\n\n",
+            "exit status 1: ValueError: no",
+        ),
+        (
+            "prepare failed: exit status 2:\nerror: no table\nbye",
+            "prepare failed: exit status 2: no table",
+        ),
+        ("\nalone\n", "alone"),
+        ("\n", ""),
+        ("as it is ", "as it is "),
+    ],
+)
+def test_a_reason_is_told_in_one_line(reason: str, told: str) -> None:
+    reports = Reports(NODE)
+    said = status().model_copy(update={"reason": reason})
+    assert reports.put(said)
+    assert not reports.put(said)
+    assert [found.reason for found in reports.take().instances] == [told]
+    reports.put(NODE.model_copy(update={"proxy_reason": reason}))
+    assert reports.node.proxy_reason == told
 
 
 def test_each_change_is_told_once_and_a_hello_tells_all() -> None:
@@ -251,6 +278,41 @@ def test_request_says_whether_it_may_have_been_sent(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """A workload that answers without end must not fill the node's memory."""
+    path = str(tmp_path / "x.sock")
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readline()
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+                sent += 65536
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_unix_server(endless, path)
+        async with server, asyncio.timeout(20):
+            with pytest.raises(UnknownOutcomeError, match="too large: got 200"):
+                await request(path, "GET", "/")
+            small = await asyncio.start_unix_server(_five, path + "5")
+            async with small:
+                assert (await request(path + "5", "GET", "/", largest=5)).body == b"12345"
+
+    asyncio.run(run())
+    assert LARGEST_ANSWER < sent < 2 * LARGEST_ANSWER
+
+
+async def _five(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b"HTTP/1.0 200 OK\r\n\r\n12345")
+    writer.close()
+
+
 def test_configuration_errors_say_where(tmp_path: Path) -> None:
     path = tmp_path / "node.json"
     with pytest.raises(InvalidError, match="cannot read"):
@@ -331,15 +393,12 @@ def test_session_reconnects_and_tells_everything_again(tmp_path: Path) -> None:
                 await server.until(lambda: status().key in server.statuses)
                 await server.until(lambda: len(server.heartbeats) > 3)
                 await server.stop()
-                await asyncio.sleep(0.2)
-                assert not session.connected.is_set()
+                async with asyncio.timeout(15):
+                    while session.connected.is_set() or failures == 0:  # noqa: ASYNC110 - no event
+                        await asyncio.sleep(0.01)
                 reports.put(status("web-2"))
-                await asyncio.sleep(0.3)
-                assert failures > 0
-                begun = asyncio.get_running_loop().time()
                 await server.start()
                 await server.until(lambda: len(server.hellos) == 2)
-                assert asyncio.get_running_loop().time() - begun < 2.5
                 told = {told.name for told in server.hellos[1].instances}
                 assert told == {"web-1", "web-2"}
             finally:
