@@ -34,7 +34,7 @@ from bedstone.server.changes import Changes
 from bedstone.server.config import ServerConfig, host_and_port
 from bedstone.server.credentials import ServerCredentials
 from bedstone.server.meshing import Meshing
-from bedstone.server.peers import peer_identity
+from bedstone.server.peers import peer_node
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
 from bedstone.store import open_store
@@ -88,7 +88,7 @@ async def serve(config: ServerConfig) -> None:
                 group.create_task(loop.run())
                 group.create_task(meshing.run(changes))
                 await loop.loaded()
-                server = await _serve_grpc(config, credentials, sessions, ads)
+                server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
                 listeners = [_local_api(config, api)]
                 if config.api_listen:
                     listeners.append(_remote_api(config, api, credentials))
@@ -114,11 +114,15 @@ def _on_signals() -> asyncio.Event:
 
 
 async def _serve_grpc(
-    config: ServerConfig, credentials: ServerCredentials, sessions: Sessions, ads: AdsService
+    config: ServerConfig,
+    credentials: ServerCredentials,
+    sessions: Sessions,
+    ads: AdsService,
+    domain: str,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=GRPC_OPTIONS)
     ads.add_to(server)
-    server.add_generic_rpc_handlers((_session_handler(sessions),))
+    server.add_generic_rpc_handlers((_session_handler(sessions, domain),))
     try:
         server.add_secure_port(config.session, credentials.grpc())
         await server.start()
@@ -130,16 +134,13 @@ async def _serve_grpc(
     return server
 
 
-def _session_handler(sessions: Sessions) -> grpc.GenericRpcHandler:
+def _session_handler(sessions: Sessions, domain: str) -> grpc.GenericRpcHandler:
     async def session(
         incoming: AsyncIterator[messages.FromNode],
         context: grpc.aio.ServicerContext[messages.FromNode, messages.FromServer],
     ) -> None:
         try:
-            identity = peer_identity(context)
-            if len(identity.segments) != 2 or identity.segments[0] != "node":
-                raise DeniedError(f"{identity} is not a node")
-            await sessions.serve(identity.segments[1], incoming, context.write)
+            await sessions.serve(peer_node(context, domain), incoming, context.write)
         except DeniedError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
         except Error as error:

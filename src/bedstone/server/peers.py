@@ -32,3 +32,18 @@ def peer_identity(context: Context) -> SpiffeId:
         return SpiffeId.parse(identities[0])
     except InvalidError as error:
         raise DeniedError(f"the peer's SPIFFE id is not valid: {error.message}") from error
+
+
+def peer_node(context: Context, domain: str) -> str:
+    """The name of the node at the other end.
+
+    Raises:
+        DeniedError: the peer is no node, or one of another trust domain, which the same authority
+            may have signed for.
+    """
+    identity = peer_identity(context)
+    match identity.segments:
+        case ("node", name) if identity.domain == domain:
+            return name
+        case _:
+            raise DeniedError(f"{identity} is not a node of {domain}")

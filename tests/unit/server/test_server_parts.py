@@ -11,7 +11,7 @@ from cryptography import x509
 from bedstone.errors import DeniedError, InvalidError, UnavailableError
 from bedstone.server.config import ServerConfig, host_and_port
 from bedstone.server.credentials import ServerCredentials
-from bedstone.server.peers import peer_identity
+from bedstone.server.peers import peer_identity, peer_node
 from bedstone.telemetry import logs
 from bedstone.telemetry.logs import JsonFormatter
 from bedstone.trust.authority import Authority
@@ -90,6 +90,18 @@ def test_a_peer_is_who_its_certificate_says() -> None:
 def test_a_peer_without_exactly_one_id_is_nobody(names: tuple[str, ...]) -> None:
     with pytest.raises(DeniedError):
         peer_identity(Peer(*names))
+
+
+def test_a_node_is_one_of_this_domain() -> None:
+    assert peer_node(Peer("spiffe://d/node/n"), "d") == "n"
+
+
+@pytest.mark.parametrize(
+    "name", ["spiffe://other/node/n", "spiffe://d/bank/web", "spiffe://d/node/n/x", "spiffe://d"]
+)
+def test_who_is_no_node_of_this_domain_gets_no_session(name: str) -> None:
+    with pytest.raises(DeniedError, match="is not a node of d"):
+        peer_node(Peer(name), "d")
 
 
 def test_a_log_line_is_an_event_with_fields() -> None:
