@@ -181,9 +181,14 @@ def _become(spec: ProcessSpec) -> None:
 
 def _bind_life(spec: ProcessSpec, parent: int) -> None:
     linux.prctl(linux.PR_SET_PDEATHSIG, spec.death_signal)
+    if spec.uid != 0:
+        linux.bar_capabilities()
     if os.getppid() != parent:
         os._exit(_FAILED)
 
+    if spec.uid != 0:
+        # The kernel takes only those in force, and not those that would be inherited.
+        linux.drop_capabilities()
 
 def _close_all_but(keep: int) -> None:
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208

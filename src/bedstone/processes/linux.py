@@ -6,12 +6,19 @@ forked child only calls.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITIES = 64
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 MS_RDONLY = 0x1
@@ -38,6 +45,25 @@ def prctl(option: int, value: int) -> None:
     argument = ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
+
+
+def bar_capabilities() -> None:
+    """Let no program that is run from here on gain a capability; without CAP_SETPCAP do nothing."""
+    try:
+        for capability in range(_CAPABILITIES):
+            prctl(PR_CAPBSET_DROP, capability)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):  # EINVAL: past the kernel's last one
+            raise
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, those that a program would inherit included (capabilities(7))."""
+    with contextlib.suppress(OSError):  # a kernel before 4.3 has none that are ambient
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    _check(_libc.capset(header, nothing), "capset")
 
 
 def unshare(flags: int) -> None:

@@ -44,6 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.dumps({
             "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid(), "uid": os.getuid(),
             "netns": os.readlink("/proc/self/ns/net"), "argv": sys.argv,
+            "status": dict(line.split(":\\t", 1) for line in open("/proc/self/status")),
         }).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -195,6 +196,19 @@ async def who_shares_a_user_is_not_enforced(world: World) -> None:
     assert started.enforced == (world.sandbox.enforced and alone)
 
 
+async def has_no_capability(world: World) -> None:
+    """A user of its own has none, can inherit none, and cannot gain one by running a program."""
+    unit = await world.unit("a")
+    await world.sandbox.start(unit)
+    answer = await world.ask(unit.plumbing)
+    status = answer["status"]
+    assert isinstance(status, dict)
+    assert status["NoNewPrivs"].strip() == "1"
+    if world.sandbox.enforced and answer["uid"] != 0:
+        names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        assert {name: int(status[name], 16) for name in names} == dict.fromkeys(names, 0)
+
+
 async def start_is_idempotent(world: World) -> None:
     """Starting what runs gives the same process: an agent that died in between asks again."""
     unit = await world.unit("a")
@@ -293,6 +307,7 @@ _CHECKS: Final[dict[str, Callable[[World], Awaitable[None]]]] = {
         caller_is_told_apart,
         bootstrap_is_private,
         who_shares_a_user_is_not_enforced,
+        has_no_capability,
         start_is_idempotent,
         allot_is_idempotent,
         stop_is_polite_then_firm,
