@@ -4,6 +4,9 @@ An instance is an endpoint exactly when its node reports it READY with its addre
 (`Desired.RUNNING`) on that node, and the node is present (its lease lives).
 
 Rules:
+- Where all nodes of a service are absent, their instances count: to call what may be dead is better
+  than to call nobody, and a node agent that hangs stops no instance. As soon as one present node
+  has an endpoint, those of absent nodes are none.
 - The derivation is pure (`endpoint_of`); `Registry` applies it to changes, at a cost that is
   proportional to the change.
 - Resources arrive in any order and more than once; the result depends on the latest of each only.
@@ -27,14 +30,11 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def endpoint_of(
-    instance: Instance | None, status: InstanceStatus | None, *, present: bool
-) -> Endpoint | None:
-    """The endpoint that an instance is, or None."""
+def endpoint_of(instance: Instance | None, status: InstanceStatus | None) -> Endpoint | None:
+    """The endpoint that an instance is if its node is present, or None."""
     if (
         instance is None
         or status is None
-        or not present
         or instance.desired is not Desired.RUNNING
         or status.phase is not Phase.READY
         or status.plumbing is None
@@ -62,6 +62,8 @@ class Registry:
         self._statuses: dict[str, InstanceStatus] = {}
         self._present: set[str] = set()
         self._reported: defaultdict[str, set[str]] = defaultdict(set)  # by node, the paths
+        self._ready: dict[tuple[str, str, str], dict[str, Endpoint]] = {}  # nodes present or not
+        self._live: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)  # present only
         self._endpoints: dict[tuple[str, str, str], dict[str, Endpoint]] = {}
 
     def put(self, resource: Instance | InstanceStatus | Presence) -> set[Change]:
@@ -121,18 +123,32 @@ class Registry:
     def _derive(self, path: str) -> set[Change]:
         app, cell, workload, name = path.split("/")
         service = (app, cell, workload)
-        status = self._statuses.get(path)
-        now = endpoint_of(
-            self._instances.get(path),
-            status,
-            present=status is not None and status.node in self._present,
-        )
-        endpoints = self._endpoints.setdefault(service, {})
-        before = endpoints.get(name)
+        now = endpoint_of(self._instances.get(path), self._statuses.get(path))
+        ready, live = self._ready.setdefault(service, {}), self._live[service]
+        had_live = bool(live)
+        ready.pop(name, None)
+        live.discard(name)
+        if now is not None:
+            ready[name] = now
+            if now.node in self._present:
+                live.add(name)
+        if had_live and live:
+            return self._replace(service, name, now if name in live else None)
+        # All nodes of the service have gone, or the first one is back: another rule holds now.
+        had = self._endpoints.pop(service, {})
+        wanted = {n: ready[n] for n in live} if live else dict(ready)
+        if wanted:
+            self._endpoints[service] = wanted
+        else:
+            del self._ready[service], self._live[service]
+        changed = {n for n in had.keys() | wanted.keys() if had.get(n) != wanted.get(n)}
+        return {Change(*service, n) for n in changed}
+
+    def _replace(
+        self, service: tuple[str, str, str], name: str, now: Endpoint | None
+    ) -> set[Change]:
+        endpoints = self._endpoints[service]
+        before = endpoints.pop(name, None)
         if now is not None:
             endpoints[name] = now
-        elif before is not None:
-            del endpoints[name]
-        if not endpoints:
-            del self._endpoints[service]
         return set() if now == before else {Change(*service, name)}

@@ -95,10 +95,18 @@ def _plan_workload(
         if snapshot.get(Revision, present.key) is None:
             yield _put(snapshot, present)
         replicas, current = spec.replicas, present.name
-    else:
+    elif app.deleting or _served(snapshot, app):
         replicas, current = 0, ""
+    else:
+        return
     yield from _plan_instances(snapshot, app, workload, instances, current, replicas)
     yield from _prune(snapshot, app, workload, current, {i.revision for i in instances})
+
+
+def _served(snapshot: Snapshot, app: App) -> bool:
+    """Whether every declared workload serves; one may be taking the place of one that left."""
+    ready = Counter(i.workload for i in snapshot.of(Instance, app.name) if snapshot.ready(i))
+    return all(ready[name] >= spec.replicas for name, spec in app.spec.workloads.items())
 
 
 def _plan_instances(

@@ -356,9 +356,11 @@ class DeltaStream:
                 continue
             if subscription.held.get(name) != wanted.version or name in subscription.again:
                 resources.append((name, wanted))
-        if kind in (Type.CDS, Type.EDS) and removed and self._retains_clusters(now):
-            later = subscription.held.keys() & removed
+        emptied = [name for name, _ in resources if self._emptied(kind, name)]
+        if kind in (Type.CDS, Type.EDS) and (removed or emptied) and self._retains_clusters(now):
+            later = subscription.held.keys() & (*removed, *emptied)
             removed = [name for name in removed if name not in later]
+            resources = [(name, made) for name, made in resources if name not in later]
         if candidates is subscription.dirty:
             subscription.dirty = later
         else:
@@ -367,6 +369,13 @@ class DeltaStream:
         subscription.absent -= set(removed)
         subscription.again -= candidates - refusing
         return tuple(resources), tuple(removed)
+
+    def _emptied(self, kind: Type, name: str) -> bool:
+        """Whether these endpoints are none any more: routes must have left them first."""
+        if kind is not Type.EDS:
+            return False
+        app, cell, workload = name.split("/")
+        return not self._mesh.endpoints(app, workload, cell)
 
     def wake_at(self, now: float) -> float | None:
         """When `poll` may have something without further input."""

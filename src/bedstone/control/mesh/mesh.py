@@ -242,6 +242,7 @@ class Mesh:
                 state.apps[resource.name] = resource
                 if before is None or before.spec != resource.spec:
                     self._retire(before, resource)
+                    state.reroute(resource.name)
                     self._app_changed(resource.name, changes)
             case Instance():
                 self._endpoints_changed(state.registry.put(resource), changes)
@@ -254,6 +255,11 @@ class Mesh:
                 key = f"{resource.app}/{resource.workload}/{resource.name}"
                 if state.revisions.get(key) != resource:
                     state.revisions[key] = resource
+                    declared = state.apps.get(resource.app)
+                    if declared and resource.workload not in declared.spec.workloads:
+                        # As after a restart of the server while the last instances drain.
+                        retired = (resource.app, resource.workload)
+                        state.retired.setdefault(retired, resource.spec)
                     self._app_changed(resource.app, changes)
             case Node():
                 before_node = state.nodes.get(resource.name)
@@ -275,6 +281,7 @@ class Mesh:
                 state.apps.pop(app, None)
                 for retired in [name for name in state.retired if name[0] == app]:
                     del state.retired[retired]
+                state.routes.pop(app, None)
                 self._app_changed(app, changes)
             case ["instances", *_] | ["presence", _]:
                 self._endpoints_changed(state.registry.delete(key), changes)
@@ -429,6 +436,8 @@ class Mesh:
             for flavour in Flavour:
                 changes.keys.add(Key(flavour, Type.EDS, str(service)))
             self._direct_changed(service, change.instance, changes)
+            if self._state.reroute(change.app):
+                self._app_changed(change.app, changes)
 
     def _direct_changed(self, service: Service, instance: str, changes: Changes) -> None:
         """Callers inside namespaces have an address of their own for each gRPC endpoint."""

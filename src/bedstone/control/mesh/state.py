@@ -30,7 +30,7 @@ from bedstone.model.resources import (
     Phase,
     Revision,
 )
-from bedstone.model.spec import WorkloadSpec
+from bedstone.model.spec import Gateway, Route, WorkloadSpec
 
 GONE = (Phase.STOPPED, Phase.FAILED)
 
@@ -54,6 +54,8 @@ class State:
     large: set[Service] = field(default_factory=set)
     retired: dict[tuple[str, str], WorkloadSpec] = field(default_factory=dict)
     """Workloads that left the manifest; their last instances are still served."""
+    routes: dict[str, tuple[Route, ...]] = field(default_factory=dict)
+    """By app, the gateway's routes as they are now; see `reroute`."""
     running: defaultdict[tuple[str, str], Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
@@ -65,6 +67,45 @@ class State:
         if declared is not None and workload in declared.spec.workloads:
             return declared.spec.workloads[workload]
         return self.retired.get((app, workload))
+
+    def reroute(self, app: str) -> bool:
+        """Follow the declared routes of an app; whether that changed one.
+
+        A route goes on to its old target until the new one has an endpoint, so that a workload
+        that takes another's place leaves no request without one.
+        """
+        declared = self.apps.get(app)
+        wanted = declared.spec.gateway.routes if declared and declared.spec.gateway else ()
+        before = {(route.host, route.path): route for route in self.routes.get(app, ())}
+        now = []
+        for route in wanted:
+            old = before.get((route.host, route.path))
+            waits = (
+                old is not None
+                and old.to != route.to
+                and not self.registry.endpoints((app, DEFAULT_CELL, route.to))
+                and self.registry.endpoints((app, DEFAULT_CELL, old.to))
+                and self.workload(app, old.to) is not None
+            )
+            now.append(old if old is not None and waits else route)
+        changed = self.routes.get(app, ()) != tuple(now)
+        self.routes[app] = tuple(now)
+        if not now:
+            del self.routes[app]
+        return changed
+
+    def gateway(self, app: str) -> Gateway | None:
+        """An app's gateway with the routes as they are now."""
+        declared = self.apps.get(app)
+        if declared is None or declared.spec.gateway is None:
+            return None
+        return declared.spec.gateway.model_copy(update={"routes": self.routes.get(app, ())})
+
+    def routed(self, app: str) -> set[str]:
+        """The workloads that the gateway sends requests to, or will."""
+        declared = self.apps.get(app)
+        wanted = declared.spec.gateway.routes if declared and declared.spec.gateway else ()
+        return {route.to for route in (*wanted, *self.routes.get(app, ()))}
 
     def uses(self, app: str, workload: str) -> set[str]:
         """What a workload may call: as declared, and as declared by revisions that still run.
@@ -94,8 +135,7 @@ class State:
             return ()
         match caller.identity:
             case names.GATEWAY:
-                routed = app.spec.gateway.routes if app.spec.gateway else ()
-                found = {route.to for route in routed}
+                found = self.routed(caller.app)
             case names.OPERATOR:
                 found = set(app.spec.workloads)
             case workload:
@@ -109,7 +149,7 @@ class State:
             return ()
         found = {names.OPERATOR}
         found |= {name for name in self.workloads(app) if workload in self.uses(app, name)}
-        if declared.spec.gateway and any(r.to == workload for r in declared.spec.gateway.routes):
+        if workload in self.routed(app):
             found.add(names.GATEWAY)
         return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in found))
 
@@ -313,12 +353,12 @@ def _routes(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 -
             allowed = state.callers(app, workload)
             return Recipe(routes.inbound, (status.path, spec.protocol, allowed, workload))
         case ["gateway", app]:
-            declared = state.apps.get(app)
-            if declared is None or declared.spec.gateway is None:
+            gateway = state.gateway(app)
+            if gateway is None:
                 return None
             caller = Caller(app, DEFAULT_CELL, names.GATEWAY)
             specs = _specs(state, caller)
-            return Recipe(routes.gateway, (caller, declared.spec.gateway, specs))
+            return Recipe(routes.gateway, (caller, gateway, specs))
         case _:
             return None
 

@@ -25,6 +25,10 @@ from bedstone.model.spec import AppSpec, Gateway, Route, WorkloadSpec
 EDS = "bank/default/risk"
 
 
+NODE_WITH_CALLS = Node(name="n1", address="127.0.0.1", calls="/run/calls")
+"""Its view keeps every workload of the app, for the operator."""
+
+
 def bank(*uses: str, port: int = 8080) -> App:
     workloads = {
         "web": WorkloadSpec(command=("x",), uses=uses),
@@ -365,3 +369,49 @@ def test_a_grpc_client_inside_a_namespace_gets_the_addresses_of_endpoints() -> N
     assert direct() == {f"{name}/r3"}
     mesh.apply([bank()])
     assert direct() == set()
+
+
+def test_a_route_stays_with_its_old_target_until_the_new_one_has_an_endpoint() -> None:
+    """A workload that takes another's place must leave no request without an endpoint."""
+    mesh = Mesh("d.internal")
+    mesh.apply([Node(name="n1", address="127.0.0.1"), Presence(node="n1"), bank()])
+    mesh.apply(running("web", "w1"))
+    routes = Key(Flavour.ENVOY, Type.RDS, "gateway/bank")
+
+    def target() -> str:
+        made = mesh.get(routes)
+        assert made is not None
+        (found,) = {n for n in ("web", "shop") if f"/{n}".encode() in made.data}
+        return found
+
+    assert target() == "web"
+    gateway = Gateway(port=8080, routes=(Route(to="shop"),))
+    workloads = {"shop": WorkloadSpec(command=("x",)), "risk": WorkloadSpec(command=("x",))}
+    mesh.apply([App(name="bank", spec=AppSpec(app="bank", gateway=gateway, workloads=workloads))])
+    assert target() == "web"
+    names_of = mesh.names(NodeProxy("n1"), Type.CDS)
+    assert {"to/bank/default/gateway/web", "to/bank/default/gateway/shop"} <= names_of
+    mesh.apply(running("shop", "s2"))
+    assert target() == "shop"
+    assert "to/bank/default/gateway/web" not in mesh.names(NodeProxy("n1"), Type.CDS)
+
+
+def test_endpoints_that_are_none_any_more_wait_for_the_routes_that_leave_them() -> None:
+    rig = Rig()
+    rig.mesh.apply([NODE_WITH_CALLS, *running("web", "w1"), *running("risk", "r2")])
+    for kind, asked in ((Type.CDS, ()), (Type.LDS, ()), (Type.RDS, ("gateway/bank",))):
+        rig.ask(kind, *asked)
+    rig.ask(Type.EDS, "bank/default/web", EDS)
+    while responses := rig.poll():
+        for response in responses:
+            rig.ack(response)
+    gateway = Gateway(port=8080, routes=(Route(to="risk"),))
+    spec = bank("risk").spec.model_copy(update={"gateway": gateway})
+    rig.mesh.apply([App(name="bank", spec=spec)])
+    rig.mesh.apply(running("web", "w1", Phase.UNREADY))
+    order: list[str] = []
+    while responses := rig.poll():
+        for response in responses:
+            order += [*names(response), *response.removed]
+            rig.ack(response)
+    assert order.index("gateway/bank") < order.index("bank/default/web"), order
