@@ -288,8 +288,10 @@ def _credential_routes(app: FastAPI, queries: Queries, changes: Changes) -> None
         return {"deleted": name}
 
     @app.post("/v1/nodes/{name}/join")
-    async def join(name: str, request: JoinRequest, _: Operator) -> JoinGrant:
-        return queries.join(name, request)
+    async def join(name: str, request: JoinRequest, who: Operator) -> JoinGrant:
+        grant = queries.join(name, request, local=who.local)
+        await changes.joined(name, request.address, who.who)
+        return grant
 
 
 async def _started(lines: AsyncGenerator[LogLine, None]) -> AsyncGenerator[LogLine, None]:

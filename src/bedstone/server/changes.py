@@ -151,6 +151,10 @@ class Changes:
         """The latest changes, newest first."""
         listing = await self._store.list("audit/")
         return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
+    async def joined(self, node: str, address: str, who: str) -> None:
+        """Record who made a node part of the domain; not before that is it given its identity."""
+        await self._store.commit([self._audit(who, "join", f"node {node}", address[:1000])])
+
 
     async def set_conditions(self, app: str, conditions: Sequence[Condition]) -> None:
         """Make exactly these the conditions of an app."""

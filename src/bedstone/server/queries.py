@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from bedstone import __version__
 from bedstone.control.loop import ControlLoop
 from bedstone.control.overview import app_status
-from bedstone.errors import InvalidError, NotFoundError, UnavailableError
+from bedstone.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from bedstone.model.api import (
     AppStatus,
     CallRequest,
@@ -255,10 +255,25 @@ class Queries:
         reply = await self._sessions.call(nodes[0], command)
         return CallResult(status=reply.status or 0, headers=reply.headers, body=reply.body)
 
-    def join(self, name: str, request: JoinRequest) -> JoinGrant:
-        """Sign a node's first certificate."""
+    def join(self, name: str, request: JoinRequest, *, local: bool) -> JoinGrant:
+        """Sign a node's first certificate.
+
+        Args:
+            name: the node's.
+            request: its key.
+            local: whoever asks is on this machine, and could as well read the authority's key. To
+                nobody else the name of a living node is given: it would get its assignments.
+
+        Raises:
+            ConflictError: a node of that name is there.
+        """
         if not _NODE_NAME.fullmatch(name):
             raise InvalidError(f"got node name {name!r}, expected lower-case letters and digits")
+        if not local and self._loop.snapshot.present(name):
+            raise ConflictError(
+                f"there is a node {name} already",
+                hint="choose another name, or stop that node and try again after 10 seconds",
+            )
         identity = f"spiffe://{self._authority.domain}/node/{name}"
         issued = self._authority.sign(request.request, identity)
         return JoinGrant(
