@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
 from bedstone.control.snapshot import Changes, Snapshot
+from bedstone.errors import UnavailableError
 from bedstone.model.resources import App, Instance, Node, Presence
 from bedstone.model.spec import AppSpec
-from bedstone.store import Operation, Put, open_store
+from bedstone.store import Listing, Operation, Put, open_store
 from bedstone.testing.faults import Fault, FaultyStore, each_write_fails_twice
 
 SPEC = AppSpec.model_validate(
@@ -94,6 +95,51 @@ def test_a_stale_plan_is_refused_and_made_again() -> None:
                 while loop.snapshot.apps()["shop"].generation < 3:
                     version = await loop.changed(version)
             assert made[-1] in {1, 2}
+            running.cancel()
+
+    asyncio.run(main())
+
+
+def test_an_app_that_cannot_be_planned_stops_no_other() -> None:
+    async def main() -> None:
+        def plan(snapshot: Snapshot, app: str) -> Sequence[Operation]:
+            if app == "bad":
+                raise RuntimeError("a bug of ours")
+            return scheduling.plan(snapshot, app)
+
+        async with open_store("memory://") as store:
+            loop = ControlLoop(store, [Controller("c", plan)], retry=0.001)
+            running = asyncio.create_task(loop.run())
+            await loop.loaded()
+            bad = App(name="bad", spec=SPEC.model_copy(update={"app": "bad"}))
+            await store.commit([Put(bad.key, bad.encode())])
+            await store.commit([Put(r.key, r.encode()) for r in WORLD])
+            await asyncio.wait_for(until_placed(loop), 5)
+            assert not running.done()
+            running.cancel()
+
+    asyncio.run(main())
+
+
+class Absent(FaultyStore):
+    """A store that cannot be read the first few times."""
+
+    absences = 3
+
+    async def list(self, prefix: str) -> Listing:
+        if self.absences:
+            self.absences -= 1
+            raise UnavailableError("the store is away")
+        return await super().list(prefix)
+
+
+def test_a_store_that_is_away_is_asked_again() -> None:
+    async def main() -> None:
+        async with open_store("memory://") as inner:
+            await inner.commit([Put(r.key, r.encode()) for r in WORLD])
+            loop = ControlLoop(Absent(inner), [Controller("s", scheduling.plan)], retry=0.001)
+            running = asyncio.create_task(loop.run())
+            await asyncio.wait_for(until_placed(loop), 5)
             running.cancel()
 
     asyncio.run(main())

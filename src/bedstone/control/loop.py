@@ -92,22 +92,28 @@ class ControlLoop:
 
     async def _follow(self) -> None:
         while True:
-            listing = await self._store.list("")
-            missing = self.snapshot.all_keys() - {entry.key for entry in listing.entries}
-            await self._take(
-                [
-                    *(Event(entry.key, entry.revision, entry) for entry in listing.entries),
-                    *(Event(key, listing.revision, None) for key in sorted(missing)),
-                ]
-            )
-            self.snapshot.revision = max(self.snapshot.revision, listing.revision)
-            self._loaded.set()
-            await self.announce()
             try:
-                async for batch in self._store.watch("", listing.revision):
-                    await self._take(batch)
+                await self._load()
             except CompactedError:
                 _log.warning("watch history compacted, listing again")
+            except UnavailableError as error:
+                _log.warning("store not available", extra={"error": str(error)})
+                await asyncio.sleep(self._retry)
+
+    async def _load(self) -> None:
+        listing = await self._store.list("")
+        missing = self.snapshot.all_keys() - {entry.key for entry in listing.entries}
+        await self._take(
+            [
+                *(Event(entry.key, entry.revision, entry) for entry in listing.entries),
+                *(Event(key, listing.revision, None) for key in sorted(missing)),
+            ]
+        )
+        self.snapshot.revision = max(self.snapshot.revision, listing.revision)
+        self._loaded.set()
+        await self.announce()
+        async for batch in self._store.watch("", listing.revision):
+            await self._take(batch)
 
     async def _take(self, batch: Sequence[Event]) -> None:
         changes = self.snapshot.apply(batch)
@@ -127,7 +133,13 @@ class ControlLoop:
                     await self._commit(controller, app)
 
     async def _commit(self, controller: Controller, app: str) -> None:
-        operations = controller.plan(self.snapshot, app)
+        try:
+            operations = controller.plan(self.snapshot, app)
+        except Exception:  # noqa: BLE001 - see below
+            # One app that cannot be planned must not end the control plane of all the others; it
+            # is planned again when it changes.
+            _log.exception("plan failed", extra={"controller": controller.name, "app": app})
+            return
         if not operations:
             return
         try:

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from bedstone.control.loop import ControlLoop
 from bedstone.control.snapshot import Snapshot
-from bedstone.errors import ConflictError, InvalidError, NotFoundError
+from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError
 from bedstone.model.api import ApplyRequest, ApplyResult, Change, TokenGrant, TokenRequest
 from bedstone.model.database_url import check_url
 from bedstone.model.diff import diff
@@ -32,6 +33,8 @@ from bedstone.model.rules import RESERVED_APPS, RESERVED_NAMES
 from bedstone.store import ABSENT, Delete, Operation, Put, Store
 
 _ATTEMPTS = 20
+AUDIT_KEPT = 10_000
+_AUDIT_SLACK = 100
 
 
 class Changes:
@@ -43,6 +46,7 @@ class Changes:
         self._store = store
         self._loop = loop
         self._clock = clock
+        self._audited: int | None = None
 
     @property
     def _snapshot(self) -> Snapshot:
@@ -147,14 +151,14 @@ class Changes:
         listing = await self._store.list("tokens/")
         return [Token.decode(entry.value) for entry in listing.entries]
 
-    async def audit(self, limit: int) -> list[AuditRecord]:
-        """The latest changes, newest first."""
-        listing = await self._store.list("audit/")
-        return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
     async def joined(self, node: str, address: str, who: str) -> None:
         """Record who made a node part of the domain; not before that is it given its identity."""
         await self._store.commit([self._audit(who, "join", f"node {node}", address[:1000])])
 
+    async def audit(self, limit: int) -> list[AuditRecord]:
+        """The latest changes, newest first."""
+        listing = await self._store.list("audit/")
+        return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
 
     async def set_conditions(self, app: str, conditions: Sequence[Condition]) -> None:
         """Make exactly these the conditions of an app."""
@@ -224,6 +228,17 @@ class Changes:
             resource.key, resource.encode(), expected=self._snapshot.revision_of(resource.key)
         )
 
+    async def trim_audit(self, kept: int = AUDIT_KEPT) -> None:
+        """Forget the oldest records beyond `kept`; looks again only after a hundred more."""
+        if self._audited is not None and self._audited < _AUDIT_SLACK:
+            self._audited += 1
+            return
+        self._audited = 0
+        entries = (await self._store.list("audit/")).entries
+        old = entries[: max(0, len(entries) - kept)]
+        if old:
+            await self._store.commit([Delete(entry.key) for entry in old])
+
     def _audit(self, who: str, action: str, target: str, detail: str = "") -> Put:
         now = self._clock()
         record = AuditRecord(
@@ -257,6 +272,9 @@ class Changes:
                 await self._loop.changed(version)
                 continue
             await self._loop.reached(revision)
+            # The change is made; what is too old can as well go with the next one.
+            with contextlib.suppress(Error):
+                await self.trim_audit()
             return result
         raise ConflictError(f"{target} keeps changing", hint="try again")
 

@@ -368,3 +368,16 @@ def test_a_resource_shows_effective_values_and_what_its_node_says(tmp_path: Path
             assert items[0]["value"]["status"]["phase"] == "ready"
 
     run(tmp_path, check)
+
+
+def test_the_oldest_audit_records_are_forgotten(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        changes = Changes(world.store, world.loop)
+        records = [
+            AuditRecord(at=n, who="x", action="y", target="z", sequence=f"{n:04}") for n in range(9)
+        ]
+        await world.store.commit([Put(r.key, r.encode()) for r in records])
+        await changes.trim_audit(kept=4)
+        assert [record.at for record in await changes.audit(100)] == [8, 7, 6, 5]
+
+    run(tmp_path, check)
