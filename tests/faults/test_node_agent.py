@@ -6,6 +6,7 @@ Nothing that the agent runs may end with the agent; nothing may be stopped befor
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -470,6 +471,37 @@ def test_lost_journal_means_a_new_start_not_an_unknown_address() -> None:
             )
         )
         assert not is_running(old)
+
+    scene(play)
+
+
+def test_agent_ends_when_a_part_of_it_dies_and_the_next_adopts() -> None:
+    async def play(world: World) -> None:
+        server = world.server
+        world.app(web=WEB)
+        web = world.instance("web")
+        await server.until_phase(web, Phase.READY)
+        pid = pid_of(world, web)
+        log = world.state / "logs" / "node.log"
+        membership = world.state / "node" / "membership.json"
+        membership.unlink()
+        right, server.session = server.session, "127.0.0.1:none"
+        await world.supervisor.signal("node", signal.SIGKILL)
+        async with asyncio.timeout(10):
+            # What keeps the proxy cannot read this address: a bug, and it is said.
+            while log.read_text().count("invalid literal for int()") < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        server.session = right
+        async with asyncio.timeout(20):
+            while json.loads(membership.read_text())["session"] != right:
+                membership.unlink()
+                await world.supervisor.signal("node", signal.SIGKILL)
+                while not membership.exists():  # noqa: ASYNC110 - of no event
+                    await asyncio.sleep(0.05)
+        hellos = len(server.hellos)
+        await server.until(lambda: len(server.hellos) > hellos or server.phase(web) is Phase.READY)
+        await server.until_phase(web, Phase.READY)
+        assert pid_of(world, web) == pid, "it went on all the time"
 
     scene(play)
 

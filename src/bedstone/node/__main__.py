@@ -39,8 +39,8 @@ def main() -> int:
     except Error as error:
         return _say(error)
     except ExceptionGroup as group:
-        ours = group.subgroup(Error)
-        if ours is None:
+        ours, bugs = group.split(Error)
+        if ours is None or bugs is not None:
             raise  # a bug of ours: its trace is what helps
         return _say(ours)
     return 0

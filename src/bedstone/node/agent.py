@@ -61,6 +61,9 @@ class Agent:
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
         self._tasks = Tasks()
+        self._broken = asyncio.Event()
+        """Set when a task has failed without which something would stand still for ever."""
+        self._vital = Tasks(self._broken.set)
         self._view = View()
         self._secrets = sds.Secrets()
         self._save_wake = asyncio.Event()
@@ -80,6 +83,7 @@ class Agent:
             supervisor = await stack.enter_async_context(SupervisorClient(config.supervisor))
             run_id = await supervisor.ping()
             stack.push_async_callback(self._tasks.close)
+            stack.push_async_callback(self._vital.close)
             watch = Watch(supervisor)
             watching = asyncio.ensure_future(watch.run())
             stack.callback(watching.cancel)
@@ -115,17 +119,17 @@ class Agent:
             self._build(supervisor, watch, ports, run_id)
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
-            self._tasks.start(self._proxy.run())
-            # Databases need no identity: they start while the server does.
-            self._view.load(config.private / "view.json")
-            self._databases.reconcile()
-            await self._enter_domain()
-            await self._resume()
             # None of these ever ends; when one fails, all do, and the supervisor starts an agent
             # anew, which adopts what runs.
             async with asyncio.TaskGroup() as group:
+                for work in (watching, self._proxy.run(), self._until_broken()):
+                    group.create_task(_forever(work))
+                # Databases need no identity: they start while the server does.
+                self._view.load(config.private / "view.json")
+                self._databases.reconcile()
+                await self._enter_domain()
+                await self._resume()
                 for work in (
-                    watching,
                     self._certificates.run(),
                     self._session.run(),
                     self._compare(),
@@ -160,10 +164,11 @@ class Agent:
             supervisor,
             ports,
             self._database_changed,
+            self._broken.set,
             self._clock,
         )
         preparations = Preparations(
-            config.name, self._view, self._reports, watch, self._tasks, self._database_changed
+            config.name, self._view, self._reports, watch, self._vital, self._database_changed
         )
         self._instances = Instances(
             Surroundings(
@@ -179,6 +184,7 @@ class Agent:
                 clock=self._clock,
                 xds=lambda: self._membership.session,
                 journal=Journal(config.private / "instances", run_id),
+                failed=self._broken.set,
             )
         )
         self._commands = Commands(config, self._session.send, self._session.drained, self._tasks)
@@ -310,6 +316,11 @@ class Agent:
         self._instances.renewed(svid.spiffe_id)
 
     # Regular work.
+
+    async def _until_broken(self) -> None:
+        """End when a task of a runner, a database or a preparation has failed: it was logged."""
+        await self._broken.wait()
+        raise UnavailableError("a part of the node agent has failed")
 
     async def _save(self) -> None:
         """Write down what the server wants, at most a few times a second."""

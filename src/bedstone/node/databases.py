@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bedstone.engines.postgres import PostgresEngine
-from bedstone.errors import ConflictError, Error, NotFoundError
+from bedstone.errors import ConflictError, Error, NotFoundError, UnavailableError
 from bedstone.model.database_url import Place, dialled_at
 from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
 from bedstone.node.externals import External
@@ -54,9 +54,12 @@ class Credentials:
             return cls(path, 0, {})
 
     def save(self) -> None:
-        """Write them, mode 0600."""
+        """Write them, mode 0600; UnavailableError."""
         value = {"port": self.port, "passwords": self.passwords}
-        write_private(self.path, json.dumps(value))
+        try:
+            write_private(self.path, json.dumps(value))
+        except OSError as error:
+            raise UnavailableError(f"cannot write {self.path}: {error.strerror}") from error
 
     def password(self, role: str) -> str:
         """A role's password, made on first use."""
@@ -103,6 +106,7 @@ class DatabaseManager:
         supervisor: SupervisorClient,
         ports: Ports,
         changed: Callable[[], None],
+        failed: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._node = node
@@ -115,7 +119,7 @@ class DatabaseManager:
         self._ports = ports
         self._changed = changed
         self._clock = clock
-        self._tasks = Tasks()
+        self._tasks = Tasks(failed)
         self._servers: dict[str, _Server] = {}
         self._externals: dict[str, External] = {}
 

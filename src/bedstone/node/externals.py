@@ -111,6 +111,8 @@ async def unreachable(place: Place, patience: float = PATIENCE) -> str:
         return f"cannot connect to {place}: no answer within {patience:g} s"
     except OSError as error:
         return f"cannot connect to {place}: {_why(error)}"
+    except UnicodeError:
+        return f"cannot connect to {place}: no host can have that name"
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()

@@ -27,7 +27,7 @@ class Instances:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._tasks = Tasks()
+        self._tasks = Tasks(around.failed)
         self._old: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
         self._leaving: set[str] = set()

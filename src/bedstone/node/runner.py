@@ -80,6 +80,8 @@ class Surroundings:
     clock: Callable[[], float]
     xds: Callable[[], str]
     journal: Journal
+    failed: Callable[[], None]
+    """Called when a task of a runner has failed, and with it the runner."""
 
 
 class Runner:
@@ -94,7 +96,7 @@ class Runner:
     ) -> None:
         old = record.status if record else None
         self._around = around
-        self._tasks = Tasks()
+        self._tasks = Tasks(around.failed)
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._ended: dict[int, str] = {}
@@ -146,7 +148,6 @@ class Runner:
     async def run(self, previous: Plumbing | None, process: ProcessInfo | None) -> None:
         """Run it to its end: returns once it has stopped and is not wanted."""
         around = self._around
-        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if process is not None and process.running and process.pid is not None:
             if previous is None:
                 # Nobody knows its addresses any more: it cannot be adopted.
@@ -289,12 +290,13 @@ class Runner:
         while True:
             workloads, databases = self._uses()
             try:
+                self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.plumbing = await self.sandbox.allot(
                     self.instance, workloads, databases, previous
                 )
-            except Error as error:
+            except (Error, OSError) as error:  # on a full disk there is no room for its log
                 _log.warning(
-                    "no network", extra={"instance": self.instance.path, "reason": error.message}
+                    "no network", extra={"instance": self.instance.path, "reason": str(error)}
                 )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 10.0)
@@ -306,7 +308,10 @@ class Runner:
     async def _perform(self, action: lifecycle.Action) -> None:
         match action:
             case Prepare():
-                self._around.preparations.ensure(self.sandbox, self.unit())
+                try:
+                    self._around.preparations.ensure(self.sandbox, self.unit())
+                except Error as error:
+                    self._tell(Exited(error.message))
                 # Asking is answered at once; the outcome comes as a fact.
             case Spawn():
                 await self._spawn()

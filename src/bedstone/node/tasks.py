@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 _log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """A set of tasks. One that fails unexpectedly is logged: it is a bug of ours."""
+    """A set of tasks. One that fails unexpectedly is logged: it is a bug of ours.
 
-    def __init__(self) -> None:
+    Args:
+        failed: called then, by an owner that cannot go on without each of its tasks.
+    """
+
+    def __init__(self, failed: Callable[[], None] | None = None) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failed = failed
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it in the background."""
@@ -27,6 +32,8 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task failed", exc_info=error)
+            if self._failed is not None:
+                self._failed()
 
     async def close(self) -> None:
         """Cancel everything and wait for it."""

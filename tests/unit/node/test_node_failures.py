@@ -1,0 +1,184 @@
+"""Runners whose sandbox fails: nothing stands still, and nothing is given up that still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bedstone.model.messages import Assignments
+from bedstone.model.resources import (
+    Address,
+    App,
+    Instance,
+    InstanceStatus,
+    Node,
+    Phase,
+    Plumbing,
+    Revision,
+)
+from bedstone.model.spec import AppSpec
+from bedstone.node.certificates import Certificates
+from bedstone.node.instances import Instances
+from bedstone.node.journal import Journal, Record
+from bedstone.node.preparations import Preparations
+from bedstone.node.reports import Reports
+from bedstone.node.runner import Databases, Surroundings
+from bedstone.node.tasks import Tasks
+from bedstone.node.view import View
+from bedstone.node.watch import Supervisor, Watch
+from bedstone.processes.spec import ProcessInfo
+from bedstone.sandbox.protocol import Sandbox
+
+SPEC = AppSpec.model_validate({"app": "shop", "workloads": {"web": {"command": ["x"]}}})
+WEB = Instance(app="shop", workload="web", name="web-1", revision="r1", node="here")
+PROCESS = ProcessInfo(f"instance/{WEB.path}", "running", "", pid=4, started_at=1.0)
+PLACE = Address(host="127.0.0.1", port=1)
+PLUMBING = Plumbing(app=PLACE, inbound=PLACE, outbound=PLACE)
+
+
+class FailingSandbox:
+    """Fails to stop and to release as often as a test says."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.stopped = 0
+        self.released = 0
+
+    async def allot(self, *_: object) -> Plumbing:
+        return PLUMBING
+
+    async def stop(self, _: Instance, __: float) -> None:
+        self.stopped += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+    async def release(self, _: Instance, __: Plumbing | None) -> None:
+        self.released += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+class Scene:
+    """The instances of one node, one of which runs already."""
+
+    def __init__(self, folder: Path, *, remembered: bool) -> None:
+        self.sandbox = FailingSandbox()
+        self.failures = 0
+        self.reports = Reports(Node(name="here", address="127.0.0.1"))
+        self.watch = Watch(cast("Supervisor", None))
+        self.watch.latest[PROCESS.name] = PROCESS
+        self.view = View()
+        journal = Journal(folder / "instances", "run")
+        if remembered:
+            status = InstanceStatus(
+                app="shop",
+                workload="web",
+                name="web-1",
+                node="here",
+                revision="r1",
+                phase=Phase.DRAINING,
+                pid=4,
+                started_at=1.0,
+                plumbing=PLUMBING,
+            )
+            journal.write(Record(status, served=True))
+        self.instances = Instances(
+            Surroundings(
+                node="here",
+                logs=folder,
+                view=self.view,
+                reports=self.reports,
+                watch=self.watch,
+                sandbox=lambda _: cast("Sandbox", self.sandbox),
+                certificates=Certificates(folder / "ids", lambda _: False, lambda _: None),
+                databases=cast("Databases", None),
+                preparations=Preparations(
+                    "here", self.view, self.reports, self.watch, Tasks(), lambda: None
+                ),
+                clock=time.time,
+                xds=lambda: "",
+                journal=journal,
+                failed=self.fail,
+            )
+        )
+        self.instances.load()
+
+    def fail(self) -> None:
+        self.failures += 1
+
+    def assign(self, *instances: Instance) -> None:
+        revision = Revision(app="shop", workload="web", name="r1", spec=SPEC.workloads["web"])
+        self.view.apply(
+            Assignments(
+                complete=True,
+                domain="d",
+                apps=(App(name="shop", spec=SPEC),),
+                revisions=(revision,),
+                instances=instances,
+            )
+        )
+        self.instances.reconcile()
+
+    def end(self) -> None:
+        """The process ends, and the supervisor says so."""
+        ended = replace(PROCESS, state="exited", exit_code=0)
+        self.watch.latest[PROCESS.name] = ended
+        for _, listener in self.watch._listeners:
+            listener(ended)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - of no event
+                await asyncio.sleep(0.005)
+
+
+def play(scene: Scene, story: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        try:
+            await story()
+        finally:
+            await scene.instances.close()
+
+    asyncio.run(run())
+
+
+def test_a_runner_that_dies_is_told_and_its_trace_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(tmp_path, remembered=False)
+    scene.sandbox.errors = [RuntimeError("a bug of ours")]
+
+    async def story() -> None:
+        scene.assign(WEB)
+        await scene.until(lambda: scene.failures)
+
+    with caplog.at_level(logging.ERROR):
+        play(scene, story)
+    assert "a bug of ours" in caplog.text
+
+
+def test_no_room_for_a_log_is_waited_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, remembered=False)
+    scene.watch.latest.clear()
+    blocked = tmp_path / "instances" / "shop"
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.touch()
+
+    async def story() -> None:
+        scene.assign(WEB)
+        await asyncio.sleep(0.1)
+        assert scene.reports.instances[f"status/instances/{WEB.path}"].plumbing is None
+        blocked.unlink()
+        await scene.until(
+            lambda: scene.reports.instances[f"status/instances/{WEB.path}"].plumbing == PLUMBING
+        )
+
+    play(scene, story)
+    assert scene.failures == 0
