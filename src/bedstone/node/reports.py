@@ -1,7 +1,7 @@
 """What the node says of itself and of what it runs: the truth, and what of it is not told yet.
 
 Invariant: `hello` is always everything; `take` gives each change once. What was taken and lost with
-a broken stream is told again by the next stream's `hello`.
+a broken stream is told again by the next stream's `hello`. A reason is one line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import asyncio
 from bedstone.model.messages import Hello, Report
 from bedstone.model.resources import DatabaseStatus, InstanceStatus, Node, Preparation
 
+LONGEST = 500
+"""Characters of a reason of several lines."""
 Status = Node | InstanceStatus | DatabaseStatus | Preparation
 
 
@@ -28,6 +30,7 @@ class Reports:
 
     def put(self, status: Status) -> bool:
         """Say this; False if it was said before."""
+        status = _brief(status)
         if self._find(status.key) == status:
             return False
         match status:
@@ -83,3 +86,18 @@ class Reports:
         if key == self.node.key:
             return self.node
         return self.instances.get(key) or self.databases.get(key) or self.preparations.get(key)
+
+
+def _brief(status: Status) -> Status:
+    field = "proxy_reason" if isinstance(status, Node) else "reason"
+    reason = getattr(status, field)
+    return status.model_copy(update={field: one_line(reason)}) if "\n" in reason else status
+
+
+def one_line(text: str) -> str:
+    """What a text of several lines begins with, and the error it ends with; all is in the logs."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        errors = [line for line in lines[1:] if line.startswith("error:")]
+        lines = [f"{lines[0].rstrip(':')}: {(errors or lines)[-1].removeprefix('error: ')}"]
+    return lines[0][:LONGEST] if lines else ""
