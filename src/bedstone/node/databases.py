@@ -23,7 +23,7 @@ from bedstone.model.database_url import Place, dialled_at
 from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
 from bedstone.node.externals import External
 from bedstone.node.reports import Reports
-from bedstone.node.tasks import Tasks
+from bedstone.node.tasks import Tasks, insist
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
 from bedstone.processes.client import SupervisorClient
@@ -266,12 +266,9 @@ class DatabaseManager:
         return info
 
     async def _end(self, server: _Server) -> None:
-        engine = self._engine(server)
-        try:
-            await self._supervisor.stop(engine.name)
-            await self._supervisor.forget(engine.name)
-        except Error as error:
-            _log.warning("cannot stop", extra={"engine": engine.name, "reason": error.message})
+        name = process_name(server.database)
+        await insist("stop", name, lambda: self._supervisor.stop(name))
+        await insist("forget", name, lambda: self._supervisor.forget(name))
         del self._servers[server.database.path]
         self._reports.remove(f"status/databases/{server.database.path}")
         self.reconcile()

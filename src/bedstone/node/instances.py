@@ -7,15 +7,13 @@ release, since nothing can be sent to what nobody knows.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
-from bedstone.errors import NotFoundError
 from bedstone.model.resources import Desired, Instance, InstanceStatus, Revision
 from bedstone.node.journal import Record
 from bedstone.node.preparations import Key, key_of
 from bedstone.node.runner import Runner, Surroundings
-from bedstone.node.tasks import Tasks
+from bedstone.node.tasks import Tasks, insist
 from bedstone.processes.spec import ProcessInfo
 from bedstone.sandbox.protocol import process_name
 
@@ -79,7 +77,9 @@ class Instances:
         # Stopped; it stays said until the server has deleted it.
         path = runner.instance.path
         await runner.forgotten.wait()
-        await runner.sandbox.release(runner.instance, runner.plumbing)
+        await insist(
+            "release", path, lambda: runner.sandbox.release(runner.instance, runner.plumbing)
+        )
         del self._runners[path]
         self._around.reports.remove(f"status/instances/{path}")
         self._around.journal.forget(path)
@@ -97,9 +97,8 @@ class Instances:
         )
         sandbox = self._around.sandbox("process")
         self._leaving.add(old.path)
-        with contextlib.suppress(NotFoundError):
-            await sandbox.stop(instance, 10.0)
-        await sandbox.release(instance, old.plumbing)
+        await insist("stop", old.path, lambda: sandbox.stop(instance, 10.0))
+        await insist("release", old.path, lambda: sandbox.release(instance, old.plumbing))
         self._leaving.discard(old.path)
         self._around.reports.remove(old.key)
         self._around.journal.forget(old.path)

@@ -38,7 +38,7 @@ from bedstone.node.lifecycle import (
 from bedstone.node.preparations import Preparations, tail
 from bedstone.node.probes import Outcome, accepts, probe
 from bedstone.node.reports import Reports
-from bedstone.node.tasks import Tasks
+from bedstone.node.tasks import Tasks, insist
 from bedstone.node.view import View, cycle_of
 from bedstone.node.watch import Watch
 from bedstone.processes.spec import ProcessInfo
@@ -151,7 +151,7 @@ class Runner:
         if process is not None and process.running and process.pid is not None:
             if previous is None:
                 # Nobody knows its addresses any more: it cannot be adopted.
-                await self.sandbox.stop(self.instance, self.revision.spec.stop_timeout)
+                await insist("stop", self.instance.path, self._end_process)
             else:
                 self.plumbing = previous
                 begun = process.started_at or around.clock()
@@ -372,14 +372,24 @@ class Runner:
         return Outcome(info.exit_code == 0, f"its probe ended: {info.ending()}")
 
     async def _stop(self) -> None:
-        try:
-            await self.sandbox.stop(self.instance, self.revision.spec.stop_timeout)
-        except NotFoundError:
-            self._tell(Exited("stopped"))
-        except Error as error:
-            _log.warning(
-                "cannot stop", extra={"instance": self.instance.path, "reason": error.message}
-            )
+        pid = self.state.pid
+
+        async def attempt() -> None:
+            try:
+                await self._end_process()
+            except NotFoundError:
+                self._tell(Exited("stopped"))
+
+        # Another process, which is started once this one has ended by itself, is not meant.
+        await insist(
+            "stop",
+            self.instance.path,
+            attempt,
+            lambda: pid is not None and self.state.pid == pid,
+        )
+
+    async def _end_process(self) -> None:
+        await self.sandbox.stop(self.instance, self.revision.spec.stop_timeout)
 
     def unit(self) -> Unit:
         """Everything that its process is made from."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from bedstone.errors import Error, NotFoundError
+
+FIRST_PAUSE = 0.1
+LAST_PAUSE = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -41,3 +45,31 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def insist(
+    action: str,
+    what: str,
+    attempt: Callable[[], Awaitable[object]],
+    needed: Callable[[], bool] = lambda: True,
+) -> None:
+    """Do what may fail until it works, its object is gone, or it is needed no more.
+
+    Args:
+        action: a verb, for the log.
+        what: its object, likewise.
+        attempt: does it.
+        needed: asked before each attempt.
+    """
+    pause = FIRST_PAUSE
+    while needed():
+        try:
+            await attempt()
+        except NotFoundError:
+            return
+        except Error as error:
+            _log.warning(f"cannot {action}", extra={"what": what, "reason": error.message})
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LAST_PAUSE)

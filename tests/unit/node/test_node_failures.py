@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import pytest
 
+from bedstone.errors import UnavailableError
 from bedstone.model.messages import Assignments
 from bedstone.model.resources import (
     Address,
     App,
+    Desired,
     Instance,
     InstanceStatus,
     Node,
@@ -181,4 +183,71 @@ def test_no_room_for_a_log_is_waited_for(tmp_path: Path) -> None:
         )
 
     play(scene, story)
+    assert scene.failures == 0
+
+
+def refused(times: int) -> list[Exception]:
+    return [UnavailableError("the supervisor is busy") for _ in range(times)]
+
+
+def test_a_stop_that_fails_is_tried_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, remembered=True)
+    gone = WEB.model_copy(update={"desired": Desired.DRAINED, "released": True})
+
+    async def story() -> None:
+        scene.sandbox.errors = refused(2)
+        scene.assign(gone)
+        await scene.until(lambda: scene.sandbox.stopped == 3)
+        scene.end()
+        status = f"status/instances/{WEB.path}"
+        await scene.until(lambda: scene.reports.instances[status].phase is Phase.STOPPED)
+        scene.sandbox.errors = refused(2)
+        scene.assign()
+        await scene.until(lambda: status not in scene.reports.instances)
+
+    play(scene, story)
+    assert scene.sandbox.stopped == 3
+    assert scene.sandbox.released == 3
+    assert scene.failures == 0
+
+
+def test_what_ended_by_itself_is_not_stopped_any_more(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, remembered=True)
+    gone = WEB.model_copy(update={"desired": Desired.DRAINED, "released": True})
+
+    async def story() -> None:
+        scene.sandbox.errors = refused(100)
+        scene.assign(gone)
+        await scene.until(lambda: scene.sandbox.stopped == 1)
+        scene.end()
+        await asyncio.sleep(0.5)
+
+    play(scene, story)
+    assert scene.sandbox.stopped == 1
+
+
+def test_what_the_server_forgot_is_stopped_however_often_that_fails(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, remembered=True)
+
+    async def story() -> None:
+        scene.sandbox.errors = refused(3)
+        scene.assign()
+        await scene.until(lambda: not scene.reports.instances)
+
+    play(scene, story)
+    assert (scene.sandbox.stopped, scene.sandbox.released) == (4, 1)
+    assert scene.failures == 0
+
+
+def test_what_cannot_be_adopted_is_stopped_however_often_that_fails(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, remembered=False)
+
+    async def story() -> None:
+        scene.sandbox.errors = refused(2)
+        scene.assign(WEB)
+        status = f"status/instances/{WEB.path}"
+        await scene.until(lambda: status in scene.reports.instances)
+
+    play(scene, story)
+    assert scene.sandbox.stopped == 3
     assert scene.failures == 0
