@@ -71,10 +71,8 @@ def test_a_taken_port_is_named_and_nothing_stays_running(tmp_path: Path) -> None
             port = taken.getsockname()[1]
             async with supervised(tmp_path, port) as (engine, client):
                 await engine.initialise(client)
-                start = time.monotonic()
                 with pytest.raises(UnavailableError, match=f"port {port} is taken"):
                     await engine.start(client)
-                assert time.monotonic() - start < 4
                 # Taken between the check and the start, the server's log says it.
                 await client.spawn(engine.spec())
                 with pytest.raises(UnavailableError, match=f"port {port} is taken"):
@@ -175,10 +173,8 @@ def test_acknowledged_rows_survive_a_kill_under_load(tmp_path: Path) -> None:
             os.kill(info.pid or 0, signal.SIGKILL)
             results = await asyncio.gather(*writers, return_exceptions=True)
             assert all(isinstance(result, psycopg.OperationalError) for result in results)
-            start = time.monotonic()
             again = await engine.start(client)
             assert again.pid != info.pid
-            assert time.monotonic() - start < 10
             assert acknowledged <= await count(engine) <= acknowledged + len(writers)
 
     asyncio.run(check())
@@ -207,10 +203,8 @@ def test_a_directory_that_another_server_uses_is_refused(tmp_path: Path) -> None
         async with supervised(tmp_path) as (engine, client):
             info = await engine.start(client)
             other = replace(engine, name="second", port=free_port())
-            start = time.monotonic()
             with pytest.raises(ConflictError, match=f"pid {info.pid}"):
                 await other.start(client)
-            assert time.monotonic() - start < 20
             assert await engine.health() < 5, "the first is not disturbed"
 
     asyncio.run(check())
@@ -290,7 +284,7 @@ def test_a_role_for_each_workload_reaches_its_databases_and_no_other(tmp_path: P
             with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
                 await psycopg.AsyncConnection.connect(engine.url("other", awkward, "se'cret\\ü"))
             await engine.ensure_database("ledger", "ledger_owner", ["risk"])
-            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
                 await psycopg.AsyncConnection.connect(engine.url("ledger", awkward, "se'cret\\ü"))
             await engine.ensure_role("risk", "another")
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -302,6 +296,56 @@ def test_a_role_for_each_workload_reaches_its_databases_and_no_other(tmp_path: P
             log = engine.log.read_text()
             assert "se'cret" not in log
             assert "risk's own" not in log
+
+    asyncio.run(check())
+
+
+def test_the_databases_of_every_server_are_closed_to_workloads(tmp_path: Path) -> None:
+    """There, two workloads could meet, or look at the other's sessions."""
+
+    async def check() -> None:
+        async with supervised(tmp_path) as (engine, client):
+            await engine.start(client)
+            await engine.ensure_role("web", "p")
+            await engine.ensure_database("ledger", "ledger_owner", ["web"])
+            for name in ("postgres", "template1"):
+                with pytest.raises(psycopg.OperationalError, match="permission denied"):
+                    await psycopg.AsyncConnection.connect(engine.url(name, "web", "p"))
+
+    asyncio.run(check())
+
+
+def test_who_uses_a_database_no_longer_is_disconnected(tmp_path: Path) -> None:
+    """Both the one that loses its last database, and the one that keeps another."""
+
+    async def check() -> None:
+        async with supervised(tmp_path) as (engine, client):
+            await engine.start(client)
+            for role in ("web", "risk", "stays"):
+                await engine.ensure_role(role, "p")
+            await engine.ensure_database("ledger", "ledger_owner", ["web", "risk", "stays"])
+            await engine.ensure_database("other", "other_owner", ["risk"])
+            wanted = [("ledger", "web"), ("ledger", "risk"), ("ledger", "stays"), ("other", "risk")]
+            held = {}
+            for database, role in wanted:
+                url = engine.url(database, role, "p")
+                held[database, role] = await psycopg.AsyncConnection.connect(url, autocommit=True)
+            await engine.ensure_database("ledger", "ledger_owner", ["stays"])
+            for key, connection in held.items():
+                if key in (("ledger", "stays"), ("other", "risk")):
+                    await connection.execute("SELECT 1")
+                else:
+                    with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+                        await connection.execute("SELECT 1")
+                await connection.close()
+            with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+                await psycopg.AsyncConnection.connect(engine.url("ledger", "web", "p"))
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                await psycopg.AsyncConnection.connect(engine.url("ledger", "risk", "p"))
+            await engine.ensure_role("web", "p")
+            await engine.ensure_database("ledger", "ledger_owner", ["stays", "web"])
+            async with await psycopg.AsyncConnection.connect(engine.url("ledger", "web", "p")):
+                pass
 
     asyncio.run(check())
 

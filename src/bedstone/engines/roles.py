@@ -2,7 +2,9 @@
 
 A database is owned by a role that can't log in. Each workload has a role of its own that is a
 member of the owner, and works as the owner in that database: what one workload's migrations create,
-another may use, and the server's log still shows who was connected. PUBLIC has no right at all.
+another may use, and the server's log still shows who was connected. PUBLIC has no right at all, not
+even to connect to the databases that every server has. Who may use a database no longer is
+disconnected, and cannot log in unless there is another that it may use.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ async def ensure_role(connection: psycopg.AsyncConnection, role: str, password: 
 async def ensure_database(
     connection: psycopg.AsyncConnection, database: str, owner: str, roles: Iterable[str]
 ) -> None:
-    """A database owned by `owner` (made without log-in if missing) that exactly `roles` may use."""
+    """A database owned by `owner` (made without log-in if missing) that exactly `roles` may use.
+
+    Sessions of anybody else but superusers end.
+    """
     from psycopg import Error, sql
 
     name, group = sql.Identifier(_checked(database)), sql.Identifier(_checked(owner))
@@ -64,7 +69,10 @@ async def ensure_database(
         if not await _exists(connection, "pg_database", "datname", database):
             await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, group))
         await connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, group))
-        await connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+        for closed in (name, sql.Identifier("postgres"), sql.Identifier("template1")):
+            await connection.execute(
+                sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(closed)
+            )
         rows = await connection.execute(
             "SELECT m.rolname FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member "
             "JOIN pg_roles g ON g.oid = a.roleid WHERE g.rolname = %s",
@@ -81,13 +89,38 @@ async def ensure_database(
                 )
             )
         for role in sorted(members - wanted):
-            member = sql.Identifier(role)
-            await connection.execute(sql.SQL("REVOKE {} FROM {}").format(group, member))
-            await connection.execute(
-                sql.SQL("ALTER ROLE {} IN DATABASE {} RESET role").format(member, name)
-            )
+            await _remove(connection, role, owner, database)
+        await connection.execute(
+            "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a "
+            "JOIN pg_roles r ON r.oid = a.usesysid WHERE a.backend_type = 'client backend' "
+            "AND NOT r.rolsuper AND (NOT r.rolcanlogin OR a.datname = %s AND r.rolname <> ALL(%s))",
+            (database, sorted(wanted)),
+        )
     except Error as error:
         raise _failed(f"database {database}", error) from error
+
+
+async def _remove(
+    connection: psycopg.AsyncConnection, role: str, owner: str, database: str
+) -> None:
+    """Take a database away from a role, and the log-in too if it was the last one, or neither."""
+    from psycopg import sql
+
+    member = sql.Identifier(role)
+    async with connection.transaction():
+        await connection.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(owner), member))
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} IN DATABASE {} RESET role").format(
+                member, sql.Identifier(database)
+            )
+        )
+        rows = await connection.execute(
+            "SELECT 1 FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member "
+            "WHERE m.rolname = %s",
+            (role,),
+        )
+        if await rows.fetchone() is None:
+            await connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(member))
 
 
 async def _alone(connection: psycopg.AsyncConnection) -> None:
