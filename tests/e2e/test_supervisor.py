@@ -105,6 +105,7 @@ def test_what_cannot_start_says_why(
         async with supervised(tmp_path) as (_, client):
             info = await client.spawn(program("x", "true", **fields))
             assert (info.state, info.message) == ("failed", message)
+            assert info.lasting is ("output" not in message)
             assert (await client.get("x")).ending() == message
 
     asyncio.run(check())

@@ -22,6 +22,8 @@ from bedstone.model.resources import Phase
 
 FIRST_BACKOFF = 0.1
 LAST_BACKOFF = 30.0
+LASTING_BACKOFF = 10.0
+"""Seconds before it is tried again whether somebody has put right what can't be started."""
 STABLE = 30.0
 """Seconds of a run after which the next restart is quick again."""
 FAST_PROBE = 0.03
@@ -128,9 +130,14 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process has ended, or could not be started; `ending` says how, for people."""
+    """The process has ended, or could not be started; `ending` says how, for people.
+
+    `lasting`: it could not be started and never will be until somebody changes something, such as
+    the program, which is not there.
+    """
 
     ending: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +207,8 @@ def _absorb(state: State, event: Event, facts: Facts, now: float) -> State:
     match event:
         case Spawned(pid, started_at, adopted):
             return _spawned(state, pid, started_at, now, adopted=adopted)
-        case Exited(ending):
-            return _exited(state, ending, now)
+        case Exited(ending, lasting):
+            return _exited(state, ending, now, lasting=lasting)
         case Probed() if event.pid == state.pid:
             if event.kind == "ready":
                 return _probed(state, event, facts.timing, now)
@@ -235,7 +242,7 @@ def _spawned(state: State, pid: int, started_at: float, now: float, *, adopted: 
     )
 
 
-def _exited(state: State, ending: str, now: float) -> State:
+def _exited(state: State, ending: str, now: float, *, lasting: bool) -> State:
     state = replace(
         state, pid=None, exit_status=ending, probing=False, live_probing=False, ready_at=None
     )
@@ -248,7 +255,8 @@ def _exited(state: State, ending: str, now: float) -> State:
             stable = state.started_at is not None and now - state.started_at >= STABLE
             attempts = 1 if stable else state.attempts + 1
             state = replace(state, attempts=attempts)
-            return _enter(state, Stage.BACKOFF, now, Phase.BACKOFF, ending)
+            phase = Phase.FAILED if lasting else Phase.BACKOFF
+            return _enter(state, Stage.BACKOFF, now, phase, ending)
 
 
 def _probed(state: State, event: Probed, timing: Timing, now: float) -> State:
@@ -310,7 +318,8 @@ def _advance(  # noqa: PLR0911 - one answer a stage reads best
         case Stage.START | Stage.UP:
             return _running(state, facts, now)
         case Stage.BACKOFF:
-            wake = state.entered + backoff(state.attempts)
+            lasting = state.phase is Phase.FAILED
+            wake = state.entered + (LASTING_BACKOFF if lasting else backoff(state.attempts))
             if now < wake:
                 return state, (), wake
             again = replace(state, restarts=state.restarts + 1)

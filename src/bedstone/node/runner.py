@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from bedstone.errors import Error, NotFoundError
+from bedstone.errors import Error, InvalidError, NotFoundError
 from bedstone.model.resources import Desired, Instance, InstanceStatus, Phase, Plumbing, Revision
 from bedstone.model.spec import ExecProbe, TcpProbe
 from bedstone.node import lifecycle
@@ -163,11 +163,7 @@ class Runner:
         try:
             while True:
                 event = self._events.popleft() if self._events else Look()
-                now = around.clock()
-                decision = lifecycle.step(self.state, event, self._facts(), now)
-                self.state = decision.state
-                if self.state.phase is Phase.READY:
-                    self.served = True
+                decision = self._decide(event)
                 self._publish()
                 for action in decision.actions:
                     self._tasks.start(self._perform(action))
@@ -181,6 +177,19 @@ class Runner:
         finally:
             self.settled.set()
             await self._tasks.close()
+
+    def _decide(self, event: Event) -> lifecycle.Decision:
+        had_failed = self.state.phase is Phase.FAILED
+        decision = lifecycle.step(self.state, event, self._facts(), self._around.clock())
+        self.state = decision.state
+        if self.state.phase is Phase.READY:
+            self.served = True
+        elif self.state.phase is Phase.FAILED:
+            # Its proxy takes the listeners away, and opens them again for the next try.
+            self._listening = False
+        elif had_failed:
+            self.kick()
+        return decision
 
     async def _pause(self, wake: float | None) -> None:
         pause = None if wake is None else max(0.0, wake - self._around.clock())
@@ -204,7 +213,8 @@ class Runner:
         ready = spec.ready or TcpProbe()
         live = spec.live
         certified = around.certificates.get(self.spiffe_id) is not None
-        if certified and self.plumbing is not None and not self._listening:
+        failed = self.state.phase is Phase.FAILED
+        if certified and self.plumbing is not None and not self._listening and not failed:
             self._await_proxy()
         return Facts(
             timing=Timing(
@@ -329,7 +339,7 @@ class Runner:
         try:
             started = await self.sandbox.start(self.unit())
         except Error as error:
-            self._tell(Exited(error.message))
+            self._tell(Exited(error.message, lasting=isinstance(error, InvalidError)))
             return
         info = started.info
         self._enforced = started.enforced

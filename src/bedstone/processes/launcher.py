@@ -69,7 +69,7 @@ def launch(
         found = shutil.which(spec.argv[0], path=env.get("PATH", os.defpath))
         os.execve(found or _lost(spec.argv[0]), list(spec.argv), env)  # noqa: S606 - an exec, not a shell
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's loop
-        _tell(report, _explain(step, spec, error))
+        _tell(report, _explain(step, spec, error), lasting=_lasts(step, error))
     os._exit(_FAILED)
 
 
@@ -98,9 +98,16 @@ def _explain(step: str, spec: ProcessSpec, error: BaseException) -> str:  # noqa
             return f"cannot {step}: {type(error).__name__}: {error}"
 
 
-def _tell(report: int, message: str) -> None:
+def _lasts(step: str, error: BaseException) -> bool:
+    """Whether the same would happen at every start: the program is at fault, or its folder."""
+    faults = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC, errno.ELOOP)
+    ours = step in ("run the program", "enter the working directory")
+    return ours and isinstance(error, OSError) and error.errno in faults
+
+
+def _tell(report: int, message: str, *, lasting: bool) -> None:
     with contextlib.suppress(OSError):
-        os.write(report, json.dumps({"message": message[:1000]}).encode())
+        os.write(report, json.dumps({"message": message[:1000], "lasting": lasting}).encode())
 
 
 def _reset_signals() -> None:

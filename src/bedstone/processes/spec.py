@@ -158,6 +158,7 @@ class ProcessInfo:
         exit_code: 0-255 if it exited.
         exit_signal: if a signal ended it.
         message: why it failed to start.
+        lasting: it failed to start, and would again, until the program or its folder changes.
         cause: what ended it, where that is known.
         applied: which limits and isolation took effect, and which did not and why.
         restarts: how often the supervisor has restarted it.
@@ -176,6 +177,7 @@ class ProcessInfo:
     exit_code: int | None = None
     exit_signal: int | None = None
     message: str | None = None
+    lasting: bool = False
     cause: str | None = None
     applied: tuple[str, ...] = ()
     restarts: int = 0

@@ -136,6 +136,7 @@ class ProcessTable:
             exit_code=None,
             exit_signal=None,
             message=None,
+            lasting=False,
             cause=None,
             applied=process.membership.applied + _isolation(spec),
         )
@@ -152,10 +153,11 @@ class ProcessTable:
         self._close_report(process)
         if text:
             try:
-                message = json.loads(text)["message"]
+                report = json.loads(text)
+                message, lasting = report["message"], report["lasting"]
             except (ValueError, KeyError):
-                message = "the launcher failed"
-            process.info = replace(process.info, message=message)
+                message, lasting = "the launcher failed", False
+            process.info = replace(process.info, message=message, lasting=lasting)
         return True
 
     def reap(self) -> None:

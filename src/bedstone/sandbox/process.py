@@ -129,7 +129,7 @@ class ProcessSandbox:
         spec, notes = self.specification(unit)
         info = await self._host.processes.spawn(spec)
         if info.state == "failed":
-            raise UnavailableError(info.ending())
+            raise (InvalidError if info.lasting else UnavailableError)(info.ending())
         shared = any(note.startswith(SHARED_USER) for note in notes)
         return Started(info, self._enforced and not shared, (*info.applied, *notes))
 

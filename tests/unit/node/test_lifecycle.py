@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bedstone.model.resources import Phase
 from bedstone.node.lifecycle import (
+    LASTING_BACKOFF,
     STABLE,
     Action,
     Event,
@@ -150,6 +151,29 @@ def test_start_that_fails_is_retried_like_an_end() -> None:
     assert life.phase() is Phase.BACKOFF
     assert life.state.reason == "program not found: gunicorn"
     assert life.sleep_until_woken() == (Spawn(),)
+
+
+def test_what_cannot_be_started_has_failed_at_once_and_is_tried_again_slowly() -> None:
+    life = Life()
+    life.tell()
+    for _ in range(3):
+        life.tell(Exited("program not found: gunicorn", lasting=True))
+        assert life.phase() is Phase.FAILED
+        assert life.state.reason == "program not found: gunicorn"
+        assert life.wake is not None
+        assert life.wake - life.now == pytest.approx(LASTING_BACKOFF)
+        assert life.sleep_until_woken() == (Spawn(),)
+    life.spawned(7)
+    life.tell(Probed(7, "ready", ok=True))
+    assert life.phase() is Phase.READY
+
+
+def test_what_cannot_be_started_can_be_drained() -> None:
+    life = Life()
+    life.tell()
+    life.tell(Exited("program not found: gunicorn", lasting=True))
+    life.tell(wanted=False)
+    assert life.phase() is Phase.STOPPED
 
 
 def test_one_that_never_becomes_ready_is_ended_and_started_again() -> None:
