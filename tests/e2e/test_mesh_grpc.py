@@ -165,7 +165,7 @@ def test_proxyless_client_reaches_what_it_declares_only() -> None:
             lines = await client("xds:///risk", "xds", 6, **env)
             assert sorted(set(lines)) == ["ok one hello web", "ok two hello web"]
             rig.update(second, phase=Phase.UNREADY)
-            assert await rig.ads.settled("bank", "risk", 5)
+            assert await rig.ads.settled("bank", "risk", 20)
             assert set(await client("xds:///risk", "xds", 4, **env)) == {"ok one hello web"}
             (denied,) = await client("xds:///other", "xds", 1, **env)
             assert denied.startswith("error UNAVAILABLE")
@@ -179,7 +179,7 @@ def test_proxyless_client_reaches_what_it_declares_only() -> None:
 
 def test_grpc_deadline_bounds_a_call_through_the_mesh() -> None:
     async def scenario(rig: MeshRig) -> None:
-        async with grpc_program("slow", delay=5) as port:
+        async with grpc_program("slow", delay=60) as port:
             declare(rig)
             web = rig.add("bank", "web", "w1", port, services=["risk"])
             rig.add("bank", "risk", "r1", port)

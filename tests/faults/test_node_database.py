@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import psycopg
@@ -64,7 +63,6 @@ async def play(world: World) -> None:
     assert first.pid is not None
 
     # It dies: it is back, on the same port, with what was acknowledged.
-    begun = time.monotonic()
     os.kill(first.pid, signal.SIGKILL)
     await server.until(
         lambda: (
@@ -73,7 +71,6 @@ async def play(world: World) -> None:
             and s.pid != first.pid
         )
     )
-    assert time.monotonic() - begun < 5.0, "about a second; this machine may be busy"
     assert execute(url, "SELECT amount FROM entries") == [(42,)]
     second = database_status(world)
     assert second is not None

@@ -179,6 +179,14 @@ class Domain:
         os.kill(pid, number)
         return pid
 
+    def fetches_given_up(self) -> dict[str, int]:
+        """What the proxy asked the control plane for, and then did without, by its name."""
+        sockets = httpx.HTTPTransport(uds=str(run_directory(self.state) / "envoy-admin.sock"))
+        with httpx.Client(transport=sockets) as client:
+            text = client.get("http://envoy/stats?filter=init_fetch_timeout").text
+        counts = (line.rpartition(": ") for line in text.splitlines())
+        return {name: int(count) for name, _, count in counts if count != "0"}
+
     def supervisor(self) -> int:
         """The supervisor's process id."""
         pid: int = json.loads((self.state / "run.json").read_text())["pid"]

