@@ -96,7 +96,7 @@ def test_the_guide_to_grpc(make: Callable[..., Domain], blocks: Callable[[str], 
         ("web.py", WEB),
     ):
         (domain.directory / name).write_text(text)
-    domain.ok("up", "--detach", "--wait", "--isolate", "never")
+    domain.ok("up", "--detach", "--wait")
     for how in ("proxied", "proxyless"):
         answer = domain.ok("call", f"web/{how}")
         assert re.fullmatch(r"hello ann, called by spiffe://[^/]+/demo/web\s*", answer)
