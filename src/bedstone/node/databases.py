@@ -143,7 +143,8 @@ class DatabaseManager:
                 server.changed.set()
         for path, server in list(self._servers.items()):
             if path not in wanted and server.wanted:
-                server.wanted = False
+                server.wanted = server.ready = False
+                server.reason = "it is being stopped"
                 server.changed.set()
         self._reconcile_externals()
 
@@ -267,8 +268,11 @@ class DatabaseManager:
 
     async def _end(self, server: _Server) -> None:
         name = process_name(server.database)
+        # Who needs it waits, also one that was declared again meanwhile: it is started anew.
+        self._say(server, Phase.DRAINING, "it is being stopped", 0)
         await insist("stop", name, lambda: self._supervisor.stop(name))
         await insist("forget", name, lambda: self._supervisor.forget(name))
+        self._ports.free(server.credentials.port)
         del self._servers[server.database.path]
         self._reports.remove(f"status/databases/{server.database.path}")
         self.reconcile()
