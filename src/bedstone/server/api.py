@@ -224,12 +224,12 @@ def _log_routes(app: FastAPI, queries: Queries) -> None:
 
 def _resource_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
     @app.get("/v1/resources/{kind}")
-    async def resources(kind: str, _: Reader, prefix: str = "") -> ResourceList:
-        return queries.resources(kind, prefix)
+    async def resources(kind: str, who: Reader, prefix: str = "") -> ResourceList:
+        return queries.resources(kind, prefix, masked=who.role == "reader")
 
     @app.get("/v1/resources/{kind}/{name:path}")
-    async def resource(kind: str, name: str, _: Reader) -> ResourceEntry:
-        return queries.resource(kind, name)
+    async def resource(kind: str, name: str, who: Reader) -> ResourceEntry:
+        return queries.resource(kind, name, masked=who.role == "reader")
 
     @app.delete("/v1/resources/{kind}/{name:path}")
     async def delete_resource(kind: str, name: str, who: Operator) -> ApplyResult:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from bedstone import __version__
 from bedstone.control.loop import ControlLoop
@@ -37,6 +37,8 @@ from bedstone.model.resources import (
 from bedstone.server.sessions import Sessions, new_command_id
 from bedstone.trust.authority import Authority
 
+MASK = "***"
+"""What a reader sees in place of the value of an environment variable."""
 _NODE_NAME = re.compile(r"[a-z][-a-z0-9]{0,39}")
 R = TypeVar("R", bound=Resource)
 Row = tuple[str, int, dict[str, object]]
@@ -120,15 +122,20 @@ class Queries:
                 last = status
             await self._loop.changed(version)
 
-    def resources(self, kind: str, prefix: str = "") -> ResourceList:
+    def resources(self, kind: str, prefix: str = "", *, masked: bool) -> ResourceList:
         """The resources of a kind whose name is `prefix` or lies below it, sorted.
+
+        Args:
+            kind: which kind.
+            prefix: a name, or the beginning of one up to a slash.
+            masked: without the values of environment variables, which may be secrets.
 
         Raises:
             InvalidError: there is no such kind.
         """
         rows = sorted(
             (name, revision, value)
-            for name, revision, value in self._rows(kind)
+            for name, revision, value in self._rows(kind, masked=masked)
             if not prefix or name == prefix or name.startswith(prefix.rstrip("/") + "/")
         )
         items = [
@@ -137,13 +144,13 @@ class Queries:
         ]
         return ResourceList(revision=self._loop.snapshot.revision, items=tuple(items))
 
-    def resource(self, kind: str, name: str) -> ResourceEntry:
-        """One resource.
+    def resource(self, kind: str, name: str, *, masked: bool) -> ResourceEntry:
+        """One resource; `masked` as of `resources`.
 
         Raises:
             NotFoundError: there is none of that name.
         """
-        for row_name, revision, value in self._rows(kind):
+        for row_name, revision, value in self._rows(kind, masked=masked):
             if row_name == name:
                 return ResourceEntry(kind=kind, name=name, revision=revision, value=value)
         raise NotFoundError(f"there is no {kind} {name}", hint=f"see bedstone get {kind}")
@@ -290,7 +297,13 @@ class Queries:
             raise NotFoundError(f"there is no app {name}, there is {known}", hint="bedstone up")
         return app
 
-    def _rows(self, kind: str) -> Iterable[Row]:
+    def _rows(self, kind: str, *, masked: bool) -> Iterator[Row]:
+        for name, revision, value in self._unmasked(kind):
+            if masked:
+                _mask(kind, value)
+            yield name, revision, value
+
+    def _unmasked(self, kind: str) -> Iterable[Row]:
         snapshot = self._loop.snapshot
         rows: dict[str, Callable[[], Iterable[Row]]] = {
             "app": lambda: (self._row(app, name) for name, app in snapshot.apps().items()),
@@ -344,6 +357,21 @@ class Queries:
 
     def _row(self, resource: Resource, name: str) -> Row:
         return name, self._loop.snapshot.revision_of(resource.key), _public(resource)
+
+
+def _mask(kind: str, value: dict[str, Any]) -> None:
+    """Leave of every workload's environment only the names."""
+    match kind:
+        case "app":
+            workloads = list(value["spec"]["workloads"].values())
+        case "revision":
+            workloads = [value["spec"]]
+        case "workload":
+            workloads = [value]
+        case _:
+            workloads = []
+    for workload in workloads:
+        workload["env"] = dict.fromkeys(workload.get("env") or {}, MASK)
 
 
 def _public(resource: Resource) -> dict[str, object]:
