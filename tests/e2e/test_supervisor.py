@@ -299,6 +299,8 @@ def test_what_must_live_is_restarted_fast_then_slower(tmp_path: Path) -> None:
 
             await until(back)
             assert (await client.get("node")).restarts == 1
+            assert (await client.get("node")).previous == "killed by SIGKILL"
+            assert (await client.get("crashing")).previous in (None, "exit status 1")
             await until(lambda: len(log.read_text().splitlines()) >= 6, 20)
             times = [float(line) for line in log.read_text().splitlines()]
             assert times[5] - times[0] > 10 * FIRST_DELAY, "5 of them, if back-off did not grow"

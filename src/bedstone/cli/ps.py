@@ -194,7 +194,9 @@ def process_row(info: ProcessInfo) -> tuple[str, ...]:
     state = paint("running", "ready") if info.running else paint(info.state, "failed")
     pid = str(info.pid) if info.running else "-"
     since = info.started_at if info.running else None
-    detail = "" if info.running else info.ending()
+    detail = f"ended before: {info.previous}" if info.previous else ""
+    if not info.running:
+        detail = info.ending()
     return (info.name, state, str(info.restarts), pid, age(since, time.time()), brief(detail))
 
 

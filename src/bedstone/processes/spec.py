@@ -163,6 +163,7 @@ class ProcessInfo:
         applied: which limits and isolation took effect, and which did not and why.
         restarts: how often the supervisor has restarted it.
         restart: whether the supervisor restarts it.
+        previous: how it ended last, if the supervisor has restarted it.
         stage: order of shutdown.
     """
 
@@ -181,6 +182,7 @@ class ProcessInfo:
     cause: str | None = None
     applied: tuple[str, ...] = ()
     restarts: int = 0
+    previous: str | None = None
     restart: str = "never"
     stage: int = STAGE_INSTANCE
 

@@ -253,7 +253,11 @@ class Supervisor:
         def restart() -> None:
             current = self._table.by_name.get(process.spec.name) is process
             if current and self._restarts(process) and not process.info.running:
-                process.info = replace(process.info, restarts=process.info.restarts + 1)
+                process.info = replace(
+                    process.info,
+                    restarts=process.info.restarts + 1,
+                    previous=process.info.ending(),
+                )
                 self._start(process)
 
         self._after(process.delay, restart)

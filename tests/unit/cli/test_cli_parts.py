@@ -14,6 +14,7 @@ import pytest
 from bedstone.cli.changing import directories, saves
 from bedstone.cli.embedded import check_listen, ended, exclusive
 from bedstone.cli.ports import check_gateway, port_owner
+from bedstone.cli.ps import process_row
 from bedstone.cli.request import load, request_of
 from bedstone.cli.target import nearest
 from bedstone.cli.terminal import Terminal, brief, clean, columns, seconds
@@ -246,3 +247,14 @@ def test_a_databases_url_is_taken_from_the_environment_of_the_command(
     monkeypatch.setenv("LEDGER_AT", "postgres://db.example/bank")
     request = request_of(load(tmp_path))
     assert request.spec.databases["ledger"].url == "postgres://db.example/bank"
+
+
+# What runs.
+
+
+def test_a_process_that_keeps_ending_shows_how_it_ended() -> None:
+    info = ProcessInfo("node", "running", "d", pid=7, restarts=4, previous="exit status 1")
+    assert process_row(info)[2:] == ("4", "7", "-", "ended before: exit status 1")
+    down = ProcessInfo("node", "exited", "d", restarts=4, exit_code=2, previous="exit status 1")
+    assert process_row(down)[2:] == ("4", "-", "-", "exit status 2")
+    assert process_row(ProcessInfo("node", "running", "d", pid=7))[-1] == ""
