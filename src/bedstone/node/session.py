@@ -7,15 +7,15 @@ back-off, which grows to minutes, plays no part.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
 import grpc.aio
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from bedstone.model.messages import (
     SESSION_METHOD,
@@ -103,16 +103,16 @@ class Session:
         heard = False
         channel = grpc.aio.secure_channel(self._address(), credentials, options=_OPTIONS)
         try:
+            # What is sent is encoded here: gRPC would log an error in that and hide its kind.
             method: Any = channel.stream_stream(
-                SESSION_METHOD,
-                request_serializer=encode,
-                response_deserializer=decode_from_server,
+                SESSION_METHOD, response_deserializer=decode_from_server
             )
             call = method()
-            await call.write(self._reports.hello())
+            await call.write(encode(self._reports.hello()))
             self._outbox = asyncio.Queue()
-            writing = asyncio.ensure_future(self._write(call))
-            try:
+
+            async def read() -> None:
+                nonlocal heard
                 while (message := await call.read()) is not grpc.aio.EOF:
                     if not heard:
                         heard = True
@@ -120,16 +120,20 @@ class Session:
                         self._opened()
                         _log.info("session open", extra={"server": self._address()})
                     self._receive(message)
-            finally:
-                writing.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
-                    await writing
+
+            await _first_to_end(read(), self._write(call))
             _log.info("session closed", extra={"reason": "the server ended it"})
         except grpc.aio.AioRpcError as error:
             if heard or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 reason = f"{error.code().name}: {error.details()}"
                 _log.info("session closed", extra={"reason": reason})
-        except (asyncio.InvalidStateError, grpc.aio.UsageError, ValidationError) as error:
+        except (
+            asyncio.InvalidStateError,
+            grpc.aio.UsageError,
+            ValidationError,
+            PydanticSerializationError,
+            UnicodeError,
+        ) as error:
             reason = f"{type(error).__name__}: {error}"
             _log.warning("session closed", extra={"reason": reason})
         finally:
@@ -150,10 +154,26 @@ class Session:
                 )
                 change.cancel()
                 if queued in done:
-                    await call.write(queued.result())
+                    await call.write(encode(queued.result()))
                     continue
                 queued.cancel()
             if not self._outbox.empty():
-                await call.write(self._outbox.get_nowait())
+                await call.write(encode(self._outbox.get_nowait()))
                 continue
-            await call.write(self._reports.take())
+            await call.write(encode(self._reports.take()))
+
+
+async def _first_to_end(
+    reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]
+) -> None:
+    """Read and write until either ends: the server would wait long for one that never writes."""
+    tasks = [asyncio.ensure_future(work) for work in (reading, writing)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:  # what the reader says of a broken stream says more
+        if task in done and not task.cancelled():
+            task.result()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bedstone.errors import InvalidError, UnavailableError, UnknownOutcomeError, VerificationError
-from bedstone.model.messages import Assignments, ProxyState
+from bedstone.model.messages import Assignments, ProxyState, Reply
 from bedstone.model.resources import (
     Address,
     App,
@@ -406,6 +406,42 @@ def test_session_reconnects_and_tells_everything_again(tmp_path: Path) -> None:
                 await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_session_begins_anew_after_a_message_that_cannot_be_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with FakeServer(tmp_path / "authority", tmp_path / "api.sock") as server:
+            _, svid = await join(config(tmp_path), "run")
+
+            async def failed() -> None:
+                pass
+
+            session = Session(
+                lambda: server.session,
+                lambda: svid,
+                Reports(NODE),
+                lambda _: None,
+                failed,
+                lambda: None,
+                heartbeat=0.1,
+            )
+            task = asyncio.ensure_future(session.run())
+            try:
+                await asyncio.wait_for(session.connected.wait(), 5)
+                # No UTF-8 says this.
+                assert session.send(Reply(id="1").model_copy(update={"message": "\udcff"}))
+                await server.until(lambda: len(server.hellos) == 2, 5)
+                beats = len(server.heartbeats)
+                await server.until(lambda: len(server.heartbeats) > beats, 5)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    reasons = [str(getattr(record, "reason", "")) for record in caplog.records]
+    assert [reason for reason in reasons if "surrogates not allowed" in reason]
 
 
 def test_digests_are_read_from_a_dump() -> None:
