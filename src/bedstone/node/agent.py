@@ -360,7 +360,7 @@ class Agent:
         keeper = LogKeeper(self._config.logs)
         while True:
             alive = {instance.path for instance in self._view.instances()}
-            keeper.look(time.time(), alive)
+            await asyncio.to_thread(keeper.look, time.time(), alive)
             await asyncio.sleep(LOG_PERIOD)
 
 

@@ -1,7 +1,8 @@
 """The logs of a node: kept within bounds, and shown: of one source or many, by time, and followed.
 
-Rules: reading happens in a thread, in batches, so that a large log stalls nothing; a line is shown
-once; a source that appears while others are followed is followed too.
+Rules: files are touched in threads only, in batches, so that neither a large log nor a slow disk
+stalls anything; a line is shown once; a source that appears while others are followed is followed
+too; one that is removed meanwhile has no more lines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -83,20 +85,26 @@ def _tail(
     files = []
     for source in sources:
         if source.path in ends:
-            begin = logfile.tail_start(source.path, lines)
+            try:
+                begin = logfile.tail_start(source.path, lines)
+            except OSError:
+                continue  # it was removed meanwhile
             end = ends[source.path]
             files.append(logfile.read(source.path, source.name, since=since, begin=begin, end=end))
     merged = heapq.merge(*files, key=lambda line: line.time)
     return iter(deque(merged, maxlen=lines))
 
 
-def _ends(sources: list[Source]) -> dict[Path, int]:
-    """Where each file ends now, at the end of a line."""
+def _ends(sources: list[Source], *, whole: bool) -> dict[Path, int]:
+    """Where each file ends now; at the end of a line, if only whole ones are wanted."""
     found = {}
     for source in sources:
         try:
             with source.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
+                if not whole:
+                    found[source.path] = size
+                    continue
                 begin = max(0, size - logfile.LONGEST_LINE)
                 file.seek(begin)
                 newline = file.read(size - begin).rfind(b"\n")
@@ -119,9 +127,7 @@ async def show(
     What is not followed includes a last line that is not complete yet.
     """
     sources = await asyncio.to_thread(find_sources, logs, subject)
-    ends = await asyncio.to_thread(_ends, sources)
-    if not follow:
-        ends = {path: max(end, path.stat().st_size) for path, end in ends.items()}
+    ends = await asyncio.to_thread(_ends, sources, whole=follow)
     if tail is None:
         lines = _merged(sources, since, ends)
     else:
@@ -141,15 +147,18 @@ async def _follow(
     while True:
         now = time.monotonic()
         if now >= rescan:
-            sources = find_sources(logs, subject)
+            with suppress(NotFoundError):  # an engine's log that was removed may come again
+                sources = await asyncio.to_thread(find_sources, logs, subject)
             rescan = now + RESCAN_PERIOD
-        fresh = []
-        for source in sources:
-            fresh += _fresh(source, ends)
+        fresh = await asyncio.to_thread(_all_fresh, sources, ends)
         if fresh:
             yield fresh
         else:
             await asyncio.sleep(FOLLOW_PERIOD)
+
+
+def _all_fresh(sources: list[Source], ends: dict[Path, int]) -> list[LogLine]:
+    return [line for source in sources for line in _fresh(source, ends)]
 
 
 def _fresh(source: Source, ends: dict[Path, int]) -> list[LogLine]:
@@ -181,7 +190,7 @@ def _fresh(source: Source, ends: dict[Path, int]) -> list[LogLine]:
 
 
 class LogKeeper:
-    """Notes how files grow, and bounds them."""
+    """Notes how files grow, and bounds them. For one thread at a time."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -196,7 +205,7 @@ class LogKeeper:
         """
         dead: dict[Path, list[tuple[float, Path]]] = {}
         instances = self._logs / "instances"
-        for path in self._logs.rglob("*.log"):
+        for path in _logs_below(self._logs):
             try:
                 status = path.stat()
                 if self._sizes.get(path) != status.st_size:
@@ -213,4 +222,13 @@ class LogKeeper:
             for _, path in sorted(files, reverse=True)[KEEP_DEAD:]:
                 self._sizes.pop(path, None)
                 for victim in (path, logfile.index_path(path), path.with_name(path.name + ".1")):
-                    victim.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        victim.unlink(missing_ok=True)
+
+
+def _logs_below(folder: Path) -> Iterator[Path]:
+    """Every log in a folder and those below; what is removed meanwhile is left out."""
+    for root, _, names in os.walk(folder):  # unlike `rglob`, it minds no folder that vanishes
+        for name in names:
+            if name.endswith(".log"):
+                yield Path(root, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 from contextlib import aclosing
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bedstone.errors import NotFoundError
-from bedstone.node import logfile
+from bedstone.node import logfile, logs
 from bedstone.node.logs import KEEP_DEAD, LogKeeper, find_sources, show
 
 
@@ -172,6 +173,70 @@ def test_follow_shows_each_complete_line_once_and_sources_that_appear(tmp_path: 
         return seen
 
     assert asyncio.run(run()) == ["last", "half a line", "from another"]
+
+
+def test_files_are_touched_in_threads_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit hook sees what the event loop's own thread opens and lists."""
+    main = threading.get_ident()
+    touched: list[str] = []
+
+    def watched(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("open", "os.scandir") and threading.get_ident() == main:
+            path = str(arguments[0])
+            if path.startswith(str(tmp_path)):
+                touched.append(f"{event} {path}")
+
+    stat = Path.stat
+
+    def watched_stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        watched("open", (path,))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    log = instance_log(tmp_path, "web", "web-1")
+    append(log, "one")
+
+    async def run() -> list[str]:
+        shown = [line.text async for batch in show(tmp_path, "shop") for line in batch]
+        async with asyncio.timeout(10), aclosing(show(tmp_path, "shop", follow=True)) as it:
+            async for batch in it:
+                shown += [line.text for line in batch]
+                if len(shown) == 3:
+                    break
+                await asyncio.to_thread(append, log, "two")
+        return shown
+
+    monkeypatch.setattr(Path, "stat", watched_stat)
+    watching = [True]
+    # A hook stays until the process ends.
+    sys.addaudithook(lambda event, arguments: watched(event, arguments) if watching[0] else None)
+    try:
+        assert asyncio.run(run()) == ["one", "one", "two"]
+    finally:
+        watching[0] = False
+    assert touched == []
+
+
+def test_a_log_that_is_removed_has_no_more_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (instance_log(tmp_path, "web", f"web-{n}") for n in (1, 2))
+
+    async def run(tail: int | None) -> list[str]:
+        append(one, "gone")
+        append(two, "there")
+        batches = show(tmp_path, "shop", tail=tail)
+        return [line.text async for batch in batches for line in batch]
+
+    ends = logs._ends
+
+    def removed(sources: list[logs.Source], *, whole: bool) -> dict[Path, int]:
+        found = ends(sources, whole=whole)
+        one.unlink()
+        return found
+
+    monkeypatch.setattr(logs, "_ends", removed)
+    assert asyncio.run(run(5)) == ["there"]
+    assert asyncio.run(run(None)) == ["there", "there"]
 
 
 def test_keeper_notes_growth_and_forgets_the_oldest_dead(tmp_path: Path) -> None:
