@@ -48,8 +48,11 @@ class Journal:
                 continue
         return found
 
-    def write(self, record: Record) -> None:
-        """Remember this. A full disk is logged: what runs goes on, and is lost to a next agent."""
+    def write(self, record: Record) -> str:
+        """Remember this; why it cannot be, or an empty text.
+
+        On a full disk what runs goes on, and is lost to a next agent.
+        """
         value = {
             "run_id": self._run_id,
             "served": record.served,
@@ -59,6 +62,8 @@ class Journal:
             write_private(self._path(record.status.path), json.dumps(value))
         except OSError as error:
             _log.error("cannot write", extra={"reason": str(error)})
+            return f"cannot write its record: {error.strerror or error}"
+        return ""
 
     def forget(self, path: str) -> None:
         """The instance is no more."""

@@ -71,6 +71,7 @@ class Facts:
         released: no proxy sends to it any more.
         needs: what it waits for, for people; empty when everything is there.
         network: its addresses are allotted.
+        network_reason: why they could not be so far.
         certified: its certificate is here.
         listening: its proxy has accepted its listeners, and they are open.
         preparation: of its revision in its cell; `none` also when its workload declares none.
@@ -83,6 +84,7 @@ class Facts:
     released: bool = False
     needs: str = ""
     network: bool = False
+    network_reason: str = ""
     certified: bool = False
     listening: bool = False
     must_prepare: bool = False
@@ -331,7 +333,7 @@ def _advance(  # noqa: PLR0911 - one answer a stage reads best
 def waits_for(facts: Facts) -> str:
     """What keeps the instance from being started, for people; empty if nothing does."""
     if not facts.network:
-        return "waiting for its network"
+        return f"waiting for its network: {facts.network_reason}".removesuffix(": ")
     if facts.needs:
         return f"waiting for {facts.needs}"
     if not facts.certified:

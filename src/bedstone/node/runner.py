@@ -100,6 +100,8 @@ class Runner:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._ended: dict[int, str] = {}
+        self._network_reason = ""
+        self._unwritten = ""
         self._listening = False
         self._listen_task: asyncio.Task[object] | None = None
         self.served = record is not None and record.served
@@ -229,6 +231,7 @@ class Runner:
             released=self.instance.released,
             needs=self._needs(),
             network=self.plumbing is not None,
+            network_reason=self._network_reason,
             certified=certified,
             listening=self._listening,
             must_prepare=spec.prepare is not None,
@@ -308,10 +311,13 @@ class Runner:
                 _log.warning(
                     "no network", extra={"instance": self.instance.path, "reason": str(error)}
                 )
+                self._network_reason = str(error)
+                self.kick()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 10.0)
             else:
                 break
+        self._network_reason = ""
         self._listening = False
         self.kick()
 
@@ -439,8 +445,9 @@ class Runner:
     def _publish(self) -> None:
         state, instance = self.state, self.instance
         svid = self._around.certificates.get(self.spiffe_id)
-        reason = state.reason
-        if state.stage is Stage.BACKOFF and state.attempts > 1 and "\n" not in reason:
+        reason = state.reason or self._unwritten
+        ended = state.stage is Stage.BACKOFF and state.phase is Phase.BACKOFF
+        if ended and state.attempts > 1 and "\n" not in reason:
             reason += tail(self.log)
         status = InstanceStatus(
             app=instance.app,
@@ -463,7 +470,10 @@ class Runner:
         )
         if self._around.reports.put(status):
             # Before anything that was decided is done.
-            self._around.journal.write(Record(status, self.served))
+            unwritten = self._around.journal.write(Record(status, self.served))
+            if unwritten != self._unwritten:
+                self._unwritten = unwritten
+                self.kick()
 
 
 def _restored(old: InstanceStatus | None) -> State:

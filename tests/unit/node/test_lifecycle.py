@@ -168,6 +168,14 @@ def test_what_cannot_be_started_has_failed_at_once_and_is_tried_again_slowly() -
     assert life.phase() is Phase.READY
 
 
+def test_a_network_that_cannot_be_had_says_why() -> None:
+    life = Life(replace(READY, network=False))
+    life.tell()
+    assert life.state.reason == "waiting for its network"
+    life.tell(network_reason="No space left on device")
+    assert life.state.reason == "waiting for its network: No space left on device"
+
+
 def test_what_cannot_be_started_can_be_drained() -> None:
     life = Life()
     life.tell()

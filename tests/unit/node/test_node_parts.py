@@ -189,7 +189,7 @@ def test_journal_is_of_one_run(tmp_path: Path) -> None:
 def test_journal_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "instances").touch()
     journal = Journal(tmp_path / "instances", "run")
-    journal.write(Record(status(), served=True))
+    assert journal.write(Record(status(), served=True)) == "cannot write its record: File exists"
     assert journal.load() == {}
 
 
