@@ -7,8 +7,7 @@ import datetime as dt
 import os
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ from google.protobuf import any_pb2, json_format
 
 from bedstone.engines.envoy import AdsAddress, AdsTls, EnvoyEngine
 from bedstone.errors import UnavailableError
-from bedstone.processes.client import RunInfo, SupervisorClient, start_supervisor
+from bedstone.testing.processes import supervised, until
 
 _PARSED = (router_pb2, http_connection_manager_pb2)
 """Imported, so that protobuf knows the messages inside the listener."""
@@ -47,28 +46,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def supervised(folder: Path) -> AsyncIterator[tuple[RunInfo, SupervisorClient]]:
-    run = await start_supervisor(folder / ".bedstone", log=folder / "supervisor.log")
-    try:
-        async with SupervisorClient(run.socket) as client:
-            yield run, client
-    finally:
-        run.identity.send_signal(signal.SIGTERM)
-        await until(lambda: not run.alive())
-        assert (folder / "supervisor.log").read_text() == ""
 
 
 def listener(port: int) -> any_pb2.Any:

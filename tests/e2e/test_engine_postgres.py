@@ -7,8 +7,7 @@ import os
 import shutil
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bedstone.engines.postgres import PostgresEngine
 from bedstone.errors import ConflictError, InvalidError, UnavailableError
 from bedstone.processes.client import SupervisorClient, start_supervisor
 from bedstone.processes.identity import ProcessIdentity
+from bedstone.testing.processes import supervised, until
 
 
 def free_port() -> int:
@@ -29,33 +29,17 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def supervised(
+async def served(
     folder: Path, port: int | None = None
 ) -> AsyncIterator[tuple[PostgresEngine, SupervisorClient]]:
-    run = await start_supervisor(folder / ".bedstone", log=folder / "supervisor.log")
-    engine = PostgresEngine(
-        directory=folder / ".bedstone/postgres/main",
-        run_dir=Path(run.run_dir),
-        log=folder / "postgres.log",
-        port=port or free_port(),
-    )
-    try:
-        async with SupervisorClient(run.socket) as client:
-            yield engine, client
-    finally:
-        run.identity.send_signal(signal.SIGTERM)
-        await until(lambda: not run.alive())
-        assert (folder / "supervisor.log").read_text() == ""
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
+    async with supervised(folder) as (run, client):
+        engine = PostgresEngine(
+            directory=folder / ".bedstone/postgres/main",
+            run_dir=Path(run.run_dir),
+            log=folder / "postgres.log",
+            port=port or free_port(),
+        )
+        yield engine, client
 
 
 async def count(engine: PostgresEngine) -> int:
@@ -69,7 +53,7 @@ def test_a_taken_port_is_named_and_nothing_stays_running(tmp_path: Path) -> None
     async def check() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            async with supervised(tmp_path, port) as (engine, client):
+            async with served(tmp_path, port) as (engine, client):
                 await engine.initialise(client)
                 with pytest.raises(UnavailableError, match=f"port {port} is taken"):
                     await engine.start(client)
@@ -88,7 +72,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             with pytest.raises(UnavailableError) as caught:
                 await replace(engine, directory=tmp_path / "file/db").start(client)
             assert str(tmp_path / "file/db") in caught.value.message
@@ -99,7 +83,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_data_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.initialise(client)
             (engine.data_dir / "PG_VERSION").write_text("12\n")
             with pytest.raises(UnavailableError) as caught:
@@ -111,7 +95,7 @@ def test_data_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> N
 
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             starting = asyncio.create_task(engine.start(client))
             draft = engine.directory / "initialising"
             await until((draft / "PG_VERSION").exists)
@@ -143,7 +127,7 @@ def test_a_supervisor_killed_in_the_middle_of_initdb_leaves_a_directory_that_wor
             run.identity.send_signal(signal.SIGKILL)
             with pytest.raises(UnavailableError):
                 await starting
-        async with supervised(tmp_path) as (again, client):
+        async with served(tmp_path) as (again, client):
             assert (await again.start(client)).running
             assert not (again.directory / "initialising").exists()
 
@@ -152,7 +136,7 @@ def test_a_supervisor_killed_in_the_middle_of_initdb_leaves_a_directory_that_wor
 
 def test_acknowledged_rows_survive_a_kill_under_load(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             info = await engine.start(client)
             async with await engine.connect() as connection:
                 await connection.execute("CREATE TABLE rows (number int)")
@@ -184,7 +168,7 @@ def test_a_stale_lock_file_whose_number_lives_again_does_not_stop_the_start(
     tmp_path: Path,
 ) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             await client.stop("postgres")
             bystander = await client.spawn(
@@ -200,7 +184,7 @@ def test_a_stale_lock_file_whose_number_lives_again_does_not_stop_the_start(
 
 def test_a_directory_that_another_server_uses_is_refused(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             info = await engine.start(client)
             other = replace(engine, name="second", port=free_port())
             with pytest.raises(ConflictError, match=f"pid {info.pid}"):
@@ -212,7 +196,7 @@ def test_a_directory_that_another_server_uses_is_refused(tmp_path: Path) -> None
 
 def test_starting_again_adopts_and_keeps_the_password(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             first = await engine.start(client)
             password = engine.superuser_password()
             assert (await engine.start(client)).pid == first.pid
@@ -234,7 +218,7 @@ def test_starting_again_adopts_and_keeps_the_password(tmp_path: Path) -> None:
 
 def test_only_scram_is_accepted_on_tcp_and_on_the_socket(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             password = engine.superuser_password()
             entry = engine.socket_dir / f".s.PGSQL.{engine.port}"
@@ -262,7 +246,7 @@ def test_a_role_for_each_workload_reaches_its_databases_and_no_other(tmp_path: P
     awkward = 'we"b; DROP ROLE x'
 
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             for _ in range(2):  # again is the same
                 await engine.ensure_role(awkward, "se'cret\\ü")
@@ -304,7 +288,7 @@ def test_the_databases_of_every_server_are_closed_to_workloads(tmp_path: Path) -
     """There, two workloads could meet, or look at the other's sessions."""
 
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             await engine.ensure_role("web", "p")
             await engine.ensure_database("ledger", "ledger_owner", ["web"])
@@ -319,7 +303,7 @@ def test_who_uses_a_database_no_longer_is_disconnected(tmp_path: Path) -> None:
     """Both the one that loses its last database, and the one that keeps another."""
 
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             for role in ("web", "risk", "stays"):
                 await engine.ensure_role(role, "p")
@@ -352,7 +336,7 @@ def test_who_uses_a_database_no_longer_is_disconnected(tmp_path: Path) -> None:
 
 def test_many_may_declare_the_same_at_once(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             await engine.start(client)
             async with asyncio.TaskGroup() as group:
                 for number in range(4):
@@ -371,7 +355,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         pytest.skip("a small file system needs root and mount(8): run the tests as root")
 
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             small = tmp_path / "small"
             small.mkdir()
             mount = await asyncio.create_subprocess_exec(
@@ -397,7 +381,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 def test_the_server_dies_with_its_backends_when_only_it_is_killed(tmp_path: Path) -> None:
     async def check() -> None:
-        async with supervised(tmp_path) as (engine, client):
+        async with served(tmp_path) as (engine, client):
             info = await engine.start(client)
             connection = await engine.connect()
             backend = ProcessIdentity.of(connection.info.backend_pid)
