@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 
 from bedstone.model.resources import InstanceStatus, Phase
 from bedstone.model.spec import AppSpec, WorkloadSpec
-from bedstone.testing.mesh import HOST, MeshRig, mesh_rig
+from bedstone.testing.mesh import HOST, MeshRig
+from bedstone.testing.mesh_programs import run
 
 CLIENT = """
 import sys, time, grpc
@@ -115,18 +116,6 @@ def declare(rig: MeshRig) -> None:
         "other": WorkloadSpec(command=("unused",), protocol="grpc"),
     }
     rig.declare(AppSpec(app="bank", workloads=workloads))
-
-
-def run(scenario: Callable[[MeshRig], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with mesh_rig() as rig:
-            try:
-                await scenario(rig)
-            except BaseException:
-                print((rig.directory / "envoy.log").read_text()[-2000:])
-                raise
-
-    asyncio.run(main())
 
 
 def outbound(status: InstanceStatus, credential: str = "") -> str:

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from bedstone.control.mesh.names import Type
 from bedstone.control.mesh.streams import Response
-from bedstone.model.resources import Address, InstanceStatus, Phase
+from bedstone.model.resources import Address, Phase
 from bedstone.model.spec import AppSpec, Gateway, Route, WorkloadSpec
 from bedstone.server import ads as ads_module
-from bedstone.testing.mesh import HOST, MeshRig, free_port, mesh_rig
+from bedstone.testing.mesh import HOST, MeshRig, free_port
+from bedstone.testing.mesh_programs import answer, client, program, run
 
 
-@contextlib.asynccontextmanager
-async def program(host: str = HOST) -> AsyncIterator[int]:
-    serving: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        serving.add(task)
-        errors = (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError)
-        with contextlib.suppress(*errors):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                if b"upgrade: websocket" in head:
-                    writer.write(
-                        b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n"
-                        b"upgrade: websocket\r\n\r\n"
-                    )
-                    while data := await reader.read(100):
-                        writer.write(data.upper())
-                    break
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(serve, host, 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving)
+async def ok(head: str, writer: asyncio.StreamWriter) -> None:
+    answer(writer, "ok")
 
 
 def declare(rig: MeshRig, gateway: int | None = None) -> None:
@@ -62,24 +32,6 @@ def declare(rig: MeshRig, gateway: int | None = None) -> None:
     }
     routed = Gateway(port=gateway, routes=(Route(to="web"),)) if gateway else None
     rig.declare(AppSpec(app="bank", workloads=workloads, gateway=routed))
-
-
-def proxied(status: InstanceStatus) -> httpx.AsyncClient:
-    assert status.plumbing is not None
-    proxy = f"http://{HOST}:{status.plumbing.outbound.port}"
-    return httpx.AsyncClient(proxy=proxy, timeout=10, trust_env=False)
-
-
-def run(scenario: Callable[[MeshRig], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with mesh_rig() as rig:
-            try:
-                await scenario(rig)
-            except BaseException:
-                print((rig.directory / "envoy.log").read_text()[-2000:])
-                raise
-
-    asyncio.run(main())
 
 
 def test_control_plane_returns_and_sends_only_what_differs(
@@ -95,7 +47,7 @@ def test_control_plane_returns_and_sends_only_what_differs(
     monkeypatch.setattr(ads_module, "_write_delta", recorded)
 
     async def scenario(rig: MeshRig) -> None:
-        async with program() as port:
+        async with program(ok) as port:
             declare(rig)
             web = rig.add("bank", "web", "w1", port)
             risk = rig.add("bank", "risk", "r1", port)
@@ -104,7 +56,7 @@ def test_control_plane_returns_and_sends_only_what_differs(
             stop = asyncio.Event()
 
             async def load() -> None:
-                async with proxied(web) as http:
+                async with client(web) as http:
                     while not stop.is_set():
                         statuses.append((await http.post("http://risk/")).status_code)
                         await asyncio.sleep(0.002)
@@ -144,7 +96,7 @@ def test_control_plane_returns_and_sends_only_what_differs(
 
 def test_drain_leaves_no_request_behind() -> None:
     async def scenario(rig: MeshRig) -> None:
-        async with program() as port, program() as other:
+        async with program(ok) as port, program(ok) as other:
             declare(rig)
             web = rig.add("bank", "web", "w1", port)
             rig.add("bank", "risk", "stays", port)
@@ -154,7 +106,7 @@ def test_drain_leaves_no_request_behind() -> None:
             stop = asyncio.Event()
 
             async def load() -> None:
-                async with proxied(web) as http:
+                async with client(web) as http:
                     while not stop.is_set():
                         statuses.append((await http.post("http://risk/")).status_code)
 
@@ -174,7 +126,7 @@ def test_drain_leaves_no_request_behind() -> None:
 
 def test_settled_is_bounded_when_a_proxy_does_not_answer() -> None:
     async def scenario(rig: MeshRig) -> None:
-        async with program() as port:
+        async with program(ok) as port:
             declare(rig)
             rig.add("bank", "web", "w1", port)
             risk = rig.add("bank", "risk", "r1", port)
@@ -195,7 +147,7 @@ def test_settled_is_bounded_when_a_proxy_does_not_answer() -> None:
 
 def test_websocket_passes_from_the_gateway_and_between_workloads() -> None:
     async def scenario(rig: MeshRig) -> None:
-        async with program() as port:
+        async with program(ok) as port:
             gateway = free_port()
             declare(rig, gateway)
             web = rig.add("bank", "web", "w1", port, services=["risk"])
@@ -262,7 +214,7 @@ def test_instance_inside_a_network_namespace(namespace: str) -> None:
                 }
             )
             changed = status.model_copy(update={"plumbing": plumbing})
-            async with program() as port:
+            async with program(ok) as port:
                 rig.add("bank", "risk", "r1", port)
                 rig.statuses.pop(status.path)
                 rig.mesh.apply([changed])
