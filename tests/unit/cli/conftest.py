@@ -14,7 +14,8 @@ import pytest
 from bedstone.cli.main import run as run_command
 from bedstone.processes.identity import ProcessIdentity
 from bedstone.processes.state import RunInfo, locked, write_run
-from bedstone.testing.api import FakeApi, serve_fake_api
+from bedstone.testing.api import Answer, FakeApi, serve_fake_api
+from bedstone.testing.samples import DOMAIN
 
 MANIFEST = """\
 app: bank
@@ -98,3 +99,10 @@ def running(app: Path) -> Iterator[FakeApi]:
         with serve_fake_api(Path(folder, "api.sock")) as fake:
             yield fake
         supervisor.kill()
+
+
+@pytest.fixture
+def server(running: FakeApi) -> FakeApi:
+    """A fake server that has an app."""
+    running.answers["GET /v1/status"] = Answer(DOMAIN)
+    return running
