@@ -148,17 +148,27 @@ def headline(app: AppStatus) -> str:
     """One line about an app."""
     state = paint("ready") if app.ready else paint("not ready", "starting")
     gateway = f"  {app.gateway}" if app.gateway else ""
-    identity = "enforced" if app.enforced else partly(app) or "cooperative, not enforced"
+    started = any(part.kind == "instance" and part.pid is not None for part in app.parts)
+    if app.enforced:
+        identity = "enforced"
+    else:
+        known = started or app.ready
+        identity = partly(app) or ("cooperative, not enforced" if known else "not known yet")
     return f"{app.app}  {state}{gateway}  identities: {identity}"
 
 
 def partly(app: AppStatus) -> str:
-    """Whose identities are enforced and whose are not; empty if that holds for none or for all."""
+    """Whose identities are enforced and whose are not; empty if that holds for none or for all.
+
+    Of an instance that has no process nothing is said.
+    """
     instances = [part for part in app.parts if part.kind == "instance" and part.pid is not None]
     loose = dict.fromkeys(part.workload for part in instances if not part.enforced)
     firm = dict.fromkeys(part.workload for part in instances if part.workload not in loose)
-    if not loose or not firm:
+    if app.enforced or not firm:
         return ""
+    if not loose:
+        return f"enforced for {', '.join(firm)}"
     return f"cooperative for {', '.join(loose)}, enforced for {', '.join(firm)}"
 
 

@@ -59,18 +59,16 @@ def app_status(
         gateway=f"http://{_shown(gateway.address)}:{gateway.port}" if gateway else None,
         enforced=bool(nodes)
         and all(node.enforced for node in nodes)
-        and all(status.enforced for status in _running(snapshot, app)),
+        and all(_enforced(snapshot, instance) for instance in snapshot.of(Instance, app.name)),
         parts=parts,
         conditions=tuple(conditions),
     )
 
 
-def _running(snapshot: Snapshot, app: App) -> Iterator[InstanceStatus]:
-    """The statuses of the instances that have a process."""
-    for instance in snapshot.of(Instance, app.name):
-        status = snapshot.status(instance)
-        if status is not None and (status.pid is not None or status.phase is Phase.READY):
-            yield status
+def _enforced(snapshot: Snapshot, instance: Instance) -> bool:
+    """Whether its node has said so: of one that has not been started nothing is known."""
+    status = snapshot.status(instance)
+    return status is not None and status.enforced
 
 
 def _parts(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:
@@ -183,7 +181,7 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             current=instance.desired is Desired.RUNNING
             and instance.revision == current.get(instance.workload),
             shared_user=_shared_user(status),
-            enforced=status is not None and status.enforced,
+            enforced=_enforced(snapshot, instance),
         )
 
 

@@ -94,6 +94,10 @@ def test_an_app_is_enforced_only_if_each_of_its_instances_is() -> None:
     assert told == {INSTANCE.name: True, other.name: False}
 
 
+def test_nothing_is_claimed_of_an_instance_that_has_not_been_started() -> None:
+    assert not status(INSTANCE.model_copy(update={"name": f"web-{REVISION}-1"})).enforced
+
+
 def test_an_app_is_not_enforced_where_one_of_its_nodes_is_not() -> None:
     other = Node(name="m", address="127.0.0.2", proxy=Phase.READY, enforced=False)
     assert not status(other, Presence(node="m"), heard=("n", "m")).enforced
