@@ -398,15 +398,23 @@ class PostgresEngine:
                     f"{self.name}: port {self.port} is taken", hint="free the port"
                 ) from error
 
+    def mark(self) -> int:
+        """Where its log ends now."""
+        return files.size(self.log)
+
+    def trouble(self, mark: int | None = None) -> str:
+        """What its log says after `mark` of why it does not work, for people; or nothing."""
+        tail = files.tail(self.log, mark)
+        cause = files.cause(tail, port=self.port, directory=self.directory)
+        return f"{cause[0]}: {cause[1]}" if cause is not None else files.last_words(tail)
+
     def _explain(self, what: str, mark: int | None = None) -> UnavailableError:
         tail = files.tail(self.log, mark)
         cause = files.cause(tail, port=self.port, directory=self.directory)
         if cause is not None:
             return UnavailableError(f"{self.name}: {cause[0]}", hint=cause[1])
-        lines = re.findall(r"(?:FATAL|PANIC|error):\s+(.*)", tail)
-        return UnavailableError(
-            f"{what}{': ' + lines[-1] if lines else ''}", hint=f"see {self.log}"
-        )
+        words = files.last_words(tail)
+        return UnavailableError(f"{what}{': ' + words if words else ''}", hint=f"see {self.log}")
 
 
 async def _run_to_end(supervisor: SupervisorClient, spec: ProcessSpec) -> ProcessInfo:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
+_LEAST_ROOM = 64 << 10
+"""Bytes without which a disk is full; a server writes its lock file first."""
 _CAUSES = (
     (r"could not bind .*Address already in use", "port {port} is taken", "free the port"),
     (r"No space left on device", "the disk is full", "free some space at {directory}"),
@@ -24,11 +27,26 @@ _CAUSES = (
 
 def cause(log: str, *, port: int, directory: Path) -> tuple[str, str] | None:
     """What stopped a server, and what to do, if its log names a cause that is known."""
+    fill = {"port": port, "directory": directory}
     for pattern, text, fix in _CAUSES:
         if re.search(pattern, log):
-            fill = {"port": port, "directory": directory}
             return text.format(**fill), fix.format(**fill)
+    if _full(directory):  # then the log may have had no room to say it
+        return "the disk is full", f"free some space at {directory}"
     return None
+
+
+def _full(directory: Path) -> bool:
+    try:
+        return shutil.disk_usage(directory).free < _LEAST_ROOM
+    except OSError:
+        return False
+
+
+def last_words(log: str) -> str:
+    """The last error in a log; that a server is not ready yet is none."""
+    lines = re.findall(r"(?:FATAL|PANIC|error):\s+(?!the database system is )(.*)", log)
+    return lines[-1] if lines else ""
 
 
 def working_in(folder: Path) -> list[int]:

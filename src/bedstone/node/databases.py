@@ -33,6 +33,7 @@ from bedstone.trust.svid import write_private
 
 FIRST_BACKOFF = 0.1
 LAST_BACKOFF = 10.0
+EXPLAIN_PERIOD = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +78,10 @@ def role_of(workload: str) -> str:
 def process_name(database: Database) -> str:
     """What the supervisor calls a database's process."""
     return "postgres-" + database.path.replace("/", "-")
+
+
+def _starting(trouble: str) -> str:
+    return "it is being started" + (f"; {trouble}" if trouble else "")
 
 
 class _Server:
@@ -219,18 +224,27 @@ class DatabaseManager:
     async def _run(self, server: _Server) -> None:
         pause = FIRST_BACKOFF
         restarts = 0
+        trouble = ""
         while server.wanted:
             server.changed.clear()
             if not server.ready:
-                self._say(server, Phase.STARTING, "it is being started", restarts)
+                # Why the last try failed is what people need to know during the next.
+                self._say(server, Phase.STARTING, _starting(trouble), restarts)
             try:
                 engine = self._engine(server)
-                info = await self._start(engine, server)
+                explaining = asyncio.ensure_future(
+                    self._explain(server, engine, engine.mark(), restarts)
+                )
+                try:
+                    info = await self._start(engine, server)
+                finally:
+                    explaining.cancel()
             except (Error, OSError) as error:
                 _log.warning(
                     "database", extra={"database": server.database.path, "reason": str(error)}
                 )
-                self._say(server, Phase.BACKOFF, str(error), restarts)
+                trouble = str(error)
+                self._say(server, Phase.BACKOFF, trouble, restarts)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_BACKOFF)
                 continue
@@ -243,7 +257,8 @@ class DatabaseManager:
                 if ended.done():
                     restarts += 1
                     pause = FIRST_BACKOFF if self._clock() - begun > 5.0 else pause
-                    self._say(server, Phase.BACKOFF, ended.result().ending(), restarts)
+                    trouble = ended.result().ending()
+                    self._say(server, Phase.BACKOFF, trouble, restarts)
                     if self._clock() - begun < 1.0:
                         await asyncio.sleep(pause)
                         pause = min(pause * 2, LAST_BACKOFF)
@@ -251,6 +266,16 @@ class DatabaseManager:
                 ended.cancel()
                 changed.cancel()
         await self._end(server)
+
+    async def _explain(
+        self, server: _Server, engine: PostgresEngine, mark: int, restarts: int
+    ) -> None:
+        """Say what the log tells after `mark` of a start that takes long."""
+        while True:
+            await asyncio.sleep(EXPLAIN_PERIOD)
+            words = await asyncio.to_thread(engine.trouble, mark)
+            if words and not server.ready:
+                self._say(server, Phase.STARTING, _starting(words), restarts)
 
     async def _start(self, engine: PostgresEngine, server: _Server) -> ProcessInfo:
         try:

@@ -9,14 +9,18 @@ import time
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from bedstone.errors import UnavailableError
 from bedstone.model.messages import Assignments
-from bedstone.model.resources import Database, Node, Phase
+from bedstone.model.resources import Database, DatabaseStatus, Node, Phase
+from bedstone.node import databases
 from bedstone.node.databases import DatabaseManager
-from bedstone.node.reports import Reports
+from bedstone.node.reports import Reports, Status
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
 from bedstone.processes.client import SupervisorClient
+from bedstone.processes.spec import ProcessInfo, ProcessSpec
 from bedstone.sandbox.ports import Ports
 
 LEDGER = Database(app="shop", name="ledger", node="here", users=["web"])
@@ -38,6 +42,24 @@ class BusySupervisor:
 
     async def forget(self, name: str) -> None:
         self.calls.append(f"forget {name}")
+
+
+class StuckSupervisor(BusySupervisor):
+    """Runs, it says, what never answers; what it was to run writes why into its log."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(0)
+        self.words = words
+        self.ends = False
+
+    async def get(self, name: str) -> ProcessInfo:
+        return ProcessInfo(name, "exited" if self.ends else "running", "", pid=1, exit_code=1)
+
+    async def spawn(self, spec: ProcessSpec) -> ProcessInfo:
+        log = Path(spec.stdout or "")
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(self.words)
+        return await self.get(spec.name)
 
 
 class Scene:
@@ -101,3 +123,47 @@ def test_a_database_is_forgotten_only_once_it_has_ended(tmp_path: Path) -> None:
     name = "postgres-shop-default-ledger"
     assert supervisor.calls == [f"stop {name}"] * 4 + [f"forget {name}"]
     assert ports.take() == port, "its port may be used again"
+
+
+def test_a_start_that_takes_long_says_what_the_log_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "EXPLAIN_PERIOD", 0.05)
+    supervisor = StuckSupervisor(
+        'FATAL:  could not write lock file "postmaster.pid": No space left on device\n'
+        "FATAL:  the database system is starting up\n"
+    )
+
+    data = tmp_path / "data" / "shop" / "default" / "ledger" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("17")
+
+    async def run() -> None:
+        scene = Scene(tmp_path, supervisor, Ports())
+        seen: list[tuple[Phase, str]] = []
+        put = scene.reports.put
+
+        def noted(status: Status) -> bool:
+            if isinstance(status, DatabaseStatus):
+                seen.append((status.phase, status.reason))
+            return put(status)
+
+        monkeypatch.setattr(scene.reports, "put", noted)
+
+        async def until(phase: Phase, words: str) -> None:
+            async with asyncio.timeout(10):
+                while not any(p is phase and words in r for p, r in seen):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+
+        try:
+            scene.assign(LEDGER)
+            await until(Phase.STARTING, "it is being started; the disk is full: free some space")
+            supervisor.ends = True
+            await until(Phase.BACKOFF, "")
+            seen.clear()
+            # It is tried again, and why it failed stays said.
+            await until(Phase.STARTING, "it is being started; ")
+        finally:
+            await scene.manager.close()
+
+    asyncio.run(run())
