@@ -247,7 +247,7 @@ class ProcessSandbox:
         if command is not None:
             if command[0] in ("python", "python3"):
                 return (interpreter, *command[1:])
-            beside = Path(interpreter).with_name(command[0])
+            beside = Path(interpreter).parent / command[0]
             if "/" not in command[0] and "/" in interpreter and os.access(beside, os.X_OK):
                 # `command: [gunicorn, …]` means the one installed beside the interpreter.
                 return (str(beside), *command[1:])

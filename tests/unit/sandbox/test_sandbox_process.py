@@ -42,3 +42,23 @@ def test_the_same_app_in_two_domains_of_a_machine_is_two_users(tmp_path: Path) -
     one, other = user_id(instance, tmp_path / "one"), user_id(instance, tmp_path / "other")
     assert one != other
     assert one == user_id(instance, tmp_path / "one"), "the same after a restart"
+
+
+@pytest.mark.parametrize("program", ["/bin/true", "./serve", "bin/serve"])
+def test_a_program_may_be_a_path(tmp_path: Path, program: str) -> None:
+    """An error of another kind would end the agent, and with it every instance of the node."""
+    host = Host(cast("Any", None), Ports(21000, 31000), "127.0.0.1", tmp_path, lambda *_: ())
+    address = Address(host="127.0.0.1", port=1)
+    unit = Unit(
+        instance=Instance(app="bank", workload="web", name="w1", revision="r", node="n"),
+        revision=Revision(
+            app="bank",
+            workload="web",
+            name="r",
+            spec=WorkloadSpec(command=(program, "-v")),
+            root=str(tmp_path),
+        ),
+        plumbing=Plumbing(app=address, inbound=address, outbound=address),
+    )
+    spec, _ = ProcessSandbox(host).specification(unit)
+    assert spec.argv == (program, "-v")
