@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bedstone.testing.domain import Domain, Load
+from bedstone.testing.echo import MANIFEST, nothing_left, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +38,14 @@ def make_domain() -> Iterator[Callable[..., Domain]]:
             failures.append(str(error))
         domain.discard()
     assert not failures, failures
+
+
+@pytest.fixture
+def domain(make_domain: Callable[..., Domain]) -> Iterator[Domain]:
+    """A small app that is not running; afterwards nothing of it may be left."""
+    made = make_domain(manifest="app: echo")
+    write(made, MANIFEST)
+    yield made
+    if made.directory.exists():
+        made.down()
+        nothing_left(made)
