@@ -50,8 +50,9 @@ def short(make_domain: Callable[..., Any]) -> Any:
     domain.up()
     path = domain.state / "server.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "certificate_seconds": LIFETIME}))
-    os.kill(domain.pids()["server"], signal.SIGKILL)
-    time.sleep(2)
+    killed = domain.kill("server")
+    domain.wait(lambda: domain.pids().get("server", killed) != killed, what="it is back")
+    domain.wait(lambda: domain.run("get", "node").returncode == 0, what="the server answers")
     # An agent that has lost its certificates asks for new ones; those are short-lived.
     for stored in (domain.state / "node" / "identities").iterdir():
         stored.unlink()

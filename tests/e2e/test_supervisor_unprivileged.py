@@ -71,6 +71,8 @@ def python(folder: Path) -> str:
     "file",
     [
         "e2e/test_supervisor.py",
+        "e2e/test_supervisor_limits.py",
+        "e2e/test_supervisor_runs.py",
         "faults/test_process_kill.py",
         "e2e/test_engine_postgres.py",
         "e2e/test_engine_envoy.py",

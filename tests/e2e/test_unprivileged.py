@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def test_a_killed_instance_comes_back_and_reads_see_no_error(
         return client.get(f"{bank.url}/healthz").status_code
 
     with make_load(read) as outcome:
-        time.sleep(0.5)
+        bank.wait(lambda: bool(outcome.answers), what="the load runs")
         victim = instance(bank, "accounts")
         os.kill(victim["pid"], signal.SIGKILL)
         bank.wait(
