@@ -47,6 +47,7 @@ WEB: dict[str, Any] = {"command": ["python", "server.py"]}
 
 def scene(play: Callable[[World], Awaitable[None]], limit: float = 60.0) -> None:
     """Play a scene in a world of its own, for so many seconds at most."""
+
     async def run() -> None:
         async with asyncio.timeout(limit), node_world(FILES) as world:
             await play(world)

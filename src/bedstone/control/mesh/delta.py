@@ -356,7 +356,11 @@ class DeltaStream:
                 continue
             if subscription.held.get(name) != wanted.version or name in subscription.again:
                 resources.append((name, wanted))
-        emptied = [name for name, _ in resources if self._emptied(kind, name)]
+        emptied = [
+            name
+            for name, made in resources
+            if subscription.held.get(name) != made.version and self._emptied(kind, name)
+        ]
         if kind in (Type.CDS, Type.EDS) and (removed or emptied) and self._retains_clusters(now):
             later = subscription.held.keys() & (*removed, *emptied)
             removed = [name for name in removed if name not in later]
@@ -367,7 +371,7 @@ class DeltaStream:
             subscription.dirty |= later
         subscription.absent -= {name for name, _ in resources}
         subscription.absent -= set(removed)
-        subscription.again -= candidates - refusing
+        subscription.again -= candidates - refusing - later
         return tuple(resources), tuple(removed)
 
     def _emptied(self, kind: Type, name: str) -> bool:
