@@ -181,21 +181,21 @@ def _become(spec: ProcessSpec) -> None:
     if spec.uid is None:
         return
     gid = spec.gid if spec.gid is not None else spec.uid
+    if spec.uid != 0:
+        linux.bar_capabilities()
     os.setgroups(spec.groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(spec.uid, spec.uid, spec.uid)
+    if spec.uid != 0:
+        # The kernel takes only those in force, and not those that would be inherited.
+        linux.drop_capabilities()
 
 
 def _bind_life(spec: ProcessSpec, parent: int) -> None:
     linux.prctl(linux.PR_SET_PDEATHSIG, spec.death_signal)
-    if spec.uid != 0:
-        linux.bar_capabilities()
     if os.getppid() != parent:
         os._exit(_FAILED)
 
-    if spec.uid != 0:
-        # The kernel takes only those in force, and not those that would be inherited.
-        linux.drop_capabilities()
 
 def _close_all_but(keep: int) -> None:
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
