@@ -27,3 +27,4 @@ say "installing into $venv (a minute or two the first time)"
     --require-hashes -r requirements/dev.txt
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
     --no-deps --no-build-isolation -e .
+say "done: $venv/bin/bedstone is the command; try $venv/bin/bedstone up examples/bank"

@@ -72,6 +72,9 @@ def show(error: Error, terminal: Terminal) -> None:
 
 def _misused(error: click.ClickException, terminal: Terminal) -> int:
     """A command line that cannot be understood."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        terminal.complain(error.format_message())  # the whole help, as it is formatted
+        return error.exit_code
     terminal.complain(f"{paint('error:', 'error')} {clean(error.format_message())}")
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:

@@ -134,10 +134,15 @@ def _check(run: RunInfo) -> None:
 async def _watch(session: Session, client: Client) -> None:
     """Roll out what is saved; where nothing can be watched, only say so."""
     try:
+        refused = False
         async for _ in saves(session.path):
             try:
-                await _apply(session, client)
+                changed = await _apply(session, client)
+                if refused and not changed:
+                    session.terminal.say("the manifest is right again: it is what runs")
+                refused = False
             except Error as error:
+                refused = True
                 show(error, session.terminal)
                 session.terminal.complain("what ran before goes on: nothing was applied")
     except UnavailableError as error:
@@ -145,7 +150,8 @@ async def _watch(session: Session, client: Client) -> None:
         await asyncio.Event().wait()
 
 
-async def _apply(session: Session, client: Client) -> None:
+async def _apply(session: Session, client: Client) -> bool:
+    """Apply what was saved; whether it changes anything."""
     manifest = load(session.path, session.options.gateway_port)
     if manifest.spec.app != session.app:
         raise InvalidError(
@@ -156,8 +162,9 @@ async def _apply(session: Session, client: Client) -> None:
     request = await session.request()
     plan = await client.plan(request)
     if not plan.changes:
-        return
+        return False
     session.terminal.say(f"{time.strftime('%H:%M:%S')}  saved; it will change:")
     for line in change_lines(plan.changes):
         session.terminal.say(line)
     session.generation = (await client.apply(request)).generation
+    return True

@@ -341,7 +341,7 @@ class Queries:
     def _route_rows(self) -> Iterator[Row]:
         for name, app in self._loop.snapshot.apps().items():
             for route in app.spec.gateway.routes if app.spec.gateway else ():
-                where = f"{name}/{route.host or ''}{route.path}"
+                where = f"{name}:{route.host or ''}{route.path}"
                 revision = self._loop.snapshot.revision_of(app.key)
                 yield where, revision, route.model_dump(mode="json")
 
