@@ -108,7 +108,10 @@ def test_endpoint_is_routed_when_it_is_ready_and_not_when_it_is_not() -> None:
                             pass
                     risk = rig.update(risk, phase=Phase.UNREADY)
                     assert await rig.ads.settled("bank", "risk", 20)
-                    assert (await http.get("http://risk/")).status_code == 503
+                    # Envoy's main thread acknowledges; its workers follow a moment later.
+                    async with asyncio.timeout(20):
+                        while (await http.get("http://risk/")).status_code != 503:
+                            pass
 
     run(scenario)
 

@@ -29,6 +29,7 @@ from bedstone.server.sessions import Sessions
 from bedstone.store import Put, Store
 
 SETTLE_SECONDS = 5.0
+WORKER_SECONDS = 0.1
 REPORT_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Meshing:
             )
             if not settled:
                 _log.warning("released unsettled", extra={"instance": instance.path})
+            # A proxy's main thread acknowledges; its workers follow a moment later.
+            await asyncio.sleep(WORKER_SECONDS)
             released = instance.model_copy(update={"released": True})
             expected = self._loop.snapshot.revision_of(instance.key)
             if expected:
