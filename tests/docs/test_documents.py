@@ -43,7 +43,8 @@ def test_internal_links_lead_somewhere(document: Path) -> None:
 
 def test_no_document_names_a_place_of_one_machine(document: Path) -> None:
     text = document.read_text()
-    for path in ("/work/", "/root/", "/home/", ".internal:", "pypi.org/simple"):
+    here = Path(__file__).parents[2]
+    for path in (f"{here}/", f"{Path.home()}/", "/home/", "simple/"):
         assert path not in text
 
 
