@@ -89,9 +89,11 @@ async def serve(config: ServerConfig) -> None:
                 group.create_task(meshing.run(changes))
                 await loop.loaded()
                 server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
+                # Bound before anybody is answered: a server that will fail must not look alive.
+                remote = _bind(config.api_listen) if config.api_listen else None
                 listeners = [_local_api(config, api)]
-                if config.api_listen:
-                    listeners.append(_remote_api(config, api, credentials))
+                if remote:
+                    listeners.append(_remote_api(config, api, credentials, remote))
                 for listener in listeners:
                     group.create_task(listener)
                 _log.info("started", extra={"session": config.session, "domain": mesh.domain})
@@ -193,22 +195,30 @@ async def _local_api(config: ServerConfig, api: FastAPI) -> None:
         await _Uvicorn(settings(api)).serve(sockets=[listener])
 
 
-async def _remote_api(config: ServerConfig, api: FastAPI, credentials: ServerCredentials) -> None:
-    """Serve the API on TCP with TLS; callers need tokens."""
-    host, port = host_and_port(config.api_listen or "")
-    key, chain = credentials.save(config.state_dir / "authority")
+def _bind(address: str) -> socket.socket:
+    """Listen on HOST:PORT."""
+    host, port = host_and_port(address)
+    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # asyncio turns Nagle's algorithm off only where the protocol is named.
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(128)
     except OSError as error:
+        listener.close()
         raise UnavailableError(
             f"the API cannot listen on {host}:{port}: {error.strerror}",
             hint="choose another address with --api-listen",
         ) from error
+    return listener
+
+
+async def _remote_api(
+    config: ServerConfig, api: FastAPI, credentials: ServerCredentials, listener: socket.socket
+) -> None:
+    """Serve the API on TCP with TLS; callers need tokens."""
+    key, chain = credentials.save(config.state_dir / "authority")
     with listener:
         await _Uvicorn(settings(api, key, chain)).serve(sockets=[listener])
 
