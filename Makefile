@@ -43,9 +43,9 @@ docs: setup ## run what the documents show (also a part of test)
 
 lock: ## renew the hashed locks (needs uv)
 	uv pip compile -q --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
-		--no-annotate pyproject.toml -o requirements/run.txt
+		--no-strip-extras --no-annotate pyproject.toml -o requirements/run.txt
 	uv pip compile -q --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
-		--no-annotate pyproject.toml --group dev -o requirements/dev.txt
+		--no-strip-extras --no-annotate pyproject.toml --group dev -o requirements/dev.txt
 
 clean: ## remove what these targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage

@@ -22,9 +22,10 @@ if [ ! -x "$venv/bin/python" ]; then
     fi
     "$python" -m venv "$venv"
 fi
+# The lock is complete: nothing is left to resolve, so a release made after it changes nothing.
 say "installing into $venv (a minute or two the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-    --require-hashes -r requirements/dev.txt
+    --require-hashes --no-deps -r requirements/dev.txt
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
     --no-deps --no-build-isolation -e .
 say "done: $venv/bin/bedstone is the command; try $venv/bin/bedstone up examples/bank"
