@@ -1,0 +1,1 @@
+"""Distributed transactions: one decision for work in several databases."""

@@ -1,0 +1,249 @@
+"""What a distributed transaction is: its branches, its states, and the protocols around it.
+
+Every mode has the same two phases. Phase one is `TRY`; phase two is `CONFIRM` or `CANCEL`, as the
+one decision says:
+
+| mode | TRY | CONFIRM | CANCEL |
+|---|---|---|---|
+| TCC | reserve | take | give back |
+| saga | the step | nothing | its compensation |
+| AT | local commit with undo record | drop the undo record | apply it |
+| XA | prepare | commit prepared | roll back prepared |
+| message | nothing | deliver | nothing |
+
+Rules:
+- `ACTIVE` → `COMMITTING` → `COMMITTED`, or `ACTIVE` → `ABORTING` → `ABORTED`; nothing else, ever.
+- A branch is registered before its TRY runs, and only while the transaction is `ACTIVE`.
+- CONFIRM and CANCEL are repeated until they succeed, so participants make them idempotent (barrier).
+- CANCEL runs in the reverse order of registration, one at a time; CONFIRM may run in parallel.
+- Times are seconds since the epoch by the log's clock, the one clock that all coordinators share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Mode(StrEnum):
+    """How a branch does and undoes its part."""
+
+    TCC = "tcc"
+    SAGA = "saga"
+    AT = "at"
+    XA = "xa"
+    MESSAGE = "message"
+
+
+class State(StrEnum):
+    """Where a transaction is."""
+
+    ACTIVE = "active"
+    COMMITTING = "committing"
+    ABORTING = "aborting"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+    @property
+    def ended(self) -> bool:
+        """Whether every branch has reached its end."""
+        return self in {State.COMMITTED, State.ABORTED}
+
+
+class Phase(StrEnum):
+    """What a participant is asked to do."""
+
+    TRY = "try"
+    CONFIRM = "confirm"
+    CANCEL = "cancel"
+
+
+class BranchState(StrEnum):
+    """Where a branch is. What REGISTERED has done is unknown: TRY may have run or not."""
+
+    REGISTERED = "registered"
+    CONFIRMED = "confirmed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One participant's part.
+
+    Args:
+        number: its place in the order of registration, from 1.
+        mode: how it is done and undone.
+        resource: who does phase two: `local:NAME` for a participant that every process with the
+            application's code registers by that name, or an `http://` URL to post to.
+        payload: what phase two needs, as UTF-8 JSON.
+        locks: global locks it holds, each `resource/table/primary key`, until it has ended.
+        state: where it is.
+        attempts: phase two attempts so far.
+        error: what the last failed attempt said.
+        stuck: a `StuckError`'s report, while a person is needed.
+    """
+
+    number: int
+    mode: Mode
+    resource: str
+    payload: bytes = b"{}"
+    locks: tuple[str, ...] = ()
+    state: BranchState = BranchState.REGISTERED
+    attempts: int = 0
+    error: str | None = None
+    stuck: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One distributed transaction as the log holds it.
+
+    Args:
+        xid: its id: 1 to 64 characters of `[A-Za-z0-9._-]`, unique for ever.
+        name: what it is for, for people.
+        deadline: when an undecided one is aborted.
+        created: when it began.
+        owner: the coordinator that drives it.
+        epoch: grows with every change of owner; a write under an older one is refused.
+        next_attempt: when phase two is tried again.
+    """
+
+    xid: str
+    name: str
+    deadline: float
+    created: float
+    owner: str
+    epoch: int = 1
+    state: State = State.ACTIVE
+    branches: tuple[Branch, ...] = ()
+    next_attempt: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one phase two attempt of one branch came to.
+
+    Args:
+        number: the branch.
+        state: CONFIRMED or CANCELLED when it succeeded; REGISTERED when it did not.
+        error: why not.
+        stuck: the report, when only a person can go on.
+    """
+
+    number: int
+    state: BranchState
+    error: str | None = None
+    stuck: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a transaction's history; appended with the change it tells, never altered.
+
+    `kind`: begun, registered, decided, attempt, ended, claimed, stuck, repaired, retried.
+    """
+
+    at: float
+    kind: str
+    branch: int | None = None
+    detail: dict[str, object] = field(default_factory=dict)
+
+
+class Log(Protocol):
+    """The coordinators' durable log: one for all coordinators of a domain.
+
+    Durability: a method returns after the change is on disk. Concurrency: each method is atomic and
+    linearizable; any number of coordinators may use one log. Errors, beside those named:
+    `UnavailableError` when nothing was written, `UnknownOutcomeError` when that is not known.
+    """
+
+    async def now(self) -> float:
+        """The log's clock."""
+
+    async def begin(self, transaction: Transaction) -> None:
+        """Write a new ACTIVE transaction with its first branches and their locks.
+
+        Idempotent for the same content.
+
+        Raises:
+            ConflictError: the id exists with other content.
+            LockConflictError: another transaction holds one of the locks.
+        """
+
+    async def register(self, xid: str, branches: Sequence[Branch]) -> Transaction:
+        """Append branches, numbered on from the last, with their locks: all or nothing.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+            TransactionDecidedError: it is not ACTIVE, or its deadline has passed.
+            LockConflictError: another transaction holds one of the locks.
+        """
+
+    async def decide(self, xid: str, state: State) -> Transaction:
+        """Decide COMMITTING or ABORTING, once. Idempotent for the same decision.
+
+        COMMITTING after the deadline is refused, and decides ABORTING.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+            TransactionDecidedError: the other decision stands.
+        """
+
+    async def record(
+        self, xid: str, owner: str, epoch: int, outcomes: Sequence[Outcome], next_attempt: float
+    ) -> Transaction:
+        """Write phase two outcomes; the transaction ends with its last branch, and its locks go.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+            FencedError: another owner or epoch holds it.
+        """
+
+    async def claim(self, owner: str, lease: float, limit: int) -> Sequence[Transaction]:
+        """Renew the owner's lease of `lease` seconds, and take over from owners whose lease ended.
+
+        Returns at most `limit` transactions taken over now, epoch raised, oldest first.
+        """
+
+    async def owned(self, owner: str, limit: int) -> Sequence[Transaction]:
+        """What `owner` holds that has not ended and is due, by next attempt or deadline."""
+
+    async def get(self, xid: str) -> Transaction:
+        """The transaction.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+        """
+
+    async def list(
+        self,
+        states: Sequence[State] = (),
+        *,
+        stuck: bool = False,
+        after: str = "",
+        limit: int = 100,
+    ) -> Sequence[Transaction]:
+        """By id, from the one after `after`; of any state where none is given."""
+
+    async def events(self, xid: str) -> Sequence[Event]:
+        """The transaction's history, oldest first."""
+
+    async def amend(self, xid: str, event: Event, outcomes: Sequence[Outcome] = ()) -> Transaction:
+        """Append a person's `retried` or `repaired` and its outcomes; the next attempt is now."""
+
+    async def locked(self, locks: Sequence[str]) -> dict[str, str]:
+        """Which of these locks are held, by which transaction."""
+
+
+class Participant(Protocol):
+    """Does phase two of a branch. Called again until it returns; so it must be idempotent."""
+
+    async def __call__(self, xid: str, branch: Branch, phase: Phase) -> None:
+        """Confirm or cancel.
+
+        Raises:
+            StuckError: only a person can go on.
+            Exception: anything else is tried again later.
+        """
