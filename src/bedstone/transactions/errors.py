@@ -17,8 +17,8 @@ UnknownOutcomeError
 └ DecisionUnknownError        the decision was sent to the log and no answer came; ask by id
 ```
 
-Bedstone itself retries confirm, cancel, compensation and delivery, for ever, with back-off. It never
-retries `try_` or a business statement: the caller does.
+Bedstone itself retries confirm, cancel, compensation and delivery, for ever, with back-off. It
+never retries `try_` or a business statement: the caller does.
 """
 
 from __future__ import annotations

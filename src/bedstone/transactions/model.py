@@ -14,7 +14,7 @@ one decision says:
 Rules:
 - `ACTIVE` → `COMMITTING` → `COMMITTED`, or `ACTIVE` → `ABORTING` → `ABORTED`; nothing else, ever.
 - A branch is registered before its TRY runs, and only while the transaction is `ACTIVE`.
-- CONFIRM and CANCEL are repeated until they succeed, so participants make them idempotent (barrier).
+- CONFIRM and CANCEL are repeated until they succeed: participants make them idempotent.
 - CANCEL runs in the reverse order of registration, one at a time; CONFIRM may run in parallel.
 - Times are seconds since the epoch by the log's clock, the one clock that all coordinators share.
 """
