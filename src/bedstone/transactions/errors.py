@@ -8,7 +8,8 @@ ConflictError
 ├ FencedError                 another coordinator owns it now; ours must stop touching it
 └ StuckError                  a person must decide (dirty row, compensation that can't succeed)
 UnavailableError
-└ LockConflictError           another transaction holds the row; nothing was applied; retry
+├ LockConflictError           another transaction holds the row; nothing was applied; retry
+└ WaitingError                a saga waits for a time or a signal; its owner goes on then
 InvalidError
 └ UnsupportedStatementError   SQL that can't be undone is refused before it runs
 NotFoundError
@@ -66,6 +67,19 @@ class StuckError(ConflictError):
 
 class LockConflictError(UnavailableError):
     """Another transaction holds the global lock of a row; nothing was applied."""
+
+
+class WaitingError(UnavailableError):
+    """A saga can't go on before a time, or before somebody signals it.
+
+    Args:
+        message: what it waits for.
+        until: when its owner should look again, in seconds since the epoch by the log's clock.
+    """
+
+    def __init__(self, message: str, *, until: float) -> None:
+        super().__init__(message, hint="`bedstone tx show` tells what it waits for")
+        self.until = until
 
 
 class UnsupportedStatementError(InvalidError):

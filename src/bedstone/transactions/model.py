@@ -6,7 +6,7 @@ one decision says:
 | mode | TRY | CONFIRM | CANCEL |
 |---|---|---|---|
 | TCC | reserve | take | give back |
-| saga | the step | nothing | its compensation |
+| saga | all steps | nothing | their compensations |
 | AT | local commit with undo record | drop the undo record | apply it |
 | XA | prepare | commit prepared | roll back prepared |
 | message | nothing | deliver | nothing |
@@ -16,6 +16,8 @@ Rules:
 - A branch is registered before its TRY runs, and only while the transaction is `ACTIVE`.
 - CONFIRM and CANCEL are repeated until they succeed: participants make them idempotent.
 - CANCEL runs in the reverse order of registration, one at a time; CONFIRM may run in parallel.
+- Only a saga's TRY may be run again, by whoever owns the transaction: it goes on where it was.
+- Global locks are held until COMMITTING is decided, or until ABORTED is reached.
 - Times are seconds since the epoch by the log's clock, the one clock that all coordinators share.
 """
 
@@ -78,7 +80,7 @@ class Branch:
         resource: who does phase two: `local:NAME` for a participant that every process with the
             application's code registers by that name, or an `http://` URL to post to.
         payload: what phase two needs, as UTF-8 JSON.
-        locks: global locks it holds, each `resource/table/primary key`, until it has ended.
+        locks: global locks it takes, each `resource/table/primary key`.
         state: where it is.
         attempts: phase two attempts so far.
         error: what the last failed attempt said.
@@ -107,7 +109,7 @@ class Transaction:
         created: when it began.
         owner: the coordinator that drives it.
         epoch: grows with every change of owner; a write under an older one is refused.
-        next_attempt: when phase two is tried again.
+        next_attempt: when its owner goes on: with phase two, or with a saga's TRY.
     """
 
     xid: str
@@ -142,7 +144,8 @@ class Outcome:
 class Event:
     """One line of a transaction's history; appended with the change it tells, never altered.
 
-    `kind`: begun, registered, decided, attempt, ended, claimed, stuck, repaired, retried.
+    `kind`: begun, registered, decided, attempt, ended, claimed, stuck, repaired, retried; of a saga
+    also step, timer (`Log.journal`) and signal (`Log.amend`).
     """
 
     at: float
@@ -201,6 +204,21 @@ class Log(Protocol):
             FencedError: another owner or epoch holds it.
         """
 
+    async def journal(
+        self,
+        xid: str,
+        owner: str,
+        epoch: int,
+        events: Sequence[Event],
+        next_attempt: float | None = None,
+    ) -> Transaction:
+        """Append what the owner did in a saga's TRY or CANCEL; perhaps say when it goes on.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+            FencedError: another owner or epoch holds it.
+        """
+
     async def claim(self, owner: str, lease: float, limit: int) -> Sequence[Transaction]:
         """Renew the owner's lease of `lease` seconds, and take over from owners whose lease ended.
 
@@ -231,7 +249,15 @@ class Log(Protocol):
         """The transaction's history, oldest first."""
 
     async def amend(self, xid: str, event: Event, outcomes: Sequence[Outcome] = ()) -> Transaction:
-        """Append a person's `retried` or `repaired` and its outcomes; the next attempt is now."""
+        """Append what came from outside, with its outcomes; the next attempt is now.
+
+        `retried` and `repaired` are a person's: they make stuck branches due again. `signal` is an
+        external event that a saga waits for.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+            TransactionDecidedError: it has ended.
+        """
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """Which of these locks are held, by which transaction."""
@@ -240,10 +266,12 @@ class Log(Protocol):
 class Participant(Protocol):
     """Does phase two of a branch. Called again until it returns; so it must be idempotent."""
 
-    async def __call__(self, xid: str, branch: Branch, phase: Phase) -> None:
-        """Confirm or cancel.
+    async def __call__(self, transaction: Transaction, branch: Branch, phase: Phase) -> None:
+        """Confirm or cancel; TRY only for a saga that goes on under a new owner.
 
         Raises:
             StuckError: only a person can go on.
+            WaitingError: TRY only: nothing to do before a time, or before a signal.
+            TransactionAbortedError: TRY only: it can't succeed; the transaction aborts.
             Exception: anything else is tried again later.
         """
