@@ -8,13 +8,16 @@ Invariants:
 - A decision, once made, stands: no function leads from COMMITTING to ABORTING or back.
 - A transaction ends only when each of its branches has reached the end that was decided.
 - A change under an older epoch, or by another owner, is refused.
+- `next_attempt` is the one time at which the owner has something to do: `owned` needs no other.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bedstone.errors import InvalidError
 from bedstone.transactions.errors import (
     FencedError,
     TransactionDecidedError,
@@ -33,6 +36,9 @@ from bedstone.transactions.model import (
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 60.0
+
+NEVER = 253402300800.0
+"""The next attempt of what waits for a person: the year 10000, which every database can store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,15 @@ def begin(existing: Transaction | None, new: Transaction, now: float) -> Change 
     """Start a transaction; None where the same one stands already.
 
     Raises:
+        InvalidError: the id is none.
         TransactionDecidedError: the id is taken by another transaction.
     """
+    if _XID.fullmatch(new.xid) is None:
+        raise InvalidError(
+            f"got the transaction id {new.xid[:80]!r}, expected 1 to 64 of A-Z a-z 0-9 . _ -"
+        )
     branches = _numbered(new.branches, 0)
-    new = replace(new, state=State.ACTIVE, branches=branches, created=now)
+    new = _settled(replace(new, state=State.ACTIVE, branches=branches, created=now))
     if existing is not None:
         same = (existing.name, existing.owner) == (new.name, new.owner)
         if same and existing.epoch == new.epoch and existing.branches == branches:
@@ -102,16 +113,21 @@ def register(transaction: Transaction, branches: Sequence[Branch], now: float) -
             f"the deadline of transaction {transaction.xid} has passed; it takes no further branch"
         )
     added = _numbered(branches, len(transaction.branches))
-    after = replace(transaction, branches=transaction.branches + added)
+    after = _settled(replace(transaction, branches=transaction.branches + added))
     return Change(after, _registered(added, now), _locks(added))
 
 
-def decide(transaction: Transaction, state: State, now: float) -> Change | None:
+def decide(transaction: Transaction, state: State, now: float, reason: str = "") -> Change | None:
     """Decide the end, once; None where the same decision stands already.
 
+    What stood in the way of a saga's TRY does not stand in the way of its CANCEL.
+
     Raises:
+        InvalidError: the state is no decision.
         TransactionDecidedError: the other decision stands.
     """
+    if state not in _ENDS:
+        raise InvalidError(f"got the decision {state}, expected committing or aborting")
     if transaction.state in _ENDS[state]:
         return None
     if transaction.state is not State.ACTIVE:
@@ -123,13 +139,17 @@ def decide(transaction: Transaction, state: State, now: float) -> Change | None:
             hint="run it again under a new id; see what took its time with `bedstone tx show`",
         )
         state = State.ABORTING
-    events = [Event(now, "decided", detail={"state": str(state), "late": refusal is not None})]
-    after = replace(transaction, state=state, next_attempt=now)
+    detail: dict[str, object] = {"state": str(state), "late": refusal is not None}
+    if reason:
+        detail["reason"] = reason
+    events = [Event(now, "decided", detail=detail)]
+    fresh = tuple(replace(branch, stuck=None, attempts=0) for branch in transaction.branches)
+    after = replace(transaction, state=state, next_attempt=now, branches=fresh)
     if not after.branches:
         after = replace(after, state=_ENDED[state])
         events.append(Event(now, "ended", detail={"state": str(after.state)}))
     releases = state is State.COMMITTING or after.state.ended
-    return Change(after, tuple(events), releases=releases, refusal=refusal)
+    return Change(_settled(after), tuple(events), releases=releases, refusal=refusal)
 
 
 def record(
@@ -165,14 +185,15 @@ def journal(
     _fence(transaction, owner, epoch)
     at = transaction.next_attempt if next_attempt is None else next_attempt
     stamped = tuple(replace(event, at=now) for event in events)
-    return Change(replace(transaction, next_attempt=at), stamped)
+    return Change(_settled(replace(transaction, next_attempt=at)), stamped)
 
 
 def claim(transaction: Transaction, owner: str, now: float) -> Change:
     """Take over from an owner whose lease has ended. The caller has checked the lease."""
     detail: dict[str, object] = {"from": transaction.owner, "to": owner}
     after = replace(transaction, owner=owner, epoch=transaction.epoch + 1, next_attempt=now)
-    return Change(after, (Event(now, "claimed", detail=detail | {"epoch": after.epoch}),))
+    event = Event(now, "claimed", detail=detail | {"epoch": after.epoch})
+    return Change(_settled(after), (event,))
 
 
 def amend(
@@ -185,7 +206,7 @@ def amend(
     """
     if transaction.state.ended:
         raise _decided(transaction, f"takes no {event.kind}")
-    if event.kind != "signal":
+    if event.kind in {"retried", "repaired"}:
         freed = tuple(replace(branch, stuck=None) for branch in transaction.branches)
         transaction = replace(transaction, branches=freed)
     change = _outcomes(transaction, outcomes, now, now)
@@ -198,7 +219,7 @@ def due(transaction: Transaction, now: float) -> Due | None:
     if transaction.state is State.ACTIVE:
         if transaction.deadline <= now:
             return Due(decide=State.ABORTING)
-        sagas = tuple(b for b in open_branches if b.mode is Mode.SAGA and b.stuck is None)
+        sagas = _sagas(transaction)
         return Due(Phase.TRY, sagas) if sagas and transaction.next_attempt <= now else None
     if transaction.next_attempt > now:
         return None
@@ -228,8 +249,30 @@ _ENDS = {
     State.ABORTING: (State.ABORTING, State.ABORTED),
 }
 _ENDED = {State.COMMITTING: State.COMMITTED, State.ABORTING: State.ABORTED}
+_XID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _WORDS = {State.COMMITTING: "committed", State.ABORTING: "aborted"}
 _REACHED = {State.COMMITTING: BranchState.CONFIRMED, State.ABORTING: BranchState.CANCELLED}
+
+
+def _settled(transaction: Transaction) -> Transaction:
+    """Set the next attempt to when `due` first has something, if that is another time."""
+    at = transaction.next_attempt
+    if transaction.state is State.ACTIVE:
+        at = min(at, transaction.deadline) if _sagas(transaction) else transaction.deadline
+    elif transaction.state.ended or due(transaction, at) is None:
+        at = NEVER
+    return transaction if at == transaction.next_attempt else replace(transaction, next_attempt=at)
+
+
+def _sagas(transaction: Transaction) -> tuple[Branch, ...]:
+    """Those whose TRY may go on."""
+    return tuple(
+        branch
+        for branch in transaction.branches
+        if branch.mode is Mode.SAGA
+        and branch.state is BranchState.REGISTERED
+        and branch.stuck is None
+    )
 
 
 def _numbered(branches: Sequence[Branch], after: int) -> tuple[Branch, ...]:
@@ -291,4 +334,4 @@ def _outcomes(
     if ended:
         after = replace(after, state=_ENDED[transaction.state])
         events.append(Event(now, "ended", detail={"state": str(after.state)}))
-    return Change(after, tuple(events), releases=ended)
+    return Change(_settled(after), tuple(events), releases=ended)

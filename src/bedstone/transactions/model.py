@@ -109,7 +109,8 @@ class Transaction:
         created: when it began.
         owner: the coordinator that drives it.
         epoch: grows with every change of owner; a write under an older one is refused.
-        next_attempt: when its owner goes on: with phase two, or with a saga's TRY.
+        next_attempt: when its owner goes on: with phase two, with a saga's TRY, or with the abort
+            at the deadline. The state machine keeps it: what is due is what has it in the past.
     """
 
     xid: str
@@ -144,8 +145,8 @@ class Outcome:
 class Event:
     """One line of a transaction's history; appended with the change it tells, never altered.
 
-    `kind`: begun, registered, decided, attempt, ended, claimed, stuck, repaired, retried; of a saga
-    also step, timer (`Log.journal`) and signal (`Log.amend`).
+    `kind`: begun, registered, decided, attempt, ended, claimed, stuck, proposed, repaired, retried;
+    of a saga also step, timer (`Log.journal`) and signal (`Log.amend`).
     """
 
     at: float
@@ -184,14 +185,16 @@ class Log(Protocol):
             LockConflictError: another transaction holds one of the locks.
         """
 
-    async def decide(self, xid: str, state: State) -> Transaction:
+    async def decide(self, xid: str, state: State, reason: str = "") -> Transaction:
         """Decide COMMITTING or ABORTING, once. Idempotent for the same decision.
 
-        COMMITTING after the deadline is refused, and decides ABORTING.
+        COMMITTING after the deadline is refused, and decides ABORTING. The reason is for people,
+        and stands in the history.
 
         Raises:
             UnknownTransactionError: there is none of that id.
             TransactionDecidedError: the other decision stands.
+            TransactionTimeoutError: the deadline has passed; ABORTING is decided now.
         """
 
     async def record(
@@ -222,11 +225,18 @@ class Log(Protocol):
     async def claim(self, owner: str, lease: float, limit: int) -> Sequence[Transaction]:
         """Renew the owner's lease of `lease` seconds, and take over from owners whose lease ended.
 
-        Returns at most `limit` transactions taken over now, epoch raised, oldest first.
+        Returns at most `limit` transactions taken over now, epoch raised, oldest first. An owner
+        that has no lease counts as one whose lease has ended.
         """
 
+    async def release(self, owner: str) -> None:
+        """End an owner's lease now, so that others take over at once. Idempotent."""
+
+    async def leases(self) -> dict[str, float]:
+        """When each owner's lease ends or ended."""
+
     async def owned(self, owner: str, limit: int) -> Sequence[Transaction]:
-        """What `owner` holds that has not ended and is due, by next attempt or deadline."""
+        """What `owner` holds, has not ended, and has its next attempt due; longest due first."""
 
     async def get(self, xid: str) -> Transaction:
         """The transaction.
@@ -246,13 +256,17 @@ class Log(Protocol):
         """By id, from the one after `after`; of any state where none is given."""
 
     async def events(self, xid: str) -> Sequence[Event]:
-        """The transaction's history, oldest first."""
+        """The transaction's history, oldest first.
+
+        Raises:
+            UnknownTransactionError: there is none of that id.
+        """
 
     async def amend(self, xid: str, event: Event, outcomes: Sequence[Outcome] = ()) -> Transaction:
         """Append what came from outside, with its outcomes; the next attempt is now.
 
-        `retried` and `repaired` are a person's: they make stuck branches due again. `signal` is an
-        external event that a saga waits for.
+        `retried` and `repaired` are a person's: they make stuck branches due again. `proposed` is a
+        repair that waits for a second person. `signal` is an external event that a saga waits for.
 
         Raises:
             UnknownTransactionError: there is none of that id.
@@ -261,6 +275,13 @@ class Log(Protocol):
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """Which of these locks are held, by which transaction."""
+
+    async def purge(self, older_than: float, limit: int) -> int:
+        """Forget at most `limit` transactions that ended before a time, and how many it were.
+
+        What has not ended is never forgotten. Leases that ended before that time go too, where
+        their owners hold nothing.
+        """
 
 
 class Participant(Protocol):
