@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("bedstone.cli.get:get", "Show the resources behind an app."),
     "delete": ("bedstone.cli.get:delete", "Delete a resource."),
     "restart": ("bedstone.cli.apply:restart", "Replace a workload's instances, one by one."),
+    "tx": ("bedstone.cli.transactions:tx", "See distributed transactions, and repair stuck ones."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
     "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),
     "doctor": ("bedstone.cli.doctor:doctor", "Check that this machine has what is needed."),

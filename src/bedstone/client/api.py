@@ -24,10 +24,15 @@ from bedstone.model.api import (
     DomainStatus,
     JoinGrant,
     JoinRequest,
+    RepairRequest,
+    RepairResult,
     ResourceEntry,
     ResourceList,
+    RetryRequest,
     TokenGrant,
     TokenRequest,
+    TransactionDetail,
+    TransactionList,
 )
 from bedstone.model.resources import AuditRecord
 
@@ -150,6 +155,40 @@ class Client:
     async def delete_resource(self, kind: str, name: str) -> ApplyResult:
         """Delete one resource, if its kind can be deleted."""
         return await self._send(ApplyResult, "DELETE", None, "resources", kind, name)
+
+    async def transactions(
+        self, app: str, *, state: str = "", stuck: bool = False, after: str = "", limit: int = 100
+    ) -> TransactionList:
+        """An app's distributed transactions, by id, from the one after `after`."""
+        params = {"limit": str(limit)}
+        if state:
+            params["state"] = state
+        if stuck:
+            params["stuck"] = "true"
+        if after:
+            params["after"] = after
+        content = await self._transport.request(
+            "GET", _path("apps", app, "transactions"), params=params
+        )
+        return _parse(TransactionList, content)
+
+    async def transaction(self, app: str, xid: str) -> TransactionDetail:
+        """One of them, with its branches and history; NotFoundError if there is none."""
+        return await self._get(TransactionDetail, "apps", app, "transactions", xid)
+
+    async def retry_transaction(
+        self, app: str, xid: str, request: RetryRequest
+    ) -> TransactionDetail:
+        """Have its coordinator try again at once, also what is stuck."""
+        return await self._send(
+            TransactionDetail, "POST", request, "apps", app, "transactions", xid, "retry"
+        )
+
+    async def repair_transaction(self, app: str, xid: str, request: RepairRequest) -> RepairResult:
+        """Record that a person has brought a stuck branch to the decided end."""
+        return await self._send(
+            RepairResult, "POST", request, "apps", app, "transactions", xid, "repair"
+        )
 
     async def tokens(self) -> list[TokenGrant]:
         """The API's credentials, without their secrets."""

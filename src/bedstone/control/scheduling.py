@@ -4,7 +4,8 @@ Owns `Revision`, `Instance` and `Database` records. Rules:
 
 1. A revision is the digest of a workload's specification (less its replicas), its source, its
    restarts and the URLs of the external databases that it uses; the same declaration always gives
-   the same revision, and the same instance names.
+   the same revision, and the same instance names. Who uses the database of the transaction log is
+   told so by a variable of that specification.
 2. New instances of a revision are started beside the old ones, a few at a time; an old one is
    drained only when a new one is ready in its place. A revision that never becomes ready replaces
    nothing.
@@ -34,15 +35,19 @@ from bedstone.model.resources import (
     Resource,
     Revision,
 )
+from bedstone.model.spec import WorkloadSpec
 from bedstone.store import Delete, Operation, Put
 
+OPERATOR = "operator"
+"""Who the server is to a database that it uses itself; no workload has this name."""
+TRANSACTIONS_VARIABLE = "BEDSTONE_TRANSACTIONS_URL"
 _HISTORY = 3
 """Revisions of a workload kept besides the present one."""
 
 
 def revision_name(app: App, workload: str) -> str:
     """The revision that an app's declaration asks for: eight hexadecimal digits."""
-    spec = app.spec.workloads[workload].model_dump(mode="json", exclude={"replicas"})
+    spec = declared_spec(app, workload).model_dump(mode="json", exclude={"replicas"})
     content = [spec, app.root, app.sources.get(workload, ""), app.restarts.get(workload, 0)]
     urls = [
         (name, hashlib.sha256(database.url.encode()).hexdigest())
@@ -52,6 +57,15 @@ def revision_name(app: App, workload: str) -> str:
     if urls:
         content.append(urls)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def declared_spec(app: App, workload: str) -> WorkloadSpec:
+    """What a workload is declared to be, with what the app as a whole adds to it."""
+    spec, log = app.spec.workloads[workload], app.spec.transactions
+    if log is None or log.database not in spec.uses:
+        return spec
+    reference = f"${{databases.{log.database}.url}}"
+    return spec.model_copy(update={"env": spec.env | {TRANSACTIONS_VARIABLE: reference}})
 
 
 def plan(snapshot: Snapshot, name: str) -> list[Operation]:
@@ -82,7 +96,7 @@ def _plan_workload(
 ) -> Iterator[Operation]:
     instances = [i for i in snapshot.of(Instance, app.name) if i.workload == workload]
     if declared:
-        spec = app.spec.workloads[workload]
+        spec = declared_spec(app, workload)
         present = Revision(
             app=app.name,
             workload=workload,
@@ -206,9 +220,10 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
     running = _running_uses(snapshot, app.name)
     for name, spec in sorted(wanted.items()):
         # A copy of an older revision keeps its right until it has gone: a rollout fails no request.
-        users = sorted(
-            {w for w, s in app.spec.workloads.items() if name in s.uses} | running.get(name, set())
-        )
+        users = {w for w, s in app.spec.workloads.items() if name in s.uses}
+        users |= running.get(name, set())
+        if app.spec.transactions is not None and app.spec.transactions.database == name:
+            users.add(OPERATOR)  # the server reads the log, and finishes what nobody else does
         before = held.get(name)
         node = before.node if before else None
         if node is None or (spec.url is not None and node not in nodes):
@@ -222,7 +237,7 @@ def _plan_databases(snapshot: Snapshot, app: App) -> Iterator[Operation]:
             engine=spec.engine,
             url=spec.url,
             node=node,
-            users=users,
+            users=sorted(users),
         )
         if database != before:
             yield _put(snapshot, database)

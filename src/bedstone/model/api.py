@@ -17,6 +17,10 @@ Paths (all under `/v1`, JSON unless said otherwise; errors are `Problem` with th
 | GET `/apps/APP/workloads/W/logs?follow&since&tail` | reader | | NDJSON: `LogLine` |
 | GET `/engines/NAME/logs?…` | operator | | NDJSON: `LogLine` |
 | POST `/apps/APP/workloads/W/call` | operator | `CallRequest` | `CallResult` |
+| GET `/apps/APP/transactions?state&stuck&after&limit` | reader | | `TransactionList` |
+| GET `/apps/APP/transactions/ID` | reader | | `TransactionDetail` |
+| POST `/apps/APP/transactions/ID/retry` | operator | `RetryRequest` | `TransactionDetail` |
+| POST `/apps/APP/transactions/ID/repair` | operator | `RepairRequest` | `RepairResult` |
 | GET `/resources/KIND?prefix=` | reader | | `ResourceList` |
 | GET `/resources/KIND/NAME` | reader | | `ResourceEntry` |
 | DELETE `/resources/KIND/NAME` | operator | | `ApplyResult` |
@@ -194,3 +198,88 @@ class JoinGrant(Frozen):
     chain: str
     bundle: str
     session: str
+
+
+class TransactionSummary(Frozen):
+    """A distributed transaction at one glance; times are seconds since the epoch.
+
+    `trouble` is what its last failed attempt said; `stuck`: only a person can go on.
+    """
+
+    xid: str
+    name: str
+    state: str
+    stuck: bool
+    created: float
+    deadline: float
+    owner: str
+    epoch: int
+    next_attempt: float
+    branches: int
+    attempts: int
+    trouble: str = ""
+
+
+class TransactionList(Frozen):
+    """Some of an app's transactions by id; `next` is the `after` of those that follow."""
+
+    app: str
+    items: tuple[TransactionSummary, ...] = ()
+    next: str | None = None
+
+
+class BranchDetail(Frozen):
+    """One branch of a transaction.
+
+    Its payload may hold what is private, so only the payload's SHA-256 is given. `stuck` is the
+    report for a person: `resource`, `table`, `key`, the images `before`, `after` and `now`, and
+    `repair`, the statements that would set it right.
+    """
+
+    number: int
+    mode: str
+    resource: str
+    state: str
+    attempts: int
+    payload_digest: str
+    locks: tuple[str, ...] = ()
+    error: str | None = None
+    stuck: dict[str, Any] | None = None
+
+
+class TransactionEvent(Frozen):
+    """One line of a transaction's history."""
+
+    at: float
+    kind: str
+    branch: int | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class TransactionDetail(Frozen):
+    """All that is known of one transaction."""
+
+    app: str
+    transaction: TransactionSummary
+    branches: tuple[BranchDetail, ...] = ()
+    events: tuple[TransactionEvent, ...] = ()
+
+
+class RetryRequest(Frozen):
+    """Try again at once, also what is stuck."""
+
+    why: str = Field(default="", max_length=1000)
+
+
+class RepairRequest(Frozen):
+    """Say that a person has brought a stuck branch to the decided end."""
+
+    branch: int = Field(ge=1)
+    why: str = Field(min_length=1, max_length=1000)
+
+
+class RepairResult(Frozen):
+    """What a repair came to: `proposed` where a second person has to ask for the same."""
+
+    outcome: Literal["repaired", "proposed"]
+    detail: TransactionDetail

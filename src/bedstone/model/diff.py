@@ -21,6 +21,7 @@ from bedstone.model.spec import (
     Limits,
     Route,
     TcpProbe,
+    TransactionsSpec,
     WorkloadSpec,
 )
 from bedstone.model.units import format_duration, format_size
@@ -54,6 +55,7 @@ def diff(
     stores, wanted = (old.databases if old else {}), (new.databases if new else {})
     for name in _union(stores, wanted):
         changes += _database(name, stores.get(name), wanted.get(name))
+    changes += _transactions(old.transactions if old else None, new.transactions if new else None)
     return changes
 
 
@@ -176,6 +178,24 @@ def _database(name: str, old: DatabaseSpec | None, new: DatabaseSpec | None) -> 
             yield from _value(f"{subject}: {key}", was, is_now, "")
 
 
+def _transactions(old: TransactionsSpec | None, new: TransactionsSpec | None) -> Iterator[Change]:
+    if old is None or new is None:
+        if new is not None:
+            yield Change(op="+", subject="transactions", after=f"logged in {new.database}")
+        elif old is not None:
+            yield Change(op="-", subject="transactions", effect="the log is kept")
+        return
+    if old.database != new.database:
+        yield Change(
+            op="~",
+            subject="transactions: database",
+            before=old.database,
+            after=new.database,
+            effect="what is unfinished in the old log stays there",
+        )
+    yield from _value("transactions: second_person", old.second_person, new.second_person, IN_PLACE)
+
+
 def _value(
     subject: str, old: Any, new: Any, effect: str, *, duration: bool = False
 ) -> Iterator[Change]:
@@ -189,6 +209,8 @@ def _text(value: Any, *, duration: bool = False) -> str:
     match value:
         case None:
             text = ""
+        case bool():
+            text = str(value).lower()
         case float() if duration:
             text = format_duration(value)
         case tuple():

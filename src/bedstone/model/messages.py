@@ -74,7 +74,8 @@ class Reply(Frozen):
     """A part of the answer to a `Command`.
 
     For `logs`: `lines` (each `time`, `instance`, `text`). For `call`: `status`, `headers`, `body`
-    (base64). For failures: `error` (a code of `bedstone.errors`) and `message`.
+    (base64). For `database`: `body`, the URL. For failures: `error` (a code of `bedstone.errors`)
+    and `message`.
     """
 
     type: Literal["reply"] = "reply"
@@ -131,12 +132,13 @@ class Command(Frozen):
     `logs`: of `subject` (a prefix of `APP/CELL/WORKLOAD/INSTANCE`, or `engine:NAME`), from `since`
     (seconds since the epoch), at most the last `tail` lines, going on when `follow`.
     `call`: one HTTP request into the mesh as `identity`, to `url` (`http://WORKLOAD/PATH`).
+    `database`: the URL of database `subject` (`APP/CELL/NAME`), for the user `identity` of it.
     `cancel`: stop answering command `subject`.
     """
 
     type: Literal["command"] = "command"
     id: str
-    action: Literal["logs", "call", "cancel"]
+    action: Literal["logs", "call", "database", "cancel"]
     subject: str = ""
     since: float | None = None
     tail: int | None = None

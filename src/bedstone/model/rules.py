@@ -48,6 +48,7 @@ def check_rules(document: Document, environ: Mapping[str, str] | None) -> list[P
         *rules.gateway(),
         *(problem for name in rules.workloads for problem in rules.workload(name)),
         *(problem for name in rules.databases for problem in rules.database(name)),
+        *rules.transactions(),
     ]
 
 
@@ -217,6 +218,12 @@ class _Rules:
                 )
             if isinstance(value, str):
                 yield from self._references(location, value, uses)
+
+    def transactions(self) -> Iterator[Problem]:
+        """Where the transaction log is."""
+        name = _mapping(self._data.get("transactions")).get("database")
+        if isinstance(name, str) and name not in self.databases:
+            yield self._unknown(("transactions", "database"), name, self.databases, "a database")
 
     def database(self, name: str) -> Iterator[Problem]:
         """Where a database is."""

@@ -253,6 +253,18 @@ class DatabaseSpec(Spec):
     standby: Literal["sync", "async"] | None = None
 
 
+class TransactionsSpec(Spec):
+    """Distributed transactions: where their log is, and who may repair one that is stuck."""
+
+    database: Name = Field(
+        description="The database that holds the log. Workloads that use it find the log in "
+        "`BEDSTONE_TRANSACTIONS_URL`."
+    )
+    second_person: Flag = Field(
+        default=False, description="A repair needs the approval of a second person."
+    )
+
+
 class AppSpec(Spec):
     """A manifest."""
 
@@ -261,6 +273,9 @@ class AppSpec(Spec):
     workloads: dict[Name, WorkloadSpec] = Field(min_length=1, description="The services, by name.")
     databases: dict[Name, DatabaseSpec] = Field(
         default_factory=dict, description="The databases, by name."
+    )
+    transactions: TransactionsSpec | None = Field(
+        default=None, description="Distributed transactions across databases and services."
     )
 
 

@@ -187,7 +187,9 @@ class Agent:
                 failed=self._broken.set,
             )
         )
-        self._commands = Commands(config, self._session.send, self._session.drained, self._tasks)
+        self._commands = Commands(
+            config, self._session.send, self._session.drained, self._tasks, self._databases
+        )
 
     # Membership.
 

@@ -1,4 +1,4 @@
-"""What the server asks the node to do now: show logs, make a call, stop doing either."""
+"""What the server asks the node to do now: show logs, make a call, name a database, stop that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from bedstone.errors import INTERNAL, Error, InvalidError
@@ -14,6 +15,14 @@ from bedstone.node.config import NodeConfig
 from bedstone.node.http import request
 from bedstone.node.logs import show
 from bedstone.node.tasks import Tasks
+
+
+class Databases(Protocol):
+    """What commands need of the node's databases."""
+
+    def operator_url(self, path: str, user: str) -> str:
+        """The URL of the ready database APP/CELL/NAME with the credentials of `user`."""
+        ...
 
 
 class Commands:
@@ -25,12 +34,14 @@ class Commands:
         send: Callable[[FromNode], bool],
         drained: Callable[[], Awaitable[None]],
         tasks: Tasks,
+        databases: Databases,
     ) -> None:
         """Args: the node's, how to answer, how to wait until answers have left, where to work."""
         self._config = config
         self._send = send
         self._drained = drained
         self._tasks = tasks
+        self._databases = databases
         self._running: dict[str, asyncio.Task[object]] = {}
 
     def handle(self, command: Command) -> None:
@@ -51,6 +62,9 @@ class Commands:
                     await self._call(command)
                 case "logs":
                     await self._logs(command)
+                case "database":
+                    url = self._databases.operator_url(command.subject, command.identity)
+                    self._send(Reply(id=command.id, final=True, body=url))
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
         except Exception as error:  # whoever asked must hear of it, and not wait for ever

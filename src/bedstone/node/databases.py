@@ -212,10 +212,31 @@ class DatabaseManager:
         server = self._servers.get(f"{app}/{cell}/{name}")
         if server is None:
             raise NotFoundError(f"database {name} is not on this node")
-        user = role_of(role)
         address = inside or Address(host="127.0.0.1", port=server.credentials.port)
+        return self._url(server, name, role, address.host, address.port)
+
+    def _url(self, server: _Server, name: str, role: str, host: str, port: int) -> str:
+        user = role_of(role)
         password = quote(server.credentials.password(user), safe="")
-        return f"postgresql://{quote(user)}:{password}@{address.host}:{address.port}/{quote(name)}"
+        return f"postgresql://{quote(user)}:{password}@{host}:{port}/{quote(name)}"
+
+    def operator_url(self, path: str, user: str) -> str:
+        """See `commands.Databases`.
+
+        Raises:
+            NotFoundError: no such database is on this node, or `user` is none of its users.
+            UnavailableError: it is not ready.
+        """
+        database = next((d for d in self._view.databases() if d.path == path), None)
+        if database is None or database.node != self._node or user not in database.users:
+            raise NotFoundError(f"database {path} of {user} is not on node {self._node}")
+        if database.url is not None:
+            return database.url
+        server = self._servers.get(path)
+        if server is None or not server.ready:
+            reason = server.reason if server else "it is being started"
+            raise UnavailableError(f"database {path}: {reason}", retry_after=1.0)
+        return self._url(server, database.name, user, "127.0.0.1", server.credentials.port)
 
     async def close(self) -> None:
         """Let go of everything, leaving it running."""

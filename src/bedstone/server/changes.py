@@ -155,6 +155,10 @@ class Changes:
         """Record who made a node part of the domain; not before that is it given its identity."""
         await self._store.commit([self._audit(who, "join", f"node {node}", address[:1000])])
 
+    async def noted(self, who: str, action: str, target: str, detail: str) -> None:
+        """Record a change that was made elsewhere than in the store."""
+        await self._store.commit([self._audit(who, action, target, detail[:1000])])
+
     async def audit(self, limit: int) -> list[AuditRecord]:
         """The latest changes, newest first."""
         listing = await self._store.list("audit/")

@@ -62,3 +62,39 @@ def test_an_engine_stays_where_its_data_is() -> None:
     held = Database(app="bank", name="ledger", node="gone", users=["accounts"])
 
     assert placed(snapshot(app(None), held, *nodes, Presence(node="here"))) == []
+
+
+def with_log(uses: str) -> App:
+    spec = {
+        "app": "bank",
+        "workloads": {
+            "accounts": {"run": "accounts:app", "uses": [uses]},
+            "web": {"run": "web:app"},
+        },
+        "databases": {"ledger": {}, "other": {}},
+        "transactions": {"database": "ledger"},
+    }
+    return App(name="bank", spec=AppSpec.model_validate(spec))
+
+
+def test_who_uses_the_database_of_the_transaction_log_finds_the_log() -> None:
+    """Others do not, and are not rolled out for it."""
+    variable = "BEDSTONE_TRANSACTIONS_URL"
+    told = scheduling.declared_spec(with_log("ledger"), "accounts").env
+    assert told == {variable: "${databases.ledger.url}"}
+    assert scheduling.declared_spec(with_log("other"), "accounts").env == {}
+    plain = with_log("ledger")
+    without = plain.model_copy(
+        update={"spec": plain.spec.model_copy(update={"transactions": None})}
+    )
+    names = {a: scheduling.revision_name(plain, a) for a in ("accounts", "web")}
+    before = {a: scheduling.revision_name(without, a) for a in ("accounts", "web")}
+    assert names["accounts"] != before["accounts"]
+    assert names["web"] == before["web"]
+
+
+def test_the_server_is_a_user_of_the_transaction_log_and_of_no_other_database() -> None:
+    here = Node(name="here", address="127.0.0.1")
+    found = snapshot(with_log("ledger"), here, Presence(node="here"))
+    users = {database.name: database.users for database in placed(found)}
+    assert users == {"ledger": ["accounts", "operator"], "other": []}

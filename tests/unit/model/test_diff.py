@@ -145,3 +145,24 @@ def test_the_gateway_comes_and_goes() -> None:
     assert [c.op for c in gone] == ["-"]
     back = diff(spec(without), spec(), {}, {})
     assert [c.subject for c in back] == ["gateway", "route /"]
+
+
+def test_a_transaction_log_comes_moves_and_goes() -> None:
+    logged = BASE + "transactions: {database: ledger}\n"
+    moved = logged.replace("databases:", "databases:\n  other: {}").replace(
+        "database: ledger", "database: other, second_person: true"
+    )
+
+    def between(old: str, new: str) -> list[str]:
+        return [
+            line
+            for change in diff(spec(old), spec(new), {}, {})
+            if "transactions" in (line := format_change(change))
+        ]
+
+    assert between(BASE, logged) == ["+ transactions logged in ledger"]
+    assert between(logged, BASE) == ["- transactions (the log is kept)"]
+    assert between(logged, moved) == [
+        "~ transactions: database ledger → other (what is unfinished in the old log stays there)",
+        "~ transactions: second_person false → true (no restart)",
+    ]

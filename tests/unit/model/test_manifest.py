@@ -50,7 +50,8 @@ RUN = "    run: accounts:app\n"
             "gateway:",
             "gatewy:",
             (
-                "2:1: unknown key 'gatewy', expected one of app, gateway, workloads, databases; "
+                "2:1: unknown key 'gatewy', expected one of app, gateway, workloads, databases, "
+                "transactions; "
                 "did you mean 'gateway'?"
             ),
         ),

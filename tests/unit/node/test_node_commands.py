@@ -6,14 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from bedstone.errors import NotFoundError
 from bedstone.model.messages import Command, FromNode, Reply
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.tasks import Tasks
 
 
-def test_a_bug_of_ours_is_an_answer_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> list[FromNode]:
+class OneDatabase:
+    """A node with one database, used by the operator."""
+
+    def operator_url(self, path: str, user: str) -> str:
+        if (path, user) != ("a/default/ledger", "operator"):
+            raise NotFoundError(f"database {path} of {user} is not on node n")
+        return "postgresql://operator@127.0.0.1/ledger"
+
+
+def answer(folder: Path, command: Command) -> FromNode:
+    """What the node says to one command."""
+
+    async def run() -> FromNode:
         said: list[FromNode] = []
         answered = asyncio.Event()
 
@@ -23,18 +35,37 @@ def test_a_bug_of_ours_is_an_answer_too(tmp_path: Path, caplog: pytest.LogCaptur
             return True
 
         config = NodeConfig(
-            name="n", state_dir=tmp_path, run_dir=tmp_path, api="a", supervisor=tmp_path / "s"
+            name="n", state_dir=folder, run_dir=folder, api="a", supervisor=folder / "s"
         )
         tasks = Tasks()
-        commands = Commands(config, send, answered.wait, tasks)  # type: ignore[arg-type]
-        url = "http://web/"
-        commands.handle(Command(id="1", action="call", app="a", url=url, body="a"))
+        commands = Commands(config, send, answered.wait, tasks, OneDatabase())  # type: ignore[arg-type]
+        commands.handle(command)
         await asyncio.wait_for(answered.wait(), 5)
         await tasks.close()
-        return said
+        (reply,) = said
+        return reply
 
+    return asyncio.run(run())
+
+
+def test_a_bug_of_ours_is_an_answer_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = Command(id="1", action="call", app="a", url="http://web/", body="a")
     with caplog.at_level(logging.ERROR):
-        (reply,) = asyncio.run(run())
+        reply = answer(tmp_path, command)
     assert isinstance(reply, Reply)
     assert (reply.id, reply.final, reply.error) == ("1", True, "internal")
     assert "task failed" in caplog.text
+
+
+def test_the_server_may_ask_where_its_own_database_is(tmp_path: Path) -> None:
+    asked = Command(id="1", action="database", subject="a/default/ledger")
+    reply = answer(tmp_path, asked)
+    assert isinstance(reply, Reply)
+    assert (reply.final, reply.error, reply.body) == (
+        True,
+        None,
+        "postgresql://operator@127.0.0.1/ledger",
+    )
+    reply = answer(tmp_path, asked.model_copy(update={"identity": "web"}))
+    assert isinstance(reply, Reply)
+    assert (reply.final, reply.error, reply.body) == (True, "not_found", "")

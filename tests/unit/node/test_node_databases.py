@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.model.messages import Assignments
 from bedstone.model.resources import Database, DatabaseStatus, Node, Phase
 from bedstone.node import databases
@@ -167,3 +167,27 @@ def test_a_start_that_takes_long_says_what_the_log_tells(
             await scene.manager.close()
 
     asyncio.run(run())
+
+
+def test_the_server_is_told_the_url_of_a_ready_database_that_it_uses(
+    tmp_path: Path,
+) -> None:
+    """Not of one that starts, and not with the credentials of a user that it is not given."""
+
+    async def scenario() -> None:
+        ledger = LEDGER.model_copy(update={"users": ["operator", "web"]})
+        scene = Scene(tmp_path, StuckSupervisor(""), Ports(1, 1))
+        scene.view.apply(Assignments(domain="d", databases=(ledger,)))
+        credentials = databases.Credentials(tmp_path / "ledger.json", 5433, {})
+        server = scene.manager._servers[ledger.path] = databases._Server(ledger, credentials)
+        with pytest.raises(UnavailableError, match="started"):
+            scene.manager.operator_url(ledger.path, "operator")
+        server.ready = True
+        url = scene.manager.operator_url(ledger.path, "operator")
+        assert url.startswith("postgresql://operator:")
+        assert url.endswith("/ledger")
+        with pytest.raises(NotFoundError, match="of nobody"):
+            scene.manager.operator_url(ledger.path, "nobody")
+        await scene.manager.close()
+
+    asyncio.run(scenario())
