@@ -1,0 +1,222 @@
+"""Asynchronous drivers: psycopg, asyncpg, asyncmy, aiosqlite, and SQLAlchemy's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bedstone.transactions.connections import OPENINGS, AsyncConnection, failed_before
+from bedstone.transactions.connections_sync import (
+    bound,
+    gathered,
+    psycopg_status,
+    sqlite_implicit,
+)
+from bedstone.transactions.sql import Dialect, Query, Result, Style
+from bedstone.transactions.sqlalchemy_dialects import NO_PARAMETERS, dialect_of, refuse_autocommit
+
+_GIVES_ROWS = re.compile(
+    r"\s*(select|with|values|show|table|explain|fetch)\b|.*\breturning\b", re.IGNORECASE | re.DOTALL
+)
+
+
+class Psycopg(AsyncConnection):
+    """`psycopg.AsyncConnection`."""
+
+    dialect = Dialect.POSTGRES
+
+    def in_transaction(self) -> bool:
+        """Ask what the server said last."""
+        return psycopg_status(self.raw) in {"INTRANS", "INERROR", "ACTIVE"}
+
+    async def _begin(self) -> None:
+        if self.raw.autocommit:
+            await self.raw.execute("BEGIN")
+
+    async def _prove(self) -> None:
+        if psycopg_status(self.raw) == "INERROR":
+            raise failed_before()
+
+    async def _commit(self) -> None:
+        await self.raw.commit()
+
+    async def _rollback(self) -> None:
+        await self.raw.rollback()
+
+    async def _execute(self, query: Query) -> Result:
+        from psycopg.rows import tuple_row
+
+        text, parameters = bound(query, Style.FORMAT)
+        async with self.raw.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(text, parameters)
+            return gathered(cursor, await cursor.fetchall() if cursor.description else ())
+
+
+class Asyncpg(AsyncConnection):
+    """`asyncpg.Connection`, or what its pool gives. No rows, no columns' names.
+
+    The local transaction is asyncpg's own, so that `raw.transaction()` inside it is a savepoint.
+    """
+
+    dialect = Dialect.POSTGRES
+
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw)
+        self._transaction: Any = None
+
+    def in_transaction(self) -> bool:
+        """Ask what the server said last."""
+        return bool(self.raw.is_in_transaction())
+
+    async def _begin(self) -> None:
+        transaction = self.raw.transaction()
+        await transaction.start()
+        self._transaction = transaction
+
+    async def _commit(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            await transaction.commit()
+        elif await self.raw.execute("COMMIT") != "COMMIT":
+            raise failed_before()
+
+    async def _rollback(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None and self.in_transaction():
+            await transaction.rollback()
+        elif self.in_transaction():
+            await self.raw.execute("ROLLBACK")
+
+    async def _execute(self, query: Query) -> Result:
+        text, parameters = bound(query, Style.NUMBERED)
+        arguments = tuple(parameters or ())
+        if not _GIVES_ROWS.match(text):
+            return Result(count=_counted(await self.raw.execute(text, *arguments)))
+        records = await self.raw.fetch(text, *arguments)
+        columns = tuple(records[0].keys()) if records else ()
+        return Result(tuple(tuple(record) for record in records), columns, len(records))
+
+
+class Asyncmy(AsyncConnection):
+    """`asyncmy.Connection`."""
+
+    dialect = Dialect.MYSQL
+
+    def in_transaction(self) -> bool:
+        """Ask what the server said last."""
+        return bool(self.raw.get_transaction_status())
+
+    async def _begin(self) -> None:
+        await self.raw.begin()
+        await self._execute(Query(OPENINGS[self.dialect]))
+
+    async def _commit(self) -> None:
+        await self.raw.commit()
+
+    async def _rollback(self) -> None:
+        await self.raw.rollback()
+
+    async def _execute(self, query: Query) -> Result:
+        from asyncmy.cursors import Cursor
+
+        text, parameters = bound(query, Style.FORMAT)
+        async with self.raw.cursor(Cursor) as cursor:
+            await cursor.execute(text, parameters)
+            return gathered(cursor, await cursor.fetchall() if cursor.description else ())
+
+
+class Aiosqlite(AsyncConnection):
+    """`aiosqlite.Connection`."""
+
+    dialect = Dialect.SQLITE
+
+    def in_transaction(self) -> bool:
+        """Ask the library; one that opens transactions by itself has none that counts."""
+        return bool(self.raw.in_transaction) and (self._begun or not self._implicit())
+
+    def _implicit(self) -> bool:
+        return sqlite_implicit(self.raw._conn)  # noqa: SLF001 - it tells nobody else
+
+    async def _begin(self) -> None:
+        if not self._implicit():
+            await self.raw.execute(OPENINGS[self.dialect])
+
+    async def _commit(self) -> None:
+        if self._implicit():
+            await self.raw.commit()
+        elif self.raw.in_transaction:
+            await self.raw.execute("COMMIT")
+
+    async def _rollback(self) -> None:
+        if self._implicit():
+            await self.raw.rollback()
+        elif self.raw.in_transaction:
+            await self.raw.execute("ROLLBACK")
+
+    async def _execute(self, query: Query) -> Result:
+        text, parameters = bound(query, Style.QMARK)
+        async with self.raw.execute(text, parameters or ()) as cursor:
+            return gathered(cursor, await cursor.fetchall() if cursor.description else ())
+
+
+class SQLAlchemy(AsyncConnection):
+    """`sqlalchemy.ext.asyncio.AsyncConnection`."""
+
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw)
+        self.dialect, self.style = dialect_of(self._bind())
+
+    def in_transaction(self) -> bool:
+        """Ask SQLAlchemy."""
+        return bool(self.raw.in_transaction())
+
+    def _bind(self) -> Any:
+        return self.raw
+
+    async def _connection(self) -> Any:
+        return self.raw
+
+    async def _begin(self) -> None:
+        await self.raw.begin()
+        connection = await self._connection()
+        driver = await connection.get_raw_connection()
+        refuse_autocommit(connection.dialect, driver.dbapi_connection)
+        sqlite_begun = self.dialect is Dialect.SQLITE and driver.driver_connection.in_transaction
+        if self.dialect in OPENINGS and not sqlite_begun:
+            await self._execute(Query(OPENINGS[self.dialect]))
+
+    async def _commit(self) -> None:
+        await self.raw.commit()
+
+    async def _rollback(self) -> None:
+        await self.raw.rollback()
+
+    async def _execute(self, query: Query) -> Result:
+        text, parameters = bound(query, self.style)
+        options = None if parameters else NO_PARAMETERS
+        connection = await self._connection()
+        found = await connection.exec_driver_sql(text, parameters, execution_options=options)
+        if not found.returns_rows:
+            return Result(count=found.rowcount)
+        columns = tuple(found.keys())
+        return Result(tuple(tuple(row) for row in found), columns, found.rowcount)
+
+
+class SQLAlchemySession(SQLAlchemy):
+    """`sqlalchemy.ext.asyncio.AsyncSession`."""
+
+    def _bind(self) -> Any:
+        return self.raw.get_bind()
+
+    async def _connection(self) -> Any:
+        return await self.raw.connection()
+
+    async def _prove(self) -> None:
+        await self.raw.flush()
+        await super()._prove()
+
+
+def _counted(tag: str) -> int:
+    """The rows touched, from a command tag such as `UPDATE 3`."""
+    last = tag.rpartition(" ")[2]
+    return int(last) if last.isdigit() else -1

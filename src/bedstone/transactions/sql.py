@@ -1,0 +1,113 @@
+"""What Bedstone says to a database, apart from how: dialects, queries, results and errors.
+
+Owns the words that the barrier, AT, XA, the outbox and the drivers share. No I/O.
+
+Rules:
+- A conversation with a database is a generator (`Steps`): it yields queries and is sent results,
+  so that one text serves blocking and asynchronous drivers.
+- `?` marks a parameter. It is never one inside a literal, a quoted name or a comment.
+- A native query is the developer's own: text, parameters and errors stay the driver's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias, TypeVar
+
+from bedstone.errors import ConflictError
+
+T = TypeVar("T")
+
+
+class Dialect(StrEnum):
+    """Whose SQL a database speaks; MYSQL is MySQL's and MariaDB's."""
+
+    POSTGRES = "postgres"
+    MYSQL = "mysql"
+    SQLITE = "sqlite"
+
+
+class Style(StrEnum):
+    """How a driver marks parameters (PEP 249, `paramstyle`)."""
+
+    QMARK = "qmark"
+    FORMAT = "format"
+    NUMBERED = "numeric_dollar"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One statement.
+
+    Args:
+        text: with `?` for each parameter, or in the driver's own style when native.
+        parameters: in order; a mapping only when native.
+        native: it goes to the driver as it is, and its errors come back as they are.
+    """
+
+    text: str
+    parameters: tuple[object, ...] | Mapping[str, object] = ()
+    native: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a statement gave.
+
+    Args:
+        rows: all of them, in order; none for a statement that returns none.
+        columns: their names.
+        count: rows returned or touched, as the driver counts them; -1 when it does not say.
+    """
+
+    rows: tuple[tuple[object, ...], ...] = ()
+    columns: tuple[str, ...] = ()
+    count: int = -1
+
+
+Steps: TypeAlias = Generator[Query, Result, T]
+"""A pure conversation with a database: `result = yield Query(...)`, in the end `return value`."""
+
+
+class DuplicateError(ConflictError):
+    """A row with that unique key exists."""
+
+
+_MARKS = re.compile(
+    r"""(?P<kept>
+          '(?:[^']|'')*'                # literal
+        | "(?:[^"]|"")*"                # name, or a literal of MySQL
+        | `(?:[^`]|``)*`                # name in MySQL
+        | --[^\n]*                      # comments
+        | /\*.*?\*/
+        | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$  # literal in PostgreSQL
+        )
+      | (?P<mark>\?)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def rendered(query: Query, style: Style) -> tuple[str, tuple[object, ...]]:
+    """A query of ours in a driver's style, with its parameters.
+
+    Without parameters the text is kept: a driver that is given none looks for no marks.
+    """
+    parameters: Any = query.parameters
+    if not parameters:
+        return query.text, ()
+    if style is Style.QMARK:
+        return query.text, tuple(parameters)
+    text = query.text.replace("%", "%%") if style is Style.FORMAT else query.text
+    number = 0
+
+    def mark(found: re.Match[str]) -> str:
+        nonlocal number
+        if found["mark"] is None:
+            return found[0]
+        number += 1
+        return "%s" if style is Style.FORMAT else f"${number}"
+
+    return _MARKS.sub(mark, text), tuple(parameters)
