@@ -12,13 +12,14 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from bedstone.errors import Error, UnavailableError, UnknownOutcomeError
+from bedstone.errors import DeniedError, Error, UnavailableError, UnknownOutcomeError
 from bedstone.transactions.sql import DuplicateError
 
 _RETRY_STATES = ("40001", "40P01", "55P03", "57014", "53", "57P01", "57P02", "57P03", "25P03")
 _RETRY_NUMBERS = {1205, 1213, 3572, 1020, 1040, 1041, 1053, 1203, 1226, 1317, 1969, 3024}
 _LOST_NUMBERS = {0, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 2002, 2003, 2006, 2013, 2014, 2055}
 _XA_RETRY = {1402, 1613, 1614}  # XA_RBROLLBACK, XA_RBTIMEOUT, XA_RBDEADLOCK
+_DENIED_NUMBERS = {1044, 1142, 1143, 1227}
 _DUPLICATE_NUMBERS = {1062, 1586}
 _RETRY_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_FULL")
 _ENDING_STATES = {"57P01", "57P02", "57P03", "25P03"}  # the session is ended by the server
@@ -49,6 +50,8 @@ def meaning(error: BaseException, *, committing: bool = False) -> Error | None:
     state, number, name = _state(inner), _number(inner), _sqlite(inner)
     if state == "23505" or number in _DUPLICATE_NUMBERS or _unique(name):
         return DuplicateError(f"a row with that key exists: {_words(inner)}")
+    if state == "42501" or number in _DENIED_NUMBERS:
+        return DeniedError(f"the database refused: {_words(inner)}")
     if (
         (state is not None and state.startswith(_RETRY_STATES))
         or number in _RETRY_NUMBERS | _XA_RETRY
