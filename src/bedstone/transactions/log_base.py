@@ -101,6 +101,7 @@ class BatchedLog(ABC):
     ) -> Transaction:
         """As `Log.record`."""
         log_rows.check_outcomes(outcomes)
+        log_rows.check_time(next_attempt)
         return await self._submit(
             xid,
             lambda found, now: machine.record(
@@ -118,6 +119,7 @@ class BatchedLog(ABC):
     ) -> Transaction:
         """As `Log.journal`."""
         log_rows.check_events(events)
+        log_rows.check_time(next_attempt or 0.0)
         return await self._submit(
             xid,
             lambda found, now: machine.journal(

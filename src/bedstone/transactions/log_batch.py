@@ -128,6 +128,11 @@ class Draft:
         return after
 
     @property
+    def empty(self) -> bool:
+        """Whether every operation was refused, or changes nothing."""
+        return not self._dirty
+
+    @property
     def inserted(self) -> list[Stored]:
         """Transactions that are new, sorted."""
         return [self._rows[xid] for xid in sorted(self._dirty) if xid not in self._old]

@@ -85,12 +85,12 @@ def row(held: Stored) -> tuple[object, ...]:
         it.xid,
         it.name,
         it.state.value,
-        it.deadline,
+        float(it.deadline),
         it.created,
         held.ended_at,
         it.owner,
         it.epoch,
-        it.next_attempt,
+        float(it.next_attempt),
         held.branches,
         held.events,
         is_stuck(it),
@@ -119,6 +119,11 @@ def decode_branches(text: str) -> tuple[Branch, ...]:
     if text == "[]":
         return ()
     return tuple(_branch(value) for value in json.loads(text))
+
+
+def age(held: Stored) -> tuple[float, str]:
+    """What sorts the oldest first."""
+    return (held.transaction.created, held.transaction.xid)
 
 
 def is_stuck(transaction: Transaction) -> bool:
@@ -157,9 +162,19 @@ def check_transaction(transaction: Transaction) -> None:
         )
     check_owner(transaction.owner)
     _check_text("transaction name", transaction.name, LONGEST_NAME)
-    if math.isnan(transaction.deadline) or math.isnan(transaction.next_attempt):
-        raise InvalidError("got a time that is no number, expected seconds since the epoch")
+    check_time(transaction.deadline)
+    check_time(transaction.next_attempt)
     check_branches(transaction.branches)
+
+
+def check_time(at: float) -> None:
+    """Refuse what is no time.
+
+    Raises:
+        InvalidError: it is not finite.
+    """
+    if not math.isfinite(at):
+        raise InvalidError(f"got the time {at}, expected seconds since the epoch")
 
 
 def check_branches(branches: Iterable[Branch]) -> None:

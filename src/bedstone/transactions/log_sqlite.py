@@ -218,7 +218,7 @@ class SqliteLog(BatchedLog):
                     (other, limit),
                 )
             ]
-            found = sorted(map(log_rows.stored, rows), key=_age)[:limit]
+            found = sorted(map(log_rows.stored, rows), key=log_rows.age)[:limit]
             draft = Draft(found, {}, now)
             taken = [draft.put(machine.claim(it.transaction, owner, now)) for it in found]
             _put(database, draft)
@@ -393,10 +393,6 @@ def _put(database: sqlite3.Connection, draft: Draft) -> None:
     locks = draft.locks()
     database.executemany("DELETE FROM locks WHERE key = ? AND xid = ?", locks.removed)
     database.executemany("INSERT OR REPLACE INTO locks VALUES (?, ?)", locks.added + locks.moved)
-
-
-def _age(held: log_rows.Stored) -> tuple[float, str]:
-    return (held.transaction.created, held.transaction.xid)
 
 
 def _create_private(path: Path) -> None:

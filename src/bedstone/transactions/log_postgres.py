@@ -1,0 +1,284 @@
+"""The log in PostgreSQL: for the coordinators of any number of machines.
+
+`postgresql://…/database[?schema=bedstone]`; other options are libpq's.
+
+Rules:
+- A batch is one local transaction, two round trips and one flush: the first reads and locks, the
+  second writes and commits. It caches nothing that another coordinator may change.
+- Rows are locked in the order of their ids, then locks are put down in the order of their keys, so
+  that coordinators wait for each other but never in a circle; where they do all the same (two begin
+  one id), the batch that the database ends is begun anew.
+- A global lock is put down in the first round trip, by the unique key, for the first that wants it;
+  the second round trip hands it on or takes it away, as the state machine decided.
+- The clock is the server's, read after the rows are locked.
+- A connection lost before the second round trip wrote nothing, and the batch is begun anew. Lost in
+  the second, the outcome is unknown, and is told as such.
+- Session settings need a session: a pooler between must pool sessions, not transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Self, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from bedstone.errors import UnknownOutcomeError
+from bedstone.transactions import log_postgres_sql as statements
+from bedstone.transactions import log_rows, machine
+from bedstone.transactions.log_base import BatchedLog, unknown
+from bedstone.transactions.log_batch import Draft, Operation, Outcome, closed
+from bedstone.transactions.log_postgres_session import (
+    PATIENCE,
+    Connection,
+    Query,
+    Rows,
+    Session,
+    parse,
+    prepare,
+    proves_nothing_written,
+    translated,
+    worth_repeating,
+)
+from bedstone.transactions.model import Event, State, Transaction
+
+T = TypeVar("T")
+_Rows = Sequence[tuple[object, ...]]
+
+ATTEMPTS: Final = 5
+"""How often a batch is begun anew after a deadlock, or on a connection that was lost idle."""
+
+
+class PostgresLog(BatchedLog):
+    """A `Log` in a PostgreSQL database, shared by any number of coordinators.
+
+    Args:
+        url: libpq's connection URL; its option `schema` names the schema of the log's tables.
+        patience: seconds to go on trying to connect, while the database is away.
+    """
+
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+        super().__init__()
+        parameters, schema = parse(url)
+        self._writer = Session(parameters, schema, patience)
+        self._reader = Session(parameters, schema, patience)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Construct from `postgresql://…[?schema=NAME]`.
+
+        Raises:
+            InvalidError: the URL or an option is malformed.
+        """
+        return cls(url)
+
+    async def now(self) -> float:
+        """As `Log.now`."""
+        ((now,),) = await self._read(statements.CLOCK)
+        return float(now)
+
+    async def owned(self, owner: str, limit: int) -> Sequence[Transaction]:
+        """As `Log.owned`."""
+        return await self._transactions(statements.OWNED, (owner, limit))
+
+    async def get(self, xid: str) -> Transaction:
+        """As `Log.get`."""
+        found = await self._transactions(statements.GET, (xid,)) if log_rows.is_xid(xid) else ()
+        if not found:
+            raise unknown(xid)
+        return found[0]
+
+    async def list(
+        self,
+        states: Sequence[State] = (),
+        *,
+        stuck: bool = False,
+        after: str = "",
+        limit: int = 100,
+    ) -> Sequence[Transaction]:
+        """As `Log.list`."""
+        wanted = [state.value for state in states or State]
+        query = statements.LIST
+        if states and not any(state.ended for state in states):
+            query += " AND ended_at IS NULL"
+        if stuck:
+            query += " AND stuck"
+        return await self._transactions(
+            sql.SQL(query + " ORDER BY xid LIMIT %s").format(sql.SQL(log_rows.READ)),
+            (after, wanted, limit),
+        )
+
+    async def events(self, xid: str) -> Sequence[Event]:
+        """As `Log.events`."""
+        rows = await self._read(statements.EVENTS, (xid,)) if log_rows.is_xid(xid) else ()
+        if not rows:
+            raise unknown(xid)
+        return tuple(map(log_rows.event, rows))
+
+    async def locked(self, locks: Sequence[str]) -> dict[str, str]:
+        """As `Log.locked`."""
+        return dict(await self._read(statements.HOLDERS, (sorted(set(locks)),)))
+
+    async def leases(self) -> dict[str, float]:
+        """As `Log.leases`."""
+        return dict(await self._read(statements.LEASES))
+
+    async def _transactions(self, query: Query, values: Sequence[object]) -> Sequence[Transaction]:
+        rows = await self._read(query, values)
+        return tuple(log_rows.stored(row).transaction for row in rows)
+
+    async def _read(self, query: Query, values: Sequence[object] = ()) -> Rows:
+        if self._queue is None:
+            raise closed()
+        return await self._reader.read(query, values)
+
+    async def _connect(self) -> None:
+        try:
+            await prepare(self._writer)
+            await self._reader.connection()
+        except BaseException:
+            await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        await self._reader.drop()
+        await self._writer.drop()
+
+    async def _write(self, operations: Sequence[Operation]) -> Sequence[Outcome]:
+        wanted = {lock: it.xid for it in reversed(operations) for lock in it.locks}
+        locks, xids = sorted(wanted), sorted({operation.xid for operation in operations})
+
+        async def attempt(connection: Connection) -> Sequence[Outcome]:
+            async with connection.pipeline():
+                await connection.execute("BEGIN")
+                rows = await connection.execute(statements.LOCK_ROWS, (xids,), binary=True)
+                if locks:
+                    owners = [wanted[lock] for lock in locks]
+                    placing = await connection.execute(
+                        statements.PLACE, (locks, owners), binary=True
+                    )
+                    holding = await connection.execute(statements.HOLDERS, (locks,), binary=True)
+                clock = await connection.execute(statements.CLOCK, binary=True)
+            self.statistics.round_trips += 1
+            found = map(log_rows.stored, await rows.fetchall())
+            placed: dict[str, str] = {}
+            holders: dict[str, str] = {}
+            if locks:
+                placed = dict(await placing.fetchall())
+                # One that was held when ours came and is given up since is not ours yet.
+                holders = dict.fromkeys(locks, "") | dict(await holding.fetchall())
+            ((now,),) = await clock.fetchall()
+            draft = Draft(found, holders, now, placed)
+            outcomes = [draft.apply(operation) for operation in operations]
+            await self._put(connection, draft)
+            return outcomes
+
+        return await self._persist(attempt)
+
+    async def _claim(self, owner: str, lease: float, limit: int) -> Sequence[Transaction]:
+        async def attempt(connection: Connection) -> Sequence[Transaction]:
+            async with connection.pipeline():
+                await connection.execute("BEGIN")
+                await connection.execute(statements.RENEW, (owner, lease))
+                cursor = await connection.execute(statements.ORPHANED, (owner,))
+            self.statistics.round_trips += 1
+            orphaned = [other for (other,) in await cursor.fetchall()]
+            if not orphaned or limit < 1:
+                await self._commit(connection, ())
+                return ()
+            async with connection.pipeline():
+                await connection.execute(statements.LAPSED, (orphaned,))
+                asked = {"owners": orphaned, "limit": limit}
+                rows = await connection.execute(statements.TAKE, asked, binary=True)
+                clock = await connection.execute(statements.CLOCK, binary=True)
+            self.statistics.round_trips += 1
+            found = sorted(map(log_rows.stored, await rows.fetchall()), key=log_rows.age)
+            ((now,),) = await clock.fetchall()
+            draft = Draft(found, {}, now)
+            taken = [draft.put(machine.claim(it.transaction, owner, now)) for it in found]
+            await self._commit(connection, _statements(draft))
+            return taken
+
+        return await self._persist(attempt)
+
+    async def _release(self, owner: str) -> None:
+        await self._alone(statements.RELEASE, (owner,))
+
+    async def _purge(self, older_than: float, limit: int) -> int:
+        ((count,),) = await self._alone(statements.PURGE, (older_than, limit, older_than))
+        return int(count)
+
+    async def _alone(self, query: Query, values: Sequence[object]) -> Rows:
+        """Run one idempotent statement, on the writer."""
+        self.statistics.round_trips += 1
+        self.statistics.commits += 1
+        return await self._writer.read(query, values)
+
+    async def _put(self, connection: Connection, draft: Draft) -> None:
+        if draft.empty:
+            await connection.execute("ROLLBACK")
+            self.statistics.round_trips += 1
+        else:
+            await self._commit(connection, _statements(draft))
+
+    async def _commit(
+        self, connection: Connection, statements: Sequence[tuple[Query, _Rows]]
+    ) -> None:
+        self.statistics.round_trips += 1
+        try:
+            async with connection.pipeline():
+                for query, rows in statements:
+                    await connection.execute(query, [list(it) for it in zip(*rows, strict=True)])
+                await connection.execute("COMMIT")
+        except psycopg.Error as error:
+            if proves_nothing_written(error):
+                raise
+            await self._writer.drop(connection)
+            lost = translated(error)
+            raise UnknownOutcomeError(
+                f"{lost.message}, while it committed",
+                hint="ask for the transaction by its id, or do the same again",
+            ) from error
+        self.statistics.commits += 1
+
+    async def _persist(self, attempt: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do a transaction; again where it is known that nothing was written and others' is why."""
+        for left in reversed(range(ATTEMPTS)):
+            connection = await self._writer.connection()
+            try:
+                return await attempt(connection)
+            except psycopg.Error as error:
+                if not proves_nothing_written(error):  # lost, and COMMIT was not sent yet
+                    await self._writer.drop(connection)
+                else:
+                    await self._roll_back(connection)
+                    if not worth_repeating(error):
+                        raise translated(error) from error
+                if not left:
+                    raise translated(error) from error
+            except UnknownOutcomeError:
+                raise
+            except BaseException:
+                await self._writer.drop(connection)
+                raise
+        raise AssertionError("unreachable")
+
+    async def _roll_back(self, connection: Connection) -> None:
+        try:
+            await connection.execute("ROLLBACK")
+        except psycopg.Error:
+            await self._writer.drop(connection)
+
+
+def _statements(draft: Draft) -> list[tuple[Query, _Rows]]:
+    """What writes a draft, each with its rows."""
+    locks = draft.locks()
+    every: list[tuple[Query, _Rows]] = [
+        (statements.INSERT, [log_rows.row(it) for it in draft.inserted]),
+        (statements.UPDATE, [log_rows.row(it) for it in draft.updated]),
+        (statements.HISTORY, [log_rows.event_row(*event) for event in draft.events]),
+        (statements.GIVE_UP, locks.removed),
+        (statements.HAND_ON, locks.added + locks.moved),
+    ]
+    return [(query, rows) for query, rows in every if rows]

@@ -1,0 +1,107 @@
+"""The statements of the log in PostgreSQL. Each is short, and reads by an index what it needs.
+
+Rules:
+- Rows come as arrays, so that a batch of any size is the same few statements.
+- Whatever locks rows does so in their order.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from psycopg import sql
+
+from bedstone.transactions import log_rows
+
+_READ: Final = sql.SQL(log_rows.READ)
+_NOW: Final = sql.SQL("extract(epoch FROM clock_timestamp())::float8")
+CLOCK: Final = sql.SQL("SELECT {}").format(_NOW)
+LOCK_ROWS: Final = sql.SQL(
+    "SELECT {} FROM transactions WHERE xid = ANY(%b::text[]) ORDER BY xid FOR NO KEY UPDATE"
+).format(_READ)
+PLACE: Final = sql.SQL(
+    "INSERT INTO transaction_locks SELECT * FROM unnest(%b::text[], %b::text[]) "
+    "ON CONFLICT (key) DO NOTHING RETURNING key, xid"
+)
+HOLDERS: Final = sql.SQL("SELECT key, xid FROM transaction_locks WHERE key = ANY(%b::text[])")
+_NEW: Final = sql.SQL(
+    "unnest(%b::text[], %b::text[], %b::text[], %b::float8[], %b::float8[], %b::float8[], "
+    "%b::text[], %b::bigint[], %b::float8[], %b::text[], %b::int[], %b::bool[]) AS n ({})"
+).format(sql.SQL(log_rows.WRITTEN))
+INSERT: Final = sql.SQL("INSERT INTO transactions ({}) SELECT * FROM {}").format(
+    sql.SQL(log_rows.WRITTEN), _NEW
+)
+UPDATE: Final = sql.SQL(
+    "UPDATE transactions AS t SET state = n.state, ended_at = n.ended_at, owner = n.owner, "
+    "epoch = n.epoch, next_attempt = n.next_attempt, branches = n.branches, events = n.events, "
+    "stuck = n.stuck FROM {} WHERE t.xid = n.xid"
+).format(_NEW)
+HISTORY: Final = sql.SQL(
+    "INSERT INTO transaction_events ({}) SELECT * FROM unnest(%b::text[], %b::int[], "
+    "%b::float8[], %b::text[], %b::int[], %b::text[])"
+).format(sql.SQL(log_rows.EVENT))
+GIVE_UP: Final = sql.SQL(
+    "DELETE FROM transaction_locks AS t USING unnest(%b::text[], %b::text[]) AS n (key, xid) "
+    "WHERE t.key = n.key AND t.xid = n.xid"
+)
+HAND_ON: Final = sql.SQL(
+    "INSERT INTO transaction_locks SELECT * FROM unnest(%b::text[], %b::text[]) "
+    "ON CONFLICT (key) DO UPDATE SET xid = excluded.xid"
+)
+RENEW: Final = sql.SQL(
+    "INSERT INTO transaction_owners VALUES (%s, {} + %s) "
+    "ON CONFLICT (owner) DO UPDATE SET until = excluded.until"
+).format(_NOW)
+# Each owner is found by one step in the index, however much it holds. Their leases are locked, so
+# that none is renewed while it is taken over.
+ORPHANED: Final = sql.SQL("""
+WITH RECURSIVE holders (owner) AS (
+    SELECT min(owner) FROM transactions WHERE ended_at IS NULL
+    UNION ALL
+    SELECT (SELECT min(owner) FROM transactions
+            WHERE ended_at IS NULL AND owner > holders.owner)
+    FROM holders WHERE holders.owner IS NOT NULL
+)
+SELECT owner FROM holders WHERE owner IS NOT NULL AND owner <> %s
+    AND owner NOT IN (SELECT owner FROM transaction_owners WHERE until > {})
+""").format(_NOW)
+LAPSED: Final = sql.SQL(
+    "SELECT owner FROM transaction_owners WHERE owner = ANY(%s) ORDER BY owner FOR UPDATE"
+)
+TAKE: Final = sql.SQL("""
+SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = ANY(%(owners)s)
+    AND owner NOT IN (SELECT owner FROM transaction_owners WHERE until > {})
+    AND xid = ANY(ARRAY(
+        SELECT it.xid FROM unnest(%(owners)s::text[]) AS dead (owner), LATERAL (
+            SELECT xid, created FROM transactions
+            WHERE ended_at IS NULL AND transactions.owner = dead.owner
+            ORDER BY created LIMIT %(limit)s) AS it
+        ORDER BY it.created, it.xid LIMIT %(limit)s))
+ORDER BY xid FOR NO KEY UPDATE
+""").format(_READ, _NOW)
+RELEASE: Final = sql.SQL("DELETE FROM transaction_owners WHERE owner = %s RETURNING 1")
+PURGE: Final = sql.SQL("""
+WITH old AS (
+    SELECT xid FROM transactions WHERE ended_at < %s ORDER BY ended_at, xid LIMIT %s
+), gone AS (
+    DELETE FROM transactions WHERE xid IN (SELECT xid FROM old) RETURNING xid
+), history AS (
+    DELETE FROM transaction_events WHERE xid IN (SELECT xid FROM old)
+), leases AS (
+    DELETE FROM transaction_owners AS o WHERE until < %s AND NOT EXISTS (
+        SELECT 1 FROM transactions AS t WHERE t.ended_at IS NULL AND t.owner = o.owner)
+)
+SELECT count(*) FROM gone
+""")
+EVENTS: Final = sql.SQL(
+    "SELECT at, kind, branch, detail FROM transaction_events WHERE xid = %s ORDER BY position"
+)
+LEASES: Final = sql.SQL("SELECT owner, until FROM transaction_owners")
+
+
+GET: Final = sql.SQL("SELECT {} FROM transactions WHERE xid = %s").format(_READ)
+OWNED: Final = sql.SQL(
+    "SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = %s AND next_attempt <= {} "
+    "ORDER BY next_attempt, xid LIMIT %s"
+).format(_READ, _NOW)
+LIST: Final = "SELECT {} FROM transactions WHERE xid > %s AND state = ANY(%s::text[])"
