@@ -1,0 +1,169 @@
+"""From a branch's resource to who does its phase two: a function here, or another service.
+
+Owns `Router`, the one `Participant` that a process's coordinator calls.
+
+Rules:
+- What is registered here under the resource's name is called here, also when the resource is this
+  service's own URL; everything else that is a URL is posted to.
+- Phase two runs outside of any transaction and deadline: it must end whatever the request that
+  decided it does. Its trace goes on.
+- Blocking functions run in threads of the router's own, so that callers that fill the loop's
+  default threads, and wait for phase two in them, never wait for themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from bedstone.errors import InvalidError, NotFoundError
+from bedstone.telemetry import context as telemetry
+from bedstone.transactions.model import Branch, Participant, Phase, Transaction
+
+Function = Callable[[Transaction, Branch, Phase], Awaitable[None] | None]
+"""What does phase two, asynchronous or blocking."""
+
+LOCAL = "local:"
+PATH = "/.bedstone/transactions/"
+THREADS = 16
+_NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+def check_name(name: str) -> str:
+    """A participant's name, which is part of a URL.
+
+    Raises:
+        InvalidError: it is none.
+    """
+    if len(name) > 200 or _NAME.fullmatch(name) is None:
+        raise InvalidError(
+            f"got the participant name {name[:80]!r}, expected up to 200 of A-Z a-z 0-9 . _ - /"
+        )
+    return name
+
+
+def resource_of(address: str | None, name: str) -> str:
+    """The resource that names the participant `name` of the service at `address`."""
+    return f"{LOCAL}{name}" if address is None else f"{address.rstrip('/')}{PATH}{name}"
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Outside of any transaction and deadline; the trace stays."""
+    token = telemetry.enter(telemetry.RequestContext(trace=telemetry.current().trace))
+    try:
+        yield
+    finally:
+        telemetry.leave(token)
+
+
+class Threads:
+    """Runs blocking functions in a few threads of its own, in the caller's context."""
+
+    def __init__(self, size: int = THREADS) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="bedstone-participant")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a blocking function; a cancelled caller leaves it running to its end."""
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, context.run, function, *arguments)
+
+    def stop(self) -> None:
+        """Take no more work; what runs goes on to its end."""
+        self._pool.shutdown(wait=False)
+
+
+class Router:
+    """Calls participants, wherever they are. An asynchronous context manager.
+
+    Args:
+        participants: functions by name; may grow at any time.
+        address: this service's own URL, if it has one.
+        post: calls a participant by its URL; by default over HTTP, by the environment's proxy.
+    """
+
+    def __init__(
+        self,
+        participants: Mapping[str, Function],
+        address: str | None = None,
+        post: Participant | None = None,
+    ) -> None:
+        self._participants = participants
+        self._address = address
+        self._post = post
+        self._threads = Threads()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._threads.stop()
+        close = getattr(self._post, "close", None)
+        if close is not None:
+            await close()
+
+    async def __call__(self, transaction: Transaction, branch: Branch, phase: Phase) -> None:
+        """Do what `Participant` says.
+
+        Raises:
+            NotFoundError: nobody here or elsewhere has the resource.
+        """
+        with neutral():
+            function = self._here(branch.resource)
+            if function is not None:
+                await self.call(function, transaction, branch, phase)
+            elif branch.resource.startswith(("http://", "https://")):
+                await self._remote()(transaction, branch, phase)
+            else:
+                raise NotFoundError(
+                    f"this process has no participant for {branch.resource!r}",
+                    hint="run a process with the application's code, or set an address, so that "
+                    "participants are reached over HTTP",
+                )
+
+    async def call(
+        self, function: Function, transaction: Transaction, branch: Branch, phase: Phase
+    ) -> None:
+        """Call a function of this process, in a thread if it blocks."""
+        if is_async(function):
+            pending = function(transaction, branch, phase)
+        else:
+            pending = await self._threads.run(function, transaction, branch, phase)
+        if inspect.isawaitable(pending):
+            await pending
+
+    def _here(self, resource: str) -> Function | None:
+        prefixes = [LOCAL]
+        if self._address is not None:
+            prefixes.append(resource_of(self._address, ""))
+        for prefix in prefixes:
+            if resource.startswith(prefix):
+                return self._participants.get(resource.removeprefix(prefix))
+        return None
+
+    def _remote(self) -> Participant:
+        if self._post is None:
+            from bedstone.transactions.web import HttpCaller
+
+            self._post = HttpCaller()
+        return self._post
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable at once."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)  # noqa: B004  # its kind, not whether there is one
+    )
