@@ -80,6 +80,7 @@ class PostgresLog(BatchedLog):
 
     async def owned(self, owner: str, limit: int) -> Sequence[Transaction]:
         """As `Log.owned`."""
+        log_rows.check_owner(owner)
         return await self._transactions(statements.OWNED, (owner, limit))
 
     async def get(self, xid: str) -> Transaction:
@@ -118,6 +119,7 @@ class PostgresLog(BatchedLog):
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
+        log_rows.check_locks(locks)
         return dict(await self._read(statements.HOLDERS, (sorted(set(locks)),)))
 
     async def leases(self) -> dict[str, float]:
@@ -222,17 +224,17 @@ class PostgresLog(BatchedLog):
         else:
             await self._commit(connection, _statements(draft))
 
-    async def _commit(
-        self, connection: Connection, statements: Sequence[tuple[Query, _Rows]]
-    ) -> None:
+    async def _commit(self, connection: Connection, changes: Sequence[tuple[Query, _Rows]]) -> None:
         self.statistics.round_trips += 1
+        sent = False
         try:
             async with connection.pipeline():
-                for query, rows in statements:
+                for query, rows in changes:
                     await connection.execute(query, [list(it) for it in zip(*rows, strict=True)])
+                sent = True
                 await connection.execute("COMMIT")
         except psycopg.Error as error:
-            if proves_nothing_written(error):
+            if not sent or proves_nothing_written(error):
                 raise
             await self._writer.drop(connection)
             lost = translated(error)
@@ -243,19 +245,17 @@ class PostgresLog(BatchedLog):
         self.statistics.commits += 1
 
     async def _persist(self, attempt: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do a transaction; again where it is known that nothing was written and others' is why."""
+        """Do a transaction; again where nothing was written, and doing it anew may succeed."""
         for left in reversed(range(ATTEMPTS)):
             connection = await self._writer.connection()
             try:
                 return await attempt(connection)
             except psycopg.Error as error:
-                if not proves_nothing_written(error):  # lost, and COMMIT was not sent yet
-                    await self._writer.drop(connection)
-                else:
+                if proves_nothing_written(error):
                     await self._roll_back(connection)
-                    if not worth_repeating(error):
-                        raise translated(error) from error
-                if not left:
+                else:  # lost, or refused by our side; COMMIT was not sent yet
+                    await self._writer.drop(connection)
+                if not left or not worth_repeating(error):
                     raise translated(error) from error
             except UnknownOutcomeError:
                 raise

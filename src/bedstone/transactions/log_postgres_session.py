@@ -101,10 +101,6 @@ INSERT INTO {schema}.transaction_log VALUES ({version});
 """
 
 
-class LostError(Exception):
-    """The connection broke; what was on its way may have been done or not."""
-
-
 @dataclass(slots=True)
 class Session:
     """One connection, made when it is needed and made again when it was lost.
@@ -154,10 +150,9 @@ class Session:
                 cursor = await connection.execute(query, parameters, binary=True)
                 return await cursor.fetchall()
             except psycopg.Error as error:
-                if proves_nothing_written(error):
-                    raise translated(error) from error
-                await self.drop(connection)
-                if last:
+                if not proves_nothing_written(error):
+                    await self.drop(connection)
+                if last or not worth_repeating(error):
                     raise translated(error) from error
         raise AssertionError("unreachable")
 
@@ -275,7 +270,12 @@ def proves_nothing_written(error: psycopg.Error) -> bool:
 
 
 def worth_repeating(error: psycopg.Error) -> bool:
-    """Whether the same batch, begun anew, can succeed: others came between."""
+    """Whether what wrote nothing can succeed when it is begun anew.
+
+    Others came between, or the connection was lost; not where a value is refused on our side.
+    """
+    if not proves_nothing_written(error):
+        return not isinstance(error, psycopg.DataError | psycopg.ProgrammingError)
     return isinstance(
         error,
         psycopg.errors.DeadlockDetected

@@ -185,10 +185,19 @@ def check_branches(branches: Iterable[Branch]) -> None:
     """
     for branch in branches:
         _check_text("resource", branch.resource, 2000, least=1)
-        for lock in branch.locks:
-            _check_text("lock", lock, LONGEST_LOCK, least=1)
+        check_locks(branch.locks)
         if branch.stuck is not None:
             _check_json("report", branch.stuck)
+
+
+def check_locks(locks: Iterable[str]) -> None:
+    """Refuse keys that a row can't hold.
+
+    Raises:
+        InvalidError: one can't be written.
+    """
+    for lock in locks:
+        _check_text("lock", lock, LONGEST_LOCK, least=1)
 
 
 def check_outcomes(outcomes: Iterable[Outcome]) -> None:

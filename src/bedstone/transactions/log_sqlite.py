@@ -118,6 +118,7 @@ class SqliteLog(BatchedLog):
 
     async def owned(self, owner: str, limit: int) -> Sequence[Transaction]:
         """As `Log.owned`."""
+        log_rows.check_owner(owner)
         return await self._transactions(
             "WHERE ended_at IS NULL AND owner = ? AND next_attempt <= ? "
             "ORDER BY next_attempt, xid LIMIT ?",
@@ -163,6 +164,7 @@ class SqliteLog(BatchedLog):
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
+        log_rows.check_locks(locks)
         self._check_open()
         return await self._reader.call(lambda database: _holders(database, locks))
 
