@@ -133,7 +133,7 @@ def routes() -> Iterator[str]:
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
-    for route in build_api(nothing, nothing, nothing).routes:
+    for route in build_api(nothing, nothing, nothing, nothing).routes:
         if not isinstance(route, APIRoute):
             continue
         roles = {getattr(d.call, "__name__", "") for d in route.dependant.dependencies}

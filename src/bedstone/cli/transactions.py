@@ -139,7 +139,12 @@ async def _show(target: Target, app: str | None, xid: str) -> TransactionDetail:
     ),
 )
 @click.argument("xid", metavar="ID")
-@click.option("--why", default="", metavar="TEXT", help="Kept in the transaction's history.")
+@click.option(
+    "--why",
+    default="asked to try again",
+    metavar="TEXT",
+    help="Kept in the transaction's history.",
+)
 @app_option
 @targeted
 @output_option

@@ -268,7 +268,7 @@ class TransactionDetail(Frozen):
 class RetryRequest(Frozen):
     """Try again at once, also what is stuck."""
 
-    why: str = Field(default="", max_length=1000)
+    why: str = Field(min_length=1, max_length=1000)
 
 
 class RepairRequest(Frozen):

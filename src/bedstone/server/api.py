@@ -36,16 +36,22 @@ from bedstone.model.api import (
     JoinGrant,
     JoinRequest,
     Problem,
+    RepairRequest,
+    RepairResult,
     ResourceEntry,
     ResourceList,
+    RetryRequest,
     TokenGrant,
     TokenRequest,
+    TransactionDetail,
+    TransactionList,
 )
 from bedstone.model.messages import LogLine
 from bedstone.model.resources import AuditRecord
 from bedstone.server.auth import Principal, authenticate
 from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
+from bedstone.server.transactions import Transactions
 from bedstone.store import Store
 
 _log = logging.getLogger(__name__)
@@ -119,8 +125,10 @@ Since = Annotated[float | None, Query(description="Seconds since the epoch.")]
 Tail = Annotated[int | None, Query(ge=0, description="At most so many of the last lines.")]
 
 
-def build_api(store: Store, queries: Queries, changes: Changes) -> FastAPI:
-    """The application; `queries` reads and `changes` writes."""
+def build_api(
+    store: Store, queries: Queries, changes: Changes, transactions: Transactions
+) -> FastAPI:
+    """The application; `queries` reads, `changes` writes, `transactions` does both to theirs."""
     app = FastAPI(
         title="Bedstone",
         version=__version__,
@@ -136,6 +144,7 @@ def build_api(store: Store, queries: Queries, changes: Changes) -> FastAPI:
     _log_routes(app, queries)
     _resource_routes(app, queries, changes)
     _app_routes(app, queries, changes)
+    _transaction_routes(app, transactions, changes)
     _credential_routes(app, queries, changes)
     return app
 
@@ -265,6 +274,37 @@ def _app_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
     @app.post("/v1/apps/{name}/workloads/{workload}/call")
     async def call(name: str, workload: str, request: CallRequest, _: Operator) -> CallResult:
         return await queries.call(name, workload, request)
+
+
+def _transaction_routes(app: FastAPI, transactions: Transactions, changes: Changes) -> None:
+    @app.get("/v1/apps/{name}/transactions")
+    async def listed(
+        name: str,
+        _: Reader,
+        *,
+        state: str = "",
+        stuck: bool = False,
+        after: str = "",
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    ) -> TransactionList:
+        return await transactions.list(name, state, after, limit, stuck=stuck)
+
+    @app.get("/v1/apps/{name}/transactions/{xid}")
+    async def shown(name: str, xid: str, _: Reader) -> TransactionDetail:
+        return await transactions.show(name, xid)
+
+    @app.post("/v1/apps/{name}/transactions/{xid}/retry")
+    async def retry(name: str, xid: str, request: RetryRequest, who: Operator) -> TransactionDetail:
+        result = await transactions.retry(name, xid, request, who.who)
+        await changes.noted(who.who, "retry", f"transaction {xid}", request.why)
+        return result
+
+    @app.post("/v1/apps/{name}/transactions/{xid}/repair")
+    async def repair(name: str, xid: str, request: RepairRequest, who: Operator) -> RepairResult:
+        result = await transactions.repair(name, xid, request, who.who)
+        target = f"transaction {xid} branch {request.branch}"
+        await changes.noted(who.who, result.outcome, target, request.why)
+        return result
 
 
 def _credential_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:

@@ -37,6 +37,7 @@ from bedstone.server.meshing import Meshing
 from bedstone.server.peers import peer_node
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import open_store
 from bedstone.trust.authority import Authority
 
@@ -81,12 +82,14 @@ async def serve(config: ServerConfig) -> None:
             session_address=config.session,
             complete=lambda: meshing.complete,
         )
-        api = build_api(store, queries, changes)
+        transactions = Transactions(loop, located(sessions), through_mesh(queries))
+        api = build_api(store, queries, changes, transactions)
         credentials = ServerCredentials(authority, [host])
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(loop.run())
                 group.create_task(meshing.run(changes))
+                group.create_task(transactions.run())
                 await loop.loaded()
                 server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
                 # Bound before anybody is answered: a server that will fail must not look alive.

@@ -48,14 +48,20 @@ def detail(app: str, transaction: Transaction, events: Sequence[Event]) -> Trans
     )
 
 
-def approved(events: Sequence[Event], branch: int, who: str) -> bool:
-    """Whether somebody else has asked for this branch's repair since it became stuck."""
+def proposer(events: Sequence[Event], branch: int, who: str) -> str | None:
+    """Who else has asked for this branch's repair since it became stuck."""
     for event in reversed(events):
+        by = event.detail.get("by")
         if event.branch == branch and event.kind == "stuck":
-            return False
-        if event.branch == branch and event.kind == "proposed" and event.detail.get("by") != who:
-            return True
-    return False
+            return None
+        if (
+            event.branch == branch
+            and event.kind == "proposed"
+            and isinstance(by, str)
+            and by != who
+        ):
+            return by
+    return None
 
 
 def _branch(branch: Branch) -> BranchDetail:

@@ -17,6 +17,7 @@ from bedstone.server.api import build_api
 from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import Put, open_store
 from bedstone.trust.authority import Authority
 from bedstone.trust.spiffe import node_id
@@ -68,7 +69,13 @@ def test_a_living_node_s_name_is_given_to_nobody_elsewhere_and_joining_is_audite
                 with pytest.raises(ConflictError, match="there is a node n already"):
                     queries.join("n", wanted, local=False)
                 transport = httpx.ASGITransport(
-                    app=build_api(store, queries, changes), client=("local:0", 0)
+                    app=build_api(
+                        store,
+                        queries,
+                        changes,
+                        Transactions(loop, located(sessions), through_mesh(queries)),
+                    ),
+                    client=("local:0", 0),
                 )
                 async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
                     answer = await http.post("/v1/nodes/n/join", json=wanted.model_dump())

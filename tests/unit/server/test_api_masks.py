@@ -16,6 +16,7 @@ from bedstone.server.api import build_api
 from bedstone.server.changes import Changes
 from bedstone.server.queries import MASK, Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import Put, open_store
 from bedstone.trust.authority import Authority
 
@@ -80,7 +81,12 @@ def test_a_reader_sees_the_names_of_variables_and_an_operator_the_values(tmp_pat
                 version = -1
                 while not queries.resources("revision", masked=True).items:
                     version = await loop.changed(version)
-                api = build_api(store, queries, changes)
+                api = build_api(
+                    store,
+                    queries,
+                    changes,
+                    Transactions(loop, located(sessions), through_mesh(queries)),
+                )
                 seen: dict[str, list[str]] = {}
                 for peer in ("192.0.2.1", "local:0"):
                     transport = httpx.ASGITransport(app=api, client=(peer, 0))

@@ -15,6 +15,7 @@ from bedstone.server.api import LARGEST_BODY, build_api
 from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import Put, Store, open_store
 from bedstone.trust.authority import Authority
 from bedstone.trust.svid import certificate_request, new_key
@@ -57,7 +58,8 @@ class World:
             clock=lambda: 1_700_000_000.0,
         )
         self.store, self.loop = store, loop
-        self._api = build_api(store, queries, changes)
+        transactions = Transactions(loop, located(sessions), through_mesh(queries))
+        self._api = build_api(store, queries, changes, transactions)
 
     def client(self, peer: str = "local:0", token: str = "") -> httpx.AsyncClient:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
