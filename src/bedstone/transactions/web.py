@@ -278,7 +278,7 @@ class HttpCaller:
         except httpx.InvalidURL as error:
             raise InvalidError(f"got the resource {branch.resource!r}, expected a URL") from error
         if response.status_code != 200:
-            raise _refusal(response.status_code, response.text, branch.resource)
+            raise refusal(response.status_code, response.text, branch.resource)
 
     async def close(self) -> None:
         """Close connections."""
@@ -287,7 +287,7 @@ class HttpCaller:
             self._client = None
 
 
-def _refusal(status: int, text: str, resource: str) -> Error:
+def refusal(status: int, text: str, resource: str) -> Error:
     """The error that an answer other than 200 means."""
     try:
         problem = json.loads(text)
