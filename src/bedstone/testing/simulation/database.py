@@ -80,6 +80,7 @@ class Server:
         self.prepared: dict[str, Session] = {}
         self._committed = committed
         self._sqlite = sqlite3.connect(":memory:", isolation_level=None)
+        self._sqlite.create_function("julianday", 1, self._julian_day)
         for statement in schema:
             self._sqlite.execute(statement)
         self._attached: Session | None = None
@@ -110,6 +111,10 @@ class Server:
         self._sessions.pop(session, None)
         self._finish(session)
 
+    def load(self, text: str, *parameters: object) -> None:
+        """Write something before anybody is there."""
+        self._sqlite.execute(text, parameters)
+
     def read(self, text: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What is committed now, at once: for those who check the world from outside."""
         self._attach(None)
@@ -135,6 +140,10 @@ class Server:
             self._wait_and_execute(session, query, reply)
         else:
             reply(self._command(session, kind, str(query.text)))
+
+    def _julian_day(self, _now: str) -> float:
+        """SQLite's own clock, on virtual time."""
+        return self.network.loop.time() / 86400.0 + 2440587.5
 
     def _command(self, session: Session, kind: str, name: str) -> Reply:
         match kind:

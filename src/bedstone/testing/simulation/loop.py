@@ -31,6 +31,9 @@ T = TypeVar("T")
 STEP: Final = 20e-6
 """Virtual seconds that one step takes."""
 
+CLOSINGS: Final = 100
+"""How often a dead coroutine that goes on waiting is told that it is dead."""
+
 
 class Process:
     """What lives, pauses and dies together. A restarted process is a new one of the same name.
@@ -160,6 +163,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """A task of the current process."""
         context = copy_context() if context is None else context
         owner = context.get(PROCESS)
+        if owner is None and (owner := PROCESS.get()) is not None:
+            context.run(PROCESS.set, owner)  # a task in a fresh context is its creator's, too
         if owner is not None and not owner.alive:
             coro.close()
             raise KilledError(str(owner))
@@ -174,7 +179,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """A task of `process`."""
         context = copy_context()
         context.run(PROCESS.set, process)
-        return self.create_task(coro, context=context)
+        return context.run(self.create_task, coro, context=context)
 
     def run_in_executor(  # type: ignore[override]
         self, _executor: object, func: Callable[..., T], *args: Any
@@ -306,7 +311,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
                 if context.get(PROCESS) is None:
                     context.run(PROCESS.set, nobody)
                 with suppress(BaseException):
-                    context.run(task.get_coro().close)
+                    for _ in range(CLOSINGS):
+                        # not `close`: that gives up an inner coroutine whose clean-up waits
+                        context.run(task.get_coro().throw, KilledError("the world has ended"))
         self._tasks.clear()
         self._runnable.clear()
         self._timers.clear()

@@ -55,17 +55,18 @@ class World:
     Args:
         seed: decides everything.
         rates: what goes wrong.
+        log: the log's class.
 
     Attributes:
         violation: which invariant was violated, and how.
     """
 
-    def __init__(self, seed: int, rates: Rates) -> None:
+    def __init__(self, seed: int, rates: Rates, log: type[MemoryLog] = MemoryLog) -> None:
         self.random = Random(seed)  # noqa: S311 - the seed is to decide
         self.loop = SimulationLoop(Random(seed + 1), START)  # noqa: S311
         self.faults = Faults(Random(seed + 2), rates)  # noqa: S311
         self.network = Network(self.loop, self.faults)
-        self.log = MemoryLog(self.loop.time)
+        self.log = log(self.loop.time)
         self.violation: str | None = None
         self.timeline: deque[tuple[float, int, str]] = deque(maxlen=60)
         self.nodes: dict[str, Node] = {}
@@ -92,7 +93,7 @@ class World:
         node.process = Process(name, node.process.number + 1)
         self._lives.append(node.process)
         self.note(f"{node.process} starts")
-        node.task = self.loop.spawn(node.process, _main(node.main, node.process))
+        node.task = self.loop.spawn(node.process, self._live(node.main, node.process))
 
     def crash(self, name: str) -> None:
         """End a node's life with all that it had in hand."""
@@ -157,6 +158,13 @@ class World:
         for server in self.servers.values():
             server.close()
 
+    async def _live(self, main: Main, process: Process) -> None:
+        try:
+            await main(process)
+        except Exception as error:  # noqa: BLE001 - a process that fails ends, and is started again
+            self.note(f"{process} fails: {error!r}")
+            self.network.later(0.5, self._stopped, process)
+
     async def _serve_log(self, process: Process) -> None:
         await remote.serve(process, self.network, self.log)
 
@@ -212,10 +220,6 @@ class World:
         if process.paused:
             self.note(f"{process} goes on")
             self.loop.unpause(process)
-
-
-async def _main(main: Main, process: Process) -> None:
-    await main(process)
 
 
 def tell(timeline: Sequence[tuple[float, int, str]]) -> str:
