@@ -210,15 +210,15 @@ async def prepare(session: Session) -> None:
     try:
         version = await _version(connection, session.schema)
         if version is None:
-            async with connection.transaction():
-                await connection.execute(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
-                    (f"bedstone.transactions.{session.schema}",),
-                )
-                version = await _version(connection, session.schema)
-                if version is None:
+            # Not inside a transaction, which would go on to see what it saw before it waited.
+            lock = f"bedstone.transactions.{session.schema}"
+            await connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (lock,))
+            version = await _version(connection, session.schema)
+            if version is None:
+                async with connection.transaction():
                     await _create(connection, session.schema)
-                    version = SCHEMA
+                version = SCHEMA
+            await connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (lock,))
     except psycopg.Error as error:
         await session.drop()
         raise translated(error) from error

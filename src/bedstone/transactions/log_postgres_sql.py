@@ -100,8 +100,9 @@ LEASES: Final = sql.SQL("SELECT owner, until FROM transaction_owners")
 
 
 GET: Final = sql.SQL("SELECT {} FROM transactions WHERE xid = %s").format(_READ)
+# The clock in a query of its own is read once, and so can bound what the index gives.
 OWNED: Final = sql.SQL(
-    "SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = %s AND next_attempt <= {} "
-    "ORDER BY next_attempt, xid LIMIT %s"
+    "SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = %s "
+    "AND next_attempt <= (SELECT {}) ORDER BY next_attempt, xid LIMIT %s"
 ).format(_READ, _NOW)
 LIST: Final = "SELECT {} FROM transactions WHERE xid > %s AND state = ANY(%s::text[])"
