@@ -1,1 +1,119 @@
-"""Distributed transactions: one decision for work in several databases."""
+"""Distributed transactions: one decision for work in several databases.
+
+A transaction is a block. What is called in it, here and in the services that it calls, commits
+together or not at all:
+
+```python
+from bedstone import transactions
+
+async with transactions.transaction("transfer", timeout=5.0):
+    await debit(account="a", amount=5)
+    await credit(account="b", amount=5)
+```
+
+| mode | names | choose it when |
+|---|---|---|
+| TCC | `Tcc`, `tcc`, `together` | you can reserve, then take or give back |
+| automatic | `automatic` | plain SQL should undo itself |
+| XA | `xa` | the databases can prepare |
+| saga | `Saga`, `step` | it takes long, and each step has its opposite |
+| messages | `publish`, `Outbox` | others should hear of it, once it is committed |
+
+Rules: flat, imports fast, pulls in no server code. A name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bedstone.transactions.calls import Call, together, together_sync
+    from bedstone.transactions.errors import (
+        DecisionUnknownError,
+        LockConflictError,
+        StuckError,
+        TransactionAbortedError,
+        TransactionDecidedError,
+        TransactionTimeoutError,
+        UnknownTransactionError,
+        UnsupportedStatementError,
+    )
+    from bedstone.transactions.manager import (
+        Transactions,
+        current,
+        process,
+        transaction,
+        use,
+    )
+    from bedstone.transactions.scope import Scope
+    from bedstone.transactions.tcc import Tcc, tcc
+    from bedstone.transactions.web import TransactionsMiddleware
+
+__all__ = [
+    "Call",
+    "DecisionUnknownError",
+    "LockConflictError",
+    "Scope",
+    "StuckError",
+    "Tcc",
+    "TransactionAbortedError",
+    "TransactionDecidedError",
+    "TransactionTimeoutError",
+    "Transactions",
+    "TransactionsMiddleware",
+    "UnknownTransactionError",
+    "UnsupportedStatementError",
+    "current",
+    "process",
+    "tcc",
+    "together",
+    "together_sync",
+    "transaction",
+    "use",
+]
+
+_MODULES = {
+    "calls": ("Call", "together", "together_sync"),
+    "errors": (
+        "DecisionUnknownError",
+        "LockConflictError",
+        "StuckError",
+        "TransactionAbortedError",
+        "TransactionDecidedError",
+        "TransactionTimeoutError",
+        "UnknownTransactionError",
+        "UnsupportedStatementError",
+    ),
+    "manager": ("Transactions", "current", "process", "transaction", "use"),
+    "scope": ("Scope",),
+    "tcc": ("Tcc", "tcc"),
+    "web": ("TransactionsMiddleware",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(ModuleType):
+    """This package: `tcc` is the function, also after somebody has imported the module `tcc`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,86 @@
+"""`import bedstone.transactions`: small, fast, and nothing of the server in it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bedstone import transactions
+
+HEAVY = (
+    "bedstone.server",
+    "bedstone.node",
+    "bedstone.control",
+    "bedstone.store",
+    "bedstone.engines",
+    "bedstone.runtime",
+    "sqlglot",
+    "nats",
+    "asyncpg",
+    "asyncmy",
+    "aiosqlite",
+    "sqlalchemy",
+    "psycopg",
+    "pymysql",
+    "httpx",
+    "pydantic",
+)
+PROGRAM = """
+import json, sys, time
+start = time.process_time()
+import bedstone.transactions
+first = time.process_time() - start
+bare = sorted(sys.modules)
+from bedstone.transactions import Tcc, Transactions, current, tcc, together, transaction
+print(json.dumps([first, bare, sorted(sys.modules)]))
+"""
+
+
+def test_importing_it_costs_little_and_loads_nothing_heavy() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
+    seconds, bare, used = json.loads(ran.stdout)
+    assert seconds < 0.15
+    assert [name for name in bare if name.startswith("bedstone.transactions.")] == []
+    assert [name for name in used if name.startswith(HEAVY)] == []
+
+
+@pytest.mark.parametrize("name", transactions.__all__)
+def test_every_name_can_be_had(name: str) -> None:
+    assert getattr(transactions, name).__name__ == name
+    assert name in dir(transactions)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="sagas"):
+        transactions.sagas  # noqa: B018
+
+
+def test_the_table_of_modules_and_the_types_agree() -> None:
+    tree = ast.parse(Path(str(transactions.__file__)).read_text())
+    typed = {
+        (node.module.rpartition(".")[2], alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bedstone.")
+        for alias in node.names
+        if node.module is not None
+    }
+    assert typed == {(module, name) for name, module in transactions._WHERE.items()}
+    assert sorted(transactions._WHERE) == sorted(transactions.__all__)
+
+
+def test_a_function_is_not_hidden_by_its_module() -> None:
+    setattr(transactions, "tcc", importlib.import_module("bedstone.transactions.tcc"))  # noqa: B010
+    assert callable(transactions.tcc)
+
+
+def test_every_module_it_names_is_there() -> None:
+    for module in transactions._MODULES:
+        importlib.import_module(f"bedstone.transactions.{module}")
