@@ -198,8 +198,7 @@ class Coordinator:
         try:
             await self._log.begin(new)
         except UnknownOutcomeError as unknown:
-            until = asyncio.get_running_loop().time() + INSISTENCE
-            await self._asker.insist(lambda: self._log.begin(new), until, worst=unknown)
+            await self._begin_again(new, unknown)
         self._deadlines[new.xid] = self._asker.local(deadline)
         if len(self._deadlines) > self._prune_at:
             self._prune()
@@ -308,6 +307,16 @@ class Coordinator:
         )
         self._keeper.wake()
         return after
+
+    async def _begin_again(self, new: Transaction, unknown: UnknownOutcomeError) -> None:
+        """Ask until the log says that it has begun; another may have taken it over by then."""
+        until = asyncio.get_running_loop().time() + INSISTENCE
+        try:
+            await self._asker.insist(lambda: self._log.begin(new), until, worst=unknown)
+        except TransactionDecidedError:
+            found = await self._asker.insist(lambda: self._log.get(new.xid), until, worst=unknown)
+            if (found.name, found.deadline) != (new.name, new.deadline) or found.epoch == 1:
+                raise
 
     async def _decide(self, xid: str, state: State, reason: str = "") -> Transaction:
         until = asyncio.get_running_loop().time() + INSISTENCE
