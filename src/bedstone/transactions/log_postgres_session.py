@@ -4,7 +4,8 @@ Rules:
 - A connection that failed is dropped, and the next use makes a new one; while the database is away
   (a restart), that is tried again with growing pauses for `PATIENCE` seconds.
 - `synchronous_commit` is on, whatever the server's default: what is acknowledged is on the disk.
-- Plans use the indexes from the first row on, however old the tables' statistics are.
+- Plans use the indexes from the first row on, however old the tables' statistics are; no
+  statement is prepared, which costs a batch nothing that can be measured.
 - Only a server's ERROR proves that nothing was written; a connection that breaks proves nothing.
 - Connection strings hold passwords and are never part of a message.
 """
@@ -165,7 +166,10 @@ class Session:
                 await connection.close()
 
     async def _connect(self) -> Connection:
-        fresh = await psycopg.AsyncConnection.connect(**self.parameters, autocommit=True)
+        # A statement that is prepared in a batch that fails is lost to psycopg's accounts.
+        fresh = await psycopg.AsyncConnection.connect(
+            **self.parameters, autocommit=True, prepare_threshold=None
+        )
         try:
             await fresh.execute(_SETTINGS, (f'"{self.schema}"',))
         except BaseException:

@@ -7,7 +7,7 @@ Rules:
 - The clock is the machine's, read inside the transaction.
 - Writes run on one thread and reads on another; the event loop never waits for a disk.
 - A commit that failed otherwise than by a full disk may be on the disk or not: that is said, and
-  the file is opened anew.
+  the file is opened anew and written to, so that what is not there will not come later.
 """
 
 from __future__ import annotations
@@ -333,6 +333,8 @@ class _File:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL and self._roll_back():
                 raise refused from error
             self._release()
+            with contextlib.suppress(sqlite3.Error):  # overwrite what it may have left in the log
+                self._connected().execute(f"PRAGMA user_version = {SCHEMA}")
             raise UnknownOutcomeError(refused.message, hint=refused.hint) from error
         return result
 
