@@ -65,10 +65,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     from bedstone.runtime import tracing
     from bedstone.runtime.asgi import ContextMiddleware
+    from bedstone.runtime.extensions import extended
     from bedstone.runtime.loading import load
 
     tracing.instrument()
-    application = load(options.application)
+    application = extended(load(options.application))
     _log_as_the_application_does()
     service = options.application.partition(":")[0]
     server = uvicorn.Server(

@@ -115,6 +115,11 @@ class Transactions:
         return self._parts()[0]
 
     @property
+    def configured(self) -> bool:
+        """Whether a log is given, by the maker or by the environment."""
+        return self._source is not None or any(map(os.environ.get, VARIABLES))
+
+    @property
     def participants(self) -> dict[str, Function]:
         """Those of this process, by name."""
         return dict(self._participants)

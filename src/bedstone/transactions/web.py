@@ -7,7 +7,7 @@ payload}}` and, for the participant's use, `name`, `deadline`, `created`, `owner
 
 | answer | means |
 |---|---|
-| 200 | done |
+| 200 | `{"done": true}`: done; a 200 that does not say so is none of a participant's |
 | 400, 413, 415 | not such a message |
 | 403 | it came through the gateway, from outside |
 | 404 | no participant of that name; the caller tries again, and shows it |
@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from bedstone.errors import (
     UnknownOutcomeError,
     from_code,
 )
+from bedstone.telemetry.context import CALLER
 from bedstone.transactions.errors import StuckError, TransactionAbortedError, WaitingError
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
 from bedstone.transactions.router import PATH, neutral
@@ -55,8 +57,9 @@ TIMEOUT = 10.0
 """Seconds for one attempt of phase two."""
 LARGEST = 16 * 1024 * 1024
 """Bytes of a message that are read."""
-OUTSIDE = b"x-envoy-external-address"
-"""What the gateway's proxy writes into requests from outside, and no other proxy does."""
+GATEWAY = re.compile(r"spiffe://[^/]+/[^/]+/gateway")
+"""Who calls for somebody outside. The proxy of this instance writes the caller's name."""
+DONE = '{"done":true}'
 _STUCK, _WAITING, _ABORTED = "stuck", "waiting", "aborted"
 logger = logging.getLogger(__name__)
 
@@ -108,7 +111,7 @@ def decode(body: bytes, resource: str) -> tuple[Transaction, Branch, Phase]:
             (branch,),
         )
         return transaction, branch, Phase(message["phase"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidError(
             f"got no message of a transaction's second phase: {error!r}",
             hint="send {xid, epoch, phase, branch: {number, mode, payload}} as JSON",
@@ -131,10 +134,13 @@ class TransactionsMiddleware:
     def __init__(self, app: Application, transactions: Transactions | None = None) -> None:
         self._app = app
         self._given = transactions
+        self._working: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
-        if scope["type"] == "lifespan":
+        if not self._transactions.configured:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http" and scope["path"].startswith(PATH):
             await self._serve(scope, receive, send)
@@ -186,10 +192,11 @@ class TransactionsMiddleware:
                 )
             router = await self._transactions.router()
             with neutral():
-                # Cut off by nobody: it would be done again, and again from its beginning.
-                await asyncio.shield(
-                    asyncio.ensure_future(router.call(function, transaction, branch, phase))
-                )
+                work = asyncio.ensure_future(router.call(function, transaction, branch, phase))
+            self._working.add(work)
+            work.add_done_callback(self._working.discard)
+            # Cut off by nobody: it would be done again, and again from its beginning.
+            await asyncio.shield(work)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             await _answer(send, *_problem(error, name))
         else:
@@ -279,6 +286,11 @@ class HttpCaller:
             raise InvalidError(f"got the resource {branch.resource!r}, expected a URL") from error
         if response.status_code != 200:
             raise refusal(response.status_code, response.text, branch.resource)
+        if response.text.replace(" ", "") != DONE:  # an application that answers 200 to anything
+            raise UnavailableError(
+                f"{branch.resource} answered 200, but not as a participant does",
+                hint="see whether the service there uses transactions, or another has its name",
+            )
 
     async def close(self) -> None:
         """Close connections."""
@@ -347,8 +359,9 @@ class _RefusedError(InvalidError):
 def _admit(scope: AsgiScope) -> None:
     if scope["method"] != "POST":
         raise _RefusedError(405, f"got {scope['method']}, expected POST")
-    if any(name == OUTSIDE for name, _ in scope["headers"]):
-        raise _RefusedError(403, "this address is not for requests from outside")
+    for name, value in scope["headers"]:
+        if name == CALLER.encode() and GATEWAY.fullmatch(value.decode("latin-1")):
+            raise _RefusedError(403, "this address is not for requests from outside")
 
 
 async def _body(receive: Receive) -> bytes:
