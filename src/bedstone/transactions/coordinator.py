@@ -116,7 +116,7 @@ class Coordinator:
             call,
             owner,
             self._asker,
-            holds_lease=self._keeper.holds_lease,
+            term=self._keeper.term,
             jitter=jitter,
             immediate=immediate,
             patience=patience,
@@ -243,14 +243,12 @@ class Coordinator:
         """
         self._demand_open()
         try:
-            transaction = await self._decide(xid, State.COMMITTING)
+            return await self._end(xid, State.COMMITTING)
         except TransactionTimeoutError:
             self._keeper.wake()
             raise
         except TransactionDecidedError as refused:
             raise await self._aborted(xid, refused) from refused
-        await self._attempted(transaction)
-        return transaction
 
     async def abort(self, xid: str, reason: str = "") -> Transaction:
         """Decide to abort, durably, and attempt every CANCEL once; failures are tried again later.
@@ -262,9 +260,7 @@ class Coordinator:
             DecisionUnknownError: the log gave no answer; it is aborted, now or at its deadline.
         """
         self._demand_open()
-        transaction = await self._decide(xid, State.ABORTING, reason)
-        await self._attempted(transaction)
-        return transaction
+        return await self._end(xid, State.ABORTING, reason)
 
     async def resume(self, transaction: Transaction) -> None:
         """Do now what is due of a transaction of ours, without waiting for its next attempt."""
@@ -349,13 +345,17 @@ class Coordinator:
             hint="run the whole again under a new id",
         )
 
-    async def _attempted(self, transaction: Transaction) -> None:
-        """Wait for the first attempt of what a caller waits for."""
-        if transaction.state.ended:
-            return
-        run = self._runner.start(transaction)
+    async def _end(self, xid: str, state: State, reason: str = "") -> Transaction:
+        """Decide, and wait for the first attempt of what a caller waits for."""
+        self._runner.ask(xid)
+        transaction: Transaction | None = None
+        try:
+            transaction = await self._decide(xid, state, reason)
+        finally:
+            run = self._runner.start_answer(transaction, xid)
         if run is not None and not run.trying:
             await run.attempted.wait()
+        return transaction
 
     def _prune(self) -> None:
         """Forget deadlines of what was decided elsewhere."""

@@ -7,8 +7,9 @@ Rules:
   gives, up to the first that fails. What came of them is one write.
 - A write whose answer is lost, or that could not be made, is made again until the log answers: what
   a participant has done is never forgotten while this process lives.
-- No attempt starts without a lease; a `FencedError` stops the work at once. Both only save work:
-  what keeps two owners apart is the log, which refuses the writes of the former one.
+- No attempt starts without a lease that has lasted since the work began; a `FencedError` stops the
+  work at once. Both only save work: what keeps two owners apart is the log, which refuses the
+  writes of the former one.
 - A saga's TRY that returns is the whole transaction's TRY only if all branches are sagas; with
   others, its initiator alone knows what belongs to it, so the deadline decides.
 """
@@ -61,12 +62,14 @@ class Run:
         ended: set once nothing is at work any longer.
         trying: a saga's TRY is at work, which may itself ask for the end.
         again: the loop's time to look again, if that is known.
+        term: the time under a lease in which it began.
     """
 
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     trying: bool = False
     again: float | None = None
+    term: int | None = None
 
 
 class Driver:
@@ -77,7 +80,7 @@ class Driver:
         call: who does phase two.
         owner: the coordinator's name.
         asker: asks it again where it does not answer, and knows its clock.
-        holds_lease: whether a new attempt may start.
+        term: which unbroken time under a lease this is; None without a lease.
         jitter: a random number from 0 to 1.
         immediate: modes whose first CONFIRM a caller waits for.
         patience: seconds that one call of a participant may take.
@@ -90,7 +93,7 @@ class Driver:
         owner: str,
         asker: Asker,
         *,
-        holds_lease: Callable[[], bool],
+        term: Callable[[], int | None],
         jitter: Callable[[], float],
         immediate: frozenset[Mode],
         patience: float,
@@ -99,7 +102,7 @@ class Driver:
         self._call = call
         self._owner = owner
         self._asker = asker
-        self._holds_lease = holds_lease
+        self._term = term
         self._jitter = jitter
         self._immediate = immediate
         self._patience = patience
@@ -111,8 +114,9 @@ class Driver:
             FencedError: another coordinator owns it.
             UnknownTransactionError: there is none of that id any more.
         """
+        run.term = self._term()
         following: Transaction | None = transaction
-        while following is not None and following.owner == self._owner and self._holds_lease():
+        while following is not None and following.owner == self._owner and self._may_go_on(run):
             if following.next_attempt >= machine.NEVER:
                 return
             now = max(self._asker.estimate(), following.next_attempt)
@@ -120,6 +124,9 @@ class Driver:
             if due is None:
                 return
             following = await self._do(following, due, run)
+
+    def _may_go_on(self, run: Run) -> bool:
+        return run.term is not None and self._term() == run.term
 
     async def _do(self, transaction: Transaction, due: machine.Due, run: Run) -> Transaction | None:
         """Do it; returns the transaction if there is more to do now."""
@@ -139,7 +146,7 @@ class Driver:
         if due.phase is Phase.CONFIRM:
             outcomes = await self._confirm(transaction, due.branches, run)
         else:
-            outcomes = await self._cancel(transaction, due.branches)
+            outcomes = await self._cancel(transaction, due.branches, run)
         run.attempted.set()
         if outcomes:
             await self._record(transaction, outcomes, run)
@@ -166,7 +173,7 @@ class Driver:
         async def one(branch: Branch) -> None:
             nonlocal awaited
             async with bound:
-                if self._holds_lease():
+                if self._may_go_on(run):
                     outcomes.append(await self._attempt(transaction, branch, Phase.CONFIRM))
             if branch.mode in self._immediate:
                 awaited -= 1
@@ -181,10 +188,12 @@ class Driver:
             raise fenced.exceptions[0] from None
         return sorted(outcomes, key=lambda outcome: outcome.number)
 
-    async def _cancel(self, transaction: Transaction, branches: Sequence[Branch]) -> list[Outcome]:
+    async def _cancel(
+        self, transaction: Transaction, branches: Sequence[Branch], run: Run
+    ) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for branch in branches:
-            if not self._holds_lease():
+            if not self._may_go_on(run):
                 break
             outcomes.append(await self._attempt(transaction, branch, Phase.CANCEL))
             if outcomes[-1].error is not None:

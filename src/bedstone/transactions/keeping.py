@@ -128,33 +128,40 @@ class Keeper:
         self._sleep = sleep
         self._jitter = jitter
         self._until = -math.inf
+        self._term = 0
         self._looking = Rest(sleep)
         self.wake = self._looking.wake
         self.wake_at = self._looking.wake_at
 
-    def holds_lease(self) -> bool:
-        """Whether the lease lasts long enough to start something."""
-        return asyncio.get_running_loop().time() < self._until - self._lease * SAFETY
+    def term(self) -> int | None:
+        """Which unbroken time under a lease this is; None without one that lasts long enough.
+
+        After a break others may have taken over, so that what began before is not to be gone on
+        with, although there is a lease again.
+        """
+        left = self._until - asyncio.get_running_loop().time()
+        return self._term if left > self._lease * SAFETY else None
 
     async def renew(self, limit: int = BATCH) -> float:
         """Renew the lease, take over at most `limit`; returns seconds until the next renewal."""
         sent = asyncio.get_running_loop().time()
         taken = await self._log.claim(self._owner, self._lease, limit)
-        held = self.holds_lease()
+        broken = self.term() is None
+        self._term += broken
         self._until = sent + self._lease
         for transaction in taken:
             _log.info(
                 "took over a transaction",
                 extra={"xid": transaction.xid, "owner": self._owner, "epoch": transaction.epoch},
             )
-        if taken or not held:
+        if taken or broken:
             self.wake()
         await self._asker.refresh()
         return 0.0 if limit and len(taken) >= limit else self._lease / 3
 
     async def look(self, work: Work) -> float:
         """Start what is due; returns seconds until the next look."""
-        if not self.holds_lease():
+        if self.term() is None:
             return min(self._poll, self._lease / 3)
         limit = work.room()
         if limit:

@@ -44,6 +44,7 @@ class Runner:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._seen: set[str] = set()
         self._due: set[str] = set()
+        self._asked: dict[str, bool] = {}
         self.open = False
 
     def room(self) -> int:
@@ -57,6 +58,18 @@ class Runner:
         for transaction in due:
             if transaction.xid not in self._seen and self.start(transaction) is not None:
                 self._due.add(transaction.xid)
+
+    def ask(self, xid: str) -> None:
+        """The log is asked about it now, and what it says is for `start_answer`."""
+        self._asked[xid] = xid in self._runs
+
+    def start_answer(self, transaction: Transaction | None, xid: str) -> Run | None:
+        """Start what the log answered, unless one at work meanwhile has made it old news."""
+        old = self._asked.pop(xid, False)
+        if transaction is None or transaction.state.ended:
+            return None
+        run = self._runs.get(xid)
+        return self.start(transaction) if run is None and not old else run
 
     def start(self, transaction: Transaction) -> Run | None:
         """Put a task to work on it, unless one is; None where none may."""
@@ -76,6 +89,8 @@ class Runner:
         def ended(done: asyncio.Task[None]) -> None:
             del self._tasks[done], self._runs[xid]
             self._due.discard(xid)
+            if xid in self._asked:
+                self._asked[xid] = True
             run.attempted.set()
             run.ended.set()
             if run.again is not None:
