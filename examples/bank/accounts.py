@@ -1,28 +1,24 @@
-"""Accounts: the ledger. Money moves here and nowhere else.
+"""Accounts: the two ledgers, over HTTP. Money moves here and nowhere else.
 
 Every write is a PUT under an id that the caller chose, so that it can be repeated: by the caller,
 by a proxy whose connection broke, or by this program when PostgreSQL went away in the middle.
-Amounts are whole cents.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import select
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import psycopg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
+from money import LEDGER, SAVED, Connection, Database, ProblemError, home, move
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
-Connection = AsyncConnection[DictRow]
+from bedstone.errors import Error, UnknownOutcomeError
+
+OUTCOME = "x-bedstone-outcome"
 Cents = Annotated[StrictInt, Field(ge=0, le=10**15)]
 Id = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -41,72 +37,11 @@ class Transfer(BaseModel):
     amount: Annotated[StrictInt, Field(gt=0, le=10**15)]
 
 
-class ProblemError(Exception):
-    """An answer that is an error (RFC 9457)."""
-
-    def __init__(self, status: int, title: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.title, self.detail = status, title, detail
-
-
-class Database:
-    """A few connections to PostgreSQL that outlive its restarts."""
-
-    def __init__(self, url: str, size: int = 8, patience: float = 10.0) -> None:
-        self._url = url
-        self._patience = patience
-        self._slots = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-
-    async def transaction(self, work: Callable[[Connection], Awaitable[Any]]) -> Any:
-        """Run `work` in one transaction; again if PostgreSQL went away. It must be repeatable."""
-        give_up = asyncio.get_running_loop().time() + self._patience
-        pause = 0.05
-        while True:
-            try:
-                async with self._slots, self._connection() as connection, connection.transaction():
-                    return await work(connection)
-            except psycopg.OperationalError as error:
-                if asyncio.get_running_loop().time() + pause > give_up:
-                    raise ProblemError(
-                        503, "Service Unavailable", "the database is away; try again"
-                    ) from error
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        connection = None
-        while self._idle and connection is None:
-            connection = self._idle.pop()
-            # PostgreSQL says nothing to an idle connection but goodbye.
-            if connection.closed or select.select([connection.fileno()], [], [], 0)[0]:
-                await connection.close()
-                connection = None
-        if connection is None:
-            connection = await AsyncConnection.connect(
-                self._url, autocommit=True, row_factory=dict_row, connect_timeout=5
-            )
-        try:
-            yield connection
-        except BaseException:
-            if connection.closed or connection.info.transaction_status:  # not idle: not usable
-                await connection.close()
-            else:
-                self._idle.append(connection)
-            raise
-        self._idle.append(connection)
-
-    async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().close()
-
-
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.database = Database(os.environ["LEDGER_URL"])
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     yield
-    await app.state.database.close()
+    for database in (LEDGER, SAVED):
+        await database.close()
 
 
 app = FastAPI(title="accounts", lifespan=lifespan)
@@ -119,9 +54,7 @@ async def healthz() -> dict[str, str]:
 
 
 @app.put("/accounts/{account_id}")
-async def put_account(
-    request: Request, account_id: Id, account: Account, response: Response
-) -> dict[str, Any]:
+async def put_account(account_id: Id, account: Account, response: Response) -> dict[str, Any]:
     async def work(connection: Connection) -> tuple[bool, dict[str, Any]]:
         inserted = await connection.execute(
             "INSERT INTO accounts (id, owner, balance) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
@@ -129,7 +62,7 @@ async def put_account(
         )
         return bool(inserted.rowcount), await _account(connection, account_id)
 
-    created, stored = await request.app.state.database.transaction(work)
+    created, stored = await home(account_id).transaction(work)
     if not created and stored["owner"] != account.owner:
         raise ProblemError(409, "Conflict", f"account {account_id} belongs to somebody else")
     response.status_code = 201 if created else 200
@@ -137,77 +70,53 @@ async def put_account(
 
 
 @app.get("/accounts/{account_id}")
-async def get_account(request: Request, account_id: Id) -> dict[str, Any]:
-    stored: dict[str, Any] = await request.app.state.database.transaction(
+async def get_account(account_id: Id) -> dict[str, Any]:
+    stored: dict[str, Any] = await home(account_id).transaction(
         lambda connection: _account(connection, account_id)
     )
     return stored
 
 
 @app.put("/transfers/{transfer_id}")
-async def put_transfer(
-    request: Request, transfer_id: Id, transfer: Transfer, response: Response
-) -> dict[str, Any]:
-    if transfer.from_account == transfer.to_account:
+async def put_transfer(transfer_id: Id, transfer: Transfer, response: Response) -> dict[str, Any]:
+    giver, taker, amount = transfer.from_account, transfer.to_account, transfer.amount
+    if giver == taker:
         raise ProblemError(422, "Same Account", "money can only go to another account")
-
-    created, stored = await request.app.state.database.transaction(
-        lambda connection: _move(connection, transfer_id, transfer)
-    )
-    response.status_code = 201 if created else 200
-    return dict(stored)
-
-
-@app.get("/transfers/{transfer_id}")
-async def get_transfer(request: Request, transfer_id: Id) -> dict[str, Any]:
-    stored: dict[str, Any] | None = await request.app.state.database.transaction(
-        lambda connection: _transfer(connection, transfer_id)
-    )
+    response.status_code = 200
+    stored = await _stored(transfer_id, home(giver))
     if stored is None:
-        raise ProblemError(404, "Not Found", f"there is no transfer {transfer_id}")
+        await move(transfer_id, giver, taker, amount)
+        response.status_code = 201
+        return {"id": transfer_id, "from": giver, "to": taker, "amount": amount}
+    if (stored["from"], stored["to"], stored["amount"]) != (giver, taker, amount):
+        raise ProblemError(409, "Conflict", f"transfer {transfer_id} exists and is another one")
+    if not stored.pop("done"):
+        raise ProblemError(503, "Service Unavailable", f"transfer {transfer_id} is being made")
     return stored
 
 
-async def _move(
-    connection: Connection, transfer_id: str, wanted: Transfer
-) -> tuple[bool, dict[str, Any]]:
-    """Returns whether the money was moved now (or had been before), and the transfer."""
-    # Both accounts are locked in the order of their ids, so that two transfers never deadlock.
-    locked = await connection.execute(
-        "SELECT id FROM accounts WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE",
-        ([wanted.from_account, wanted.to_account],),
-    )
-    found = {row["id"] for row in await locked.fetchall()}
-    for account_id in (wanted.from_account, wanted.to_account):
-        if account_id not in found:
-            raise ProblemError(404, "Not Found", f"there is no account {account_id}")
-    inserted = await connection.execute(
-        "INSERT INTO transfers (id, from_account, to_account, amount) VALUES (%s, %s, %s, %s)"
-        " ON CONFLICT DO NOTHING",
-        (transfer_id, wanted.from_account, wanted.to_account, wanted.amount),
-    )
-    if inserted.rowcount:
-        await _add(connection, wanted.from_account, -wanted.amount)
-        await _add(connection, wanted.to_account, wanted.amount)
-    stored = await _transfer(connection, transfer_id)
-    if stored is None or (stored["from"], stored["to"], stored["amount"]) != (
-        wanted.from_account,
-        wanted.to_account,
-        wanted.amount,
-    ):
-        raise ProblemError(409, "Conflict", f"transfer {transfer_id} exists and is another one")
-    return bool(inserted.rowcount), stored
+@app.get("/transfers/{transfer_id}")
+async def get_transfer(transfer_id: Id) -> dict[str, Any]:
+    for database in (LEDGER, SAVED):
+        stored = await _stored(transfer_id, database)
+        if stored is not None and stored.pop("done"):
+            return stored
+    raise ProblemError(404, "Not Found", f"there is no transfer {transfer_id}")
 
 
-async def _add(connection: Connection, account_id: str, amount: int) -> None:
-    try:
-        await connection.execute(
-            "UPDATE accounts SET balance = balance + %s WHERE id = %s", (amount, account_id)
+async def _stored(transfer_id: str, database: Database) -> dict[str, Any] | None:
+    """A transfer as the giver's database keeps it; `done` once it can't be undone any more."""
+
+    async def work(connection: Connection) -> dict[str, Any] | None:
+        cursor = await connection.execute(
+            'SELECT id, from_account AS "from", to_account AS "to", amount, done FROM transfers'
+            " WHERE id = %s",
+            (transfer_id,),
         )
-    except psycopg.errors.CheckViolation as error:
-        raise ProblemError(
-            409, "Insufficient Funds", f"account {account_id} has less than {-amount} cents"
-        ) from error
+        return await cursor.fetchone()
+
+    found: dict[str, Any] | None = await database.transaction(work)
+    return found
 
 
 async def _account(connection: Connection, account_id: str) -> dict[str, Any]:
@@ -220,15 +129,6 @@ async def _account(connection: Connection, account_id: str) -> dict[str, Any]:
     return row
 
 
-async def _transfer(connection: Connection, transfer_id: str) -> dict[str, Any] | None:
-    cursor = await connection.execute(
-        'SELECT id, from_account AS "from", to_account AS "to", amount FROM transfers'
-        " WHERE id = %s",
-        (transfer_id,),
-    )
-    return await cursor.fetchone()
-
-
 @app.exception_handler(ProblemError)
 async def _problem(_request: Request, error: ProblemError) -> JSONResponse:
     body = {
@@ -238,6 +138,19 @@ async def _problem(_request: Request, error: ProblemError) -> JSONResponse:
         "detail": error.detail,
     }
     return JSONResponse(body, error.status, media_type="application/problem+json")
+
+
+@app.exception_handler(Error)
+async def _undecided(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, UnknownOutcomeError):
+        detail = "no answer came; it may have been done: repeat it by its id"
+        response = await _problem(request, ProblemError(504, "Gateway Timeout", detail))
+        response.headers[OUTCOME] = "unknown"
+        return response
+    problem = ProblemError(503, "Service Unavailable", f"nothing was done; try again: {error}")
+    response = await _problem(request, problem)
+    response.headers[OUTCOME] = "not-applied"
+    return response
 
 
 @app.exception_handler(RequestValidationError)

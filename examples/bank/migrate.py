@@ -1,4 +1,4 @@
-"""Bring the database at `LEDGER_URL` up to date: apply each file of `migrations` once, in order."""
+"""Bring both databases up to date: apply each file of `migrations` once, in order."""
 
 from __future__ import annotations
 
@@ -28,5 +28,6 @@ def migrate(url: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    for name in migrate(os.environ["LEDGER_URL"]):
-        sys.stdout.write(f"applied {name}\n")
+    for database in ("LEDGER_URL", "SAVINGS_URL"):
+        for name in migrate(os.environ[database]):
+            sys.stdout.write(f"applied {name}\n")

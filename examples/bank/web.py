@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 from fastapi import FastAPI, Request, Response
@@ -29,6 +29,9 @@ A small bank. Amounts are whole cents. Try:
   curl HOST/transfers -H 'content-type: application/json' \\
     -d '{"from": "ID", "to": "OTHER", "amount": 2500}'
 
+An account of "kind": "savings" lives in another database; transfers between the two are whole or
+nothing, whatever dies in the middle: see `bedstone tx ls`.
+
 Give a transfer an "id" of your own and you can send it again safely. More at /docs.
 """
 
@@ -38,6 +41,7 @@ logger = logging.getLogger("bank.web")
 class NewAccount(BaseModel):
     owner: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
     balance: Annotated[StrictInt, Field(ge=0, le=10**15)] = 0
+    kind: Literal["current", "savings"] = "current"
 
 
 class NewTransfer(BaseModel):
@@ -71,8 +75,12 @@ async def healthz() -> dict[str, str]:
 
 @app.post("/accounts")
 async def create_account(request: Request, account: NewAccount) -> Response:
+    prefix = "savings-" if account.kind == "savings" else ""
     return await _forward(
-        request, "PUT", f"http://accounts/accounts/{uuid.uuid4()}", account.model_dump()
+        request,
+        "PUT",
+        f"http://accounts/accounts/{prefix}{uuid.uuid4()}",
+        account.model_dump(exclude={"kind"}),
     )
 
 

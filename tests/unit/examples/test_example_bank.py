@@ -102,8 +102,9 @@ class Bank:
     database: str
     names: dict[str, int]
 
-    def account(self, balance: int, owner: str = "ann") -> str:
-        answer = self.client.post("/accounts", json={"owner": owner, "balance": balance})
+    def account(self, balance: int, owner: str = "ann", kind: str = "current") -> str:
+        body = {"owner": owner, "balance": balance, "kind": kind}
+        answer = self.client.post("/accounts", json=body)
         assert answer.status_code == 201, answer.text
         identifier: str = answer.json()["id"]
         return identifier
@@ -116,11 +117,15 @@ class Bank:
         return self.client.post("/transfers", json={k.strip("_"): v for k, v in body.items()})
 
 
+def _savings(ledger: str) -> str:
+    return f"{ledger}_savings"
+
+
 def _migrate(url: str) -> str:
     return subprocess.run(
         [sys.executable, "migrate.py"],
         cwd=BANK,
-        env={**os.environ, "LEDGER_URL": url},
+        env={**os.environ, "LEDGER_URL": url, "SAVINGS_URL": _savings(url)},
         check=True,
         capture_output=True,
         text=True,
@@ -131,8 +136,10 @@ def _migrate(url: str) -> str:
 def bank(postgres_url: str) -> Iterator[Bank]:
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute("CREATE DATABASE bank_example")
+        admin.execute("CREATE DATABASE bank_example_savings")
     url = postgres_url.rpartition("/")[0] + "/bank_example"
-    assert _migrate(url) == "applied 001_accounts_and_transfers.sql\n"
+    names = sorted(path.name for path in (BANK / "migrations").glob("*.sql"))
+    assert _migrate(url).splitlines() == [f"applied {name}" for name in names] * 2
     web, accounts, risk = _free_port(), _free_port(), _free_port()
     with ExitStack() as stack:
         proxy = stack.enter_context(_NameProxy(("127.0.0.1", 0), _Forward))
@@ -142,7 +149,13 @@ def bank(postgres_url: str) -> Iterator[Bank]:
         uvicorn = ["-m", "uvicorn", "--log-level", "warning", "--port"]
         stack.enter_context(_running(["risk.py"], risk))
         stack.enter_context(
-            _running([*uvicorn, str(accounts), "accounts:app"], accounts, LEDGER_URL=url)
+            _running(
+                [*uvicorn, str(accounts), "accounts:app"],
+                accounts,
+                LEDGER_URL=url,
+                SAVINGS_URL=_savings(url),
+                BEDSTONE_TRANSACTIONS_URL=url,
+            )
         )
         stack.enter_context(
             _running(
@@ -241,6 +254,25 @@ def test_transfers_at_once_neither_deadlock_nor_lose_a_cent(bank: Bank) -> None:
     assert set(statuses) == {201}
     assert bank.balance(ann) + bank.balance(bob) == 2000
     assert bank.balance(bob) == 1000 + sum(n + 1 if n % 2 == 0 else -(n + 1) for n in range(40))
+
+
+def test_money_moves_between_two_databases_whole_or_not_at_all(bank: Bank) -> None:
+    ann, saved = bank.account(100), bank.account(7, kind="savings")
+    assert saved.startswith("savings-")
+    body = {"id": f"save-{ann}", "from_": ann, "to": saved, "amount": 60}
+    assert [bank.transfer(**body).status_code for _ in range(2)] == [201, 200]
+    assert (bank.balance(ann), bank.balance(saved)) == (40, 67)
+    assert bank.transfer(from_=saved, to=ann, amount=68).status_code == 409
+    assert bank.transfer(from_=saved, to="nobody", amount=1).status_code == 404
+    assert bank.transfer(from_=saved, to=ann, amount=67).status_code == 201
+    assert (bank.balance(ann), bank.balance(saved)) == (107, 0)
+    for url in (bank.database, _savings(bank.database)):
+        with psycopg.connect(url) as connection:
+            held = connection.execute("SELECT sum(held), count(*) FROM accounts").fetchone()
+            open_ = connection.execute("SELECT count(*) FROM transfers WHERE NOT done").fetchone()
+        assert held is not None
+        assert held[0] == 0
+        assert open_ == (0,)
 
 
 def test_broken_database_connections_are_replaced_unseen(bank: Bank) -> None:
