@@ -36,6 +36,7 @@ from bedstone.transactions.manager import Transactions, current, process, regist
 from bedstone.transactions.model import Branch, Mode, Phase, Transaction
 from bedstone.transactions.router import is_async
 from bedstone.transactions.scope import Scope
+from bedstone.transactions.sql import Dialect
 
 PREFIX = "tcc/"
 _THREADS = 32
@@ -190,7 +191,8 @@ class Action:
             if not self._prepared:
                 await db.begin()
                 await db.run(barrier.ensure(db.dialect))
-                await db.commit()
+                # MySQL has committed it, and with it the transaction that `commit` would prove
+                await (db.rollback() if db.dialect is Dialect.MYSQL else db.commit())
                 self._prepared = True
             await db.begin()
             entered = await db.run(barrier.enter(db.dialect, xid, str(branch.number), phase))
@@ -205,7 +207,7 @@ class Action:
             if not self._prepared:
                 db.begin()
                 db.run(barrier.ensure(db.dialect))
-                db.commit()
+                db.rollback() if db.dialect is Dialect.MYSQL else db.commit()
                 self._prepared = True
             db.begin()
             entered = db.run(barrier.enter(db.dialect, xid, str(branch.number), phase))
