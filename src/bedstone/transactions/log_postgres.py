@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Self, TypeVar
 
 import psycopg
-from psycopg import sql
 
 from bedstone.errors import UnknownOutcomeError
 from bedstone.transactions import log_postgres_sql as statements
@@ -102,13 +101,10 @@ class PostgresLog(BatchedLog):
         wanted = [state.value for state in states or State]
         query = statements.LIST
         if states and not any(state.ended for state in states):
-            query += " AND ended_at IS NULL"
+            query = statements.LIST_OPEN
         if stuck:
-            query += " AND stuck"
-        return await self._transactions(
-            sql.SQL(query + " ORDER BY xid LIMIT %s").format(sql.SQL(log_rows.READ)),
-            (after, wanted, limit),
-        )
+            query = statements.LIST_STUCK
+        return await self._transactions(query, (after, wanted, limit))
 
     async def events(self, xid: str) -> Sequence[Event]:
         """As `Log.events`."""
@@ -190,13 +186,18 @@ class PostgresLog(BatchedLog):
                 await self._commit(connection, ())
                 return ()
             async with connection.pipeline():
-                await connection.execute(statements.LAPSED, (orphaned,))
-                asked = {"owners": orphaned, "limit": limit}
-                rows = await connection.execute(statements.TAKE, asked, binary=True)
+                leases = await connection.execute(statements.LEASES_OF, (orphaned,), binary=True)
+                rows = await connection.execute(
+                    statements.TAKE, (orphaned, limit, limit), binary=True
+                )
                 clock = await connection.execute(statements.CLOCK, binary=True)
             self.statistics.round_trips += 1
-            found = sorted(map(log_rows.stored, await rows.fetchall()), key=log_rows.age)
             ((now,),) = await clock.fetchall()
+            alive = {other for other, until in await leases.fetchall() if until > now}
+            dead = set(orphaned) - alive
+            every = map(log_rows.stored, await rows.fetchall())
+            found = [it for it in every if it.ended_at is None and it.transaction.owner in dead]
+            found.sort(key=log_rows.age)
             draft = Draft(found, {}, now)
             taken = [draft.put(machine.claim(it.transaction, owner, now)) for it in found]
             await self._commit(connection, _statements(draft))

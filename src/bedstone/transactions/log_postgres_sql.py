@@ -65,20 +65,20 @@ WITH RECURSIVE holders (owner) AS (
 SELECT owner FROM holders WHERE owner IS NOT NULL AND owner <> %s
     AND owner NOT IN (SELECT owner FROM transaction_owners WHERE until > {})
 """).format(_NOW)
-LAPSED: Final = sql.SQL(
-    "SELECT owner FROM transaction_owners WHERE owner = ANY(%s) ORDER BY owner FOR UPDATE"
+LEASES_OF: Final = sql.SQL(
+    "SELECT owner, until FROM transaction_owners WHERE owner = ANY(%s) ORDER BY owner FOR UPDATE"
 )
+# Whose they are is looked at when they are locked: a condition on it here would have the planner
+# read all that an owner holds.
 TAKE: Final = sql.SQL("""
-SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = ANY(%(owners)s)
-    AND owner NOT IN (SELECT owner FROM transaction_owners WHERE until > {})
-    AND xid = ANY(ARRAY(
-        SELECT it.xid FROM unnest(%(owners)s::text[]) AS dead (owner), LATERAL (
-            SELECT xid, created FROM transactions
-            WHERE ended_at IS NULL AND transactions.owner = dead.owner
-            ORDER BY created LIMIT %(limit)s) AS it
-        ORDER BY it.created, it.xid LIMIT %(limit)s))
+SELECT {} FROM transactions WHERE xid = ANY(ARRAY(
+    SELECT it.xid FROM unnest(%s::text[]) AS dead (owner), LATERAL (
+        SELECT xid, created FROM transactions
+        WHERE ended_at IS NULL AND transactions.owner = dead.owner
+        ORDER BY created LIMIT %s) AS it
+    ORDER BY it.created, it.xid LIMIT %s))
 ORDER BY xid FOR NO KEY UPDATE
-""").format(_READ, _NOW)
+""").format(_READ)
 RELEASE: Final = sql.SQL("DELETE FROM transaction_owners WHERE owner = %s RETURNING 1")
 PURGE: Final = sql.SQL("""
 WITH old AS (
@@ -105,4 +105,15 @@ OWNED: Final = sql.SQL(
     "SELECT {} FROM transactions WHERE ended_at IS NULL AND owner = %s "
     "AND next_attempt <= (SELECT {}) ORDER BY next_attempt, xid LIMIT %s"
 ).format(_READ, _NOW)
-LIST: Final = "SELECT {} FROM transactions WHERE xid > %s AND state = ANY(%s::text[])"
+LIST: Final = sql.SQL(
+    "SELECT {} FROM transactions WHERE xid > %s AND state = ANY(%s::text[]) ORDER BY xid LIMIT %s"
+).format(_READ)
+LIST_STUCK: Final = sql.SQL(
+    "SELECT {} FROM transactions WHERE xid > %s AND state = ANY(%s::text[]) AND stuck "
+    "ORDER BY xid LIMIT %s"
+).format(_READ)
+# Sorted apart, so that the few that are open are not looked for among all that have ended.
+LIST_OPEN: Final = sql.SQL(
+    "WITH open AS MATERIALIZED (SELECT {} FROM transactions WHERE xid > %s "
+    "AND state = ANY(%s::text[]) AND ended_at IS NULL) SELECT * FROM open ORDER BY xid LIMIT %s"
+).format(_READ)

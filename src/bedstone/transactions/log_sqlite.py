@@ -141,15 +141,16 @@ class SqliteLog(BatchedLog):
         limit: int = 100,
     ) -> Sequence[Transaction]:
         """As `Log.list`."""
-        conditions = ["xid > ?"]
+        conditions, order = ["xid > ?"], "xid"
         if states:
             conditions.append(f"state IN ({','.join('?' * len(states))})")
             if not any(state.ended for state in states):
-                conditions.append("ended_at IS NULL")
+                # Sorted apart, so as not to look for the few among all that have ended.
+                conditions, order = ["+xid > ?", *conditions[1:], "ended_at IS NULL"], "+xid"
         if stuck:
             conditions.append("stuck")
         return await self._transactions(
-            f"WHERE {' AND '.join(conditions)} ORDER BY xid LIMIT ?",
+            f"WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ?",
             (after, *(state.value for state in states), limit),
         )
 

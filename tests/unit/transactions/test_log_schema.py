@@ -160,11 +160,17 @@ def test_sqlite_reads_by_index(tmp_path: Path) -> None:
                 "transactions_age (owner=?)",
             ),
             (log_sqlite._ORPHANED, ("one", 1.0), "INDEX transactions_age (owner>?)"),
+            (
+                f"{find} WHERE +xid > ? AND state IN (?) AND ended_at IS NULL ORDER BY +xid",
+                ("", "active"),
+                "transactions_",
+            ),
+            (f"{find} WHERE xid > ? AND stuck ORDER BY xid", ("",), "transactions_stuck"),
             (f"{find} WHERE ended_at < ? ORDER BY ended_at, xid", (1.0,), "transactions_ended"),
         ):
             plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", values)]
             assert any(index in line for line in plan), plan
-            assert not any(line.startswith("SCAN transactions") for line in plan), plan
+            assert not any(line == "SCAN transactions" for line in plan), plan
 
 
 def test_postgres_reads_by_index(postgres_url: str) -> None:
@@ -191,9 +197,13 @@ def test_postgres_reads_by_index(postgres_url: str) -> None:
             orphaned = await plan(log_postgres_sql.ORPHANED, ("three",))
             assert "Index Only Scan" in orphaned
             assert "Seq Scan on transactions" not in orphaned
-            taken = await plan(log_postgres_sql.TAKE, {"owners": ["one", "two"], "limit": 10})
+            taken = await plan(log_postgres_sql.TAKE, (["one", "two"], 10, 10))
             assert "transactions_age" in taken
-            assert "Seq Scan on transactions" not in taken
+            assert "transactions_pkey" in taken
+            opened = await plan(log_postgres_sql.LIST_OPEN, ("", ["active"], 10))
+            assert "transactions_pkey" not in opened
+            stuck = await plan(log_postgres_sql.LIST_STUCK, ("", ["active"], 10))
+            assert "transactions_stuck" in stuck
             for text in (owned, orphaned, taken):
                 rows = [int(it.split("rows=")[2].split()[0].split(".")[0]) for it in _scans(text)]
                 assert max(rows) <= 101, text
@@ -205,7 +215,7 @@ def _scans(plan: str) -> list[str]:
     return [line for line in plan.splitlines() if "transactions" in line and "rows=" in line]
 
 
-def test_a_claim_of_many_is_set_based(postgres_url: str) -> None:
+def test_a_claim_of_many_is_a_few_round_trips(postgres_url: str) -> None:
     """Two orphaned owners' transactions, the oldest of both first, in a few round trips."""
     url, schema = schema_url(postgres_url)
     asyncio.run(enter(url))
