@@ -14,9 +14,10 @@ Rules:
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 from bedstone.errors import InvalidError
@@ -106,6 +107,19 @@ class SyncConnection(ABC):
         with translated():
             self._rollback()
 
+    @contextmanager
+    def alone(self) -> Iterator[SyncConnection]:
+        """A connection, for the block, on which each statement stands alone; no SQLAlchemy.
+
+        What must not stand in a transaction goes there, and explicit BEGIN and COMMIT.
+        """
+        yield self
+
+    def discard(self) -> None:
+        """Close it for good: a pool must not pass it on."""
+        with suppress(Exception):  # it is gone then
+            self._discard()
+
     def execute(self, query: Query) -> Result:
         """Run one statement.
 
@@ -152,6 +166,9 @@ class SyncConnection(ABC):
 
     @abstractmethod
     def _rollback(self) -> None: ...
+
+    def _discard(self) -> None:
+        self.raw.close()
 
     @abstractmethod
     def _execute(self, query: Query) -> Result: ...
@@ -202,6 +219,19 @@ class AsyncConnection(ABC):
         with translated():
             await self._rollback()
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """A connection, for the block, on which each statement stands alone; no SQLAlchemy.
+
+        What must not stand in a transaction goes there, and explicit BEGIN and COMMIT.
+        """
+        yield self
+
+    async def discard(self) -> None:
+        """Close it for good: a pool must not pass it on."""
+        with suppress(Exception):  # it is gone then
+            await self._discard()
+
     async def execute(self, query: Query) -> Result:
         """Run one statement.
 
@@ -248,6 +278,11 @@ class AsyncConnection(ABC):
 
     @abstractmethod
     async def _rollback(self) -> None: ...
+
+    async def _discard(self) -> None:
+        closing = self.raw.close()
+        if inspect.isawaitable(closing):
+            await closing
 
     @abstractmethod
     async def _execute(self, query: Query) -> Result: ...

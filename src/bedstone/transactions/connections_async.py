@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from bedstone.transactions.connections import OPENINGS, AsyncConnection, failed_before
+from bedstone.transactions.connections import OPENINGS, AsyncConnection, adapt, failed_before
 from bedstone.transactions.connections_sync import (
     bound,
     gathered,
@@ -28,6 +30,17 @@ class Psycopg(AsyncConnection):
     def in_transaction(self) -> bool:
         """Ask what the server said last."""
         return psycopg_status(self.raw) in {"INTRANS", "INERROR", "ACTIVE"}
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """Switch to autocommit for the block."""
+        before = self.raw.autocommit
+        await self.raw.set_autocommit(True)
+        try:
+            yield self
+        finally:
+            if not self.in_transaction() and not self.raw.closed:
+                await self.raw.set_autocommit(before)
 
     async def _begin(self) -> None:
         if self.raw.autocommit:
@@ -82,7 +95,9 @@ class Asyncpg(AsyncConnection):
 
     async def _rollback(self) -> None:
         transaction, self._transaction = self._transaction, None
-        if transaction is not None and self.in_transaction():
+        if self.raw.is_closed():
+            return
+        if transaction is not None:  # also when the server has ended it: asyncpg counts too
             await transaction.rollback()
         elif self.in_transaction():
             await self.raw.execute("ROLLBACK")
@@ -170,6 +185,19 @@ class SQLAlchemy(AsyncConnection):
         """Ask SQLAlchemy."""
         return bool(self.raw.in_transaction())
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """Go to the driver's own connection."""
+        pooled = await (await self._connection()).get_raw_connection()
+        driver = adapt(pooled.driver_connection)
+        if not isinstance(driver, AsyncConnection):
+            raise TypeError(f"got {driver!r}, expected an asynchronous driver")
+        async with driver.alone() as connection:
+            yield connection
+
+    async def _discard(self) -> None:
+        await self.raw.invalidate()
+
     def _bind(self) -> Any:
         return self.raw
 
@@ -181,9 +209,20 @@ class SQLAlchemy(AsyncConnection):
         connection = await self._connection()
         driver = await connection.get_raw_connection()
         refuse_autocommit(connection.dialect, driver.dbapi_connection)
-        sqlite_begun = self.dialect is Dialect.SQLITE and driver.driver_connection.in_transaction
-        if self.dialect in OPENINGS and not sqlite_begun:
+        if self.dialect in OPENINGS and not await self._sqlite_open():
             await self._execute(Query(OPENINGS[self.dialect]))
+
+    async def _prove(self) -> None:
+        if self._begun and self.dialect is Dialect.SQLITE and not await self._sqlite_open():
+            raise failed_before()
+        await super()._prove()
+
+    async def _sqlite_open(self) -> bool:
+        """Whether SQLite has a transaction open, whatever SQLAlchemy believes."""
+        if self.dialect is not Dialect.SQLITE:
+            return False
+        driver = await (await self._connection()).get_raw_connection()
+        return bool(driver.driver_connection.in_transaction)
 
     async def _commit(self) -> None:
         await self.raw.commit()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from bedstone.transactions.connections import OPENINGS, SyncConnection, failed_before
+from bedstone.transactions.connections import OPENINGS, SyncConnection, adapt, failed_before
 from bedstone.transactions.sql import Dialect, Query, Result, Style, rendered
 from bedstone.transactions.sqlalchemy_dialects import NO_PARAMETERS, dialect_of, refuse_autocommit
 
@@ -18,6 +20,17 @@ class Psycopg(SyncConnection):
     def in_transaction(self) -> bool:
         """Ask what the server said last."""
         return psycopg_status(self.raw) in {"INTRANS", "INERROR", "ACTIVE"}
+
+    @contextmanager
+    def alone(self) -> Iterator[SyncConnection]:
+        """Switch to autocommit for the block."""
+        before = self.raw.autocommit
+        self.raw.autocommit = True
+        try:
+            yield self
+        finally:
+            if not self.in_transaction() and not self.raw.closed:
+                self.raw.autocommit = before
 
     def _begin(self) -> None:
         if self.raw.autocommit:
@@ -117,6 +130,18 @@ class SQLAlchemy(SyncConnection):
         """Ask SQLAlchemy."""
         return bool(self.raw.in_transaction())
 
+    @contextmanager
+    def alone(self) -> Iterator[SyncConnection]:
+        """Go to the driver's own connection."""
+        driver = adapt(self._connection().connection.driver_connection)
+        if not isinstance(driver, SyncConnection):
+            raise TypeError(f"got {driver!r}, expected a blocking driver")
+        with driver.alone() as connection:
+            yield connection
+
+    def _discard(self) -> None:
+        self.raw.invalidate()
+
     def _bind(self) -> Any:
         return self.raw
 
@@ -127,9 +152,19 @@ class SQLAlchemy(SyncConnection):
         self.raw.begin()
         driver = self._connection().connection
         refuse_autocommit(self._connection().dialect, driver.dbapi_connection)
-        sqlite_begun = self.dialect is Dialect.SQLITE and driver.driver_connection.in_transaction
-        if self.dialect in OPENINGS and not sqlite_begun:
+        if self.dialect in OPENINGS and not self._sqlite_open():
             self._execute(Query(OPENINGS[self.dialect]))
+
+    def _prove(self) -> None:
+        if self._begun and self.dialect is Dialect.SQLITE and not self._sqlite_open():
+            raise failed_before()
+        super()._prove()
+
+    def _sqlite_open(self) -> bool:
+        """Whether SQLite has a transaction open, whatever SQLAlchemy believes."""
+        if self.dialect is not Dialect.SQLITE:
+            return False
+        return bool(self._connection().connection.driver_connection.in_transaction)
 
     def _commit(self) -> None:
         self.raw.commit()

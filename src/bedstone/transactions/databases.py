@@ -164,7 +164,7 @@ async def _entered(given: Any, stack: AsyncExitStack) -> SyncConnection | AsyncC
 
 def _entered_sync(given: Any, stack: ExitStack) -> SyncConnection:
     if not isinstance(given, SyncConnection | AsyncConnection) and supported(given):
-        stack.callback(given.close)
+        stack.callback(_close_sync, given)
     elif hasattr(given, "__enter__"):
         given = stack.enter_context(given)
     connection = adapt(given)
@@ -181,7 +181,13 @@ async def _maybe(given: Any) -> Any:
 
 
 async def _close(raw: Any) -> None:
-    await _maybe(raw.close())
+    with suppress(Exception):  # one that can't be closed is closed
+        await _maybe(raw.close())
+
+
+def _close_sync(raw: Any) -> None:
+    with suppress(Exception):
+        raw.close()
 
 
 def _of_url(url: str) -> Database:

@@ -28,6 +28,7 @@ _LOST_CLASSES = {
     "ConnectionDoesNotExistError",
     "ConnectionFailureError",
     "ConnectionResetError",
+    "InternalClientError",  # asyncpg, when the end of the session comes between two messages
     "OperationalError",
 }
 
