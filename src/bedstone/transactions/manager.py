@@ -80,7 +80,8 @@ class Transactions:
             says. A log given as an object is opened and closed by who gave it.
         owner: this process's name in the log; by default a new one each time it starts.
         address: where other services reach this one's participants, such as `http://accounts`; by
-            default `http://NAME` in a Bedstone workload, and else nowhere.
+            default $BEDSTONE_TRANSACTIONS_ADDRESS, `http://NAME` in a Bedstone workload, and else
+            nowhere.
         lease: seconds after which others take over from a process that has died.
         post: how to reach participants elsewhere; over HTTP by default.
     """
@@ -96,8 +97,7 @@ class Transactions:
     ) -> None:
         self._source = log
         self._owner = owner
-        workload = os.environ.get("BEDSTONE_WORKLOAD")
-        self._address = address or (f"http://{workload}" if workload else None)
+        self._address = address or _own_address()
         self._lease = lease
         self._post = post
         self._participants = ChainMap[str, Function]({}, _common)
@@ -307,6 +307,12 @@ def _coordinator(log: Log, call: Participant, owner: str, lease: float) -> Coord
     from bedstone.transactions.coordinator import Coordinator
 
     return Coordinator(log, call, owner=owner, lease=lease)
+
+
+def _own_address() -> str | None:
+    workload = os.environ.get("BEDSTONE_WORKLOAD")
+    given = os.environ.get("BEDSTONE_TRANSACTIONS_ADDRESS")
+    return given or (f"http://{workload}" if workload else None)
 
 
 def _new_owner() -> str:
