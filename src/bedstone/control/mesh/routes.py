@@ -1,6 +1,7 @@
 """Routes: which requests go to which service, what is retried, and how long it may take.
 
 Rules:
+- What services serve each other below `/.bedstone/` is closed to the gateway.
 - Default deny: a name that the caller does not declare in `uses` is answered with 403.
 - An idempotent request (RFC 9110 §9.2.2) is tried three times, on another instance where there is
   one, after any failure of the mesh or the program's connection. Any other is tried again only
@@ -275,10 +276,10 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
     anywhere = by_host.pop(None, [])
     hosts: list[dict[str, Any]] = [
         # a route without a host is for every host, also for those that others name
-        {"name": host, "domains": [host], "routes": _merged(routes, anywhere)}
+        {"name": host, "domains": [host], "routes": [_internal(), *_merged(routes, anywhere)]}
         for host, routes in sorted(by_host.items(), key=lambda item: str(item[0]))
     ]
-    hosts.append({"name": "any", "domains": ["*"], "routes": [*anywhere, _unrouted()]})
+    hosts.append({"name": "any", "domains": ["*"], "routes": [_internal(), *anywhere, _unrouted()]})
     return RouteConfiguration(
         name=f"gateway/{caller.app}",
         ignore_port_in_host_matching=True,
@@ -298,6 +299,24 @@ def _merged(mine: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
         return len(route["match"].get("path_separated_prefix", ""))
 
     return [*sorted([*mine, *others], key=length, reverse=True), _unrouted()]
+
+
+def _internal() -> dict[str, Any]:
+    """Refuse, before anything else, what services serve each other; also behind a stripped path.
+
+    Who calls is also checked there, so a spelling that this doesn't match is refused all the same.
+    """
+    return {
+        "match": {"safe_regex": {"regex": r".*/\.bedstone(/.*)?"}},
+        "direct_response": {
+            "status": 403,
+            "body_format": body(
+                "denied",
+                "addresses below .bedstone are not for requests from outside",
+                "call it from a workload of the app",
+            ),
+        },
+    }
 
 
 def _unrouted() -> dict[str, Any]:
