@@ -7,6 +7,7 @@ after each that the world is one that could be.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -120,7 +121,7 @@ class Transactions(RuleBasedStateMachine):
         )
         assert len(after.branches) >= len(before.branches)
         for old, new in zip(before.branches, after.branches, strict=False):
-            assert old.state in {BranchState.REGISTERED, new.state}
+            assert old.state is BranchState.REGISTERED or replace(new, stuck=old.stuck) == old
             same = (old.number, old.mode, old.resource, old.payload, old.locks)
             assert same == (new.number, new.mode, new.resource, new.payload, new.locks)
             assert new.attempts >= old.attempts or before.state is State.ACTIVE
@@ -154,6 +155,8 @@ class Transactions(RuleBasedStateMachine):
         after = self.known[known.xid].state
         assert after is not State.ACTIVE
         assert done is (REACHED[after] is REACHED[state])
+        late = known.state is State.ACTIVE and known.deadline <= self.now
+        assert not late or REACHED[after] is BranchState.CANCELLED
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), outcomes=OUTCOMES, seconds=TIMES, stale=st.sampled_from([0, 0, 0, 1]))

@@ -143,7 +143,10 @@ def decide(transaction: Transaction, state: State, now: float, reason: str = "")
     if reason:
         detail["reason"] = reason
     events = [Event(now, "decided", detail=detail)]
-    fresh = tuple(replace(branch, stuck=None, attempts=0) for branch in transaction.branches)
+    fresh = tuple(
+        replace(branch, stuck=None, attempts=0) if branch.attempts else branch
+        for branch in transaction.branches
+    )
     after = replace(transaction, state=state, next_attempt=now, branches=fresh)
     if not after.branches:
         after = replace(after, state=_ENDED[state])
@@ -276,7 +279,10 @@ def _sagas(transaction: Transaction) -> tuple[Branch, ...]:
 
 
 def _numbered(branches: Sequence[Branch], after: int) -> tuple[Branch, ...]:
-    return tuple(replace(branch, number=after + i) for i, branch in enumerate(branches, 1))
+    return tuple(
+        branch if branch.number == number else replace(branch, number=number)
+        for number, branch in enumerate(branches, after + 1)
+    )
 
 
 def _locks(branches: Sequence[Branch]) -> tuple[str, ...]:

@@ -549,6 +549,59 @@ def test_a_saga_goes_on_waits_and_is_decided_by_what_its_try_comes_to() -> None:
     scene.play(play())
 
 
+def test_a_sagas_failing_try_is_repeated_and_a_stuck_one_is_undone_at_the_deadline() -> None:
+    scene = Scene()
+
+    async def fails_thrice(transaction: Transaction, _branch: Branch, phase: Phase) -> None:
+        if scene.told(transaction.xid).count((1, Phase.TRY)) < 4:
+            raise OSError("no route")
+
+    async def dirty(_transaction: Transaction, _branch: Branch, phase: Phase) -> None:
+        if phase is Phase.TRY:
+            raise StuckError("look at it", report={"step": "pay"})
+
+    scene.doing = {"fails": fails_thrice, "stuck": dirty}
+
+    async def play() -> None:
+        async with scene.coordinator() as coordinator:
+            begun = await coordinator.begin("trip", 60, branches("fails", mode=Mode.SAGA))
+            await coordinator.resume(begun)
+            assert scene.transaction(begun.xid).branches[0].error == "OSError: no route"
+            await asyncio.sleep(3)
+            assert scene.told(begun.xid) == [(1, Phase.TRY)] * 4 + [(1, Phase.CONFIRM)]
+            assert scene.state(begun.xid) is State.COMMITTED
+            stuck = await coordinator.begin("trip", 60, branches("stuck", mode=Mode.SAGA))
+            await coordinator.resume(stuck)
+            await asyncio.sleep(50)
+            assert scene.told(stuck.xid) == [(1, Phase.TRY)]
+            assert scene.transaction(stuck.xid).branches[0].stuck == {"step": "pay"}
+            await asyncio.sleep(15)
+            assert scene.told(stuck.xid) == [(1, Phase.TRY), (1, Phase.CANCEL)]
+            assert scene.state(stuck.xid) is State.ABORTED
+
+    scene.play(play())
+
+
+def test_a_decision_taken_elsewhere_during_a_try_is_followed() -> None:
+    scene = Scene()
+
+    async def decided_meanwhile(transaction: Transaction, _branch: Branch, phase: Phase) -> None:
+        if phase is Phase.TRY:
+            await scene.log().decide(transaction.xid, State.ABORTING, "by hand")
+            raise TransactionDecidedError("too late")
+
+    scene.doing = {"a": decided_meanwhile}
+
+    async def play() -> None:
+        async with scene.coordinator() as coordinator:
+            begun = await coordinator.begin("trip", 60, branches("a", mode=Mode.SAGA))
+            await coordinator.resume(begun)
+            assert scene.told(begun.xid) == [(1, Phase.TRY), (1, Phase.CANCEL)]
+            assert scene.state(begun.xid) is State.ABORTED
+
+    scene.play(play())
+
+
 def test_a_signal_between_the_look_and_the_rest_is_not_lost() -> None:
     scene = Scene()
     signalled: list[bool] = []
