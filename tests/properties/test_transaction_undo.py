@@ -64,7 +64,7 @@ _statements = st.one_of(
 
 def _run(db: SyncConnection, recorder: Recorder, text: str, parameters: Any) -> None:
     statement = analyse(text, Dialect.SQLITE, Style.QMARK)
-    if statement.action in {Action.ROLLBACK_TO, Action.RELEASE}:
+    if statement.action in {Action.SAVEPOINT, Action.ROLLBACK_TO, Action.RELEASE}:
         try:
             db.execute(Query(text))
         except sqlite3.OperationalError:

@@ -105,7 +105,6 @@ class Recorder:
             raise InvalidError(self.broken, hint="roll back the local transaction")
         yield from self._catalogue.check(statement.functions)
         if statement.action not in {Action.INSERT, Action.UPDATE, Action.DELETE}:
-            self._mark(statement)
             return None
         if self._settings is None:
             self._settings = yield from settings(self._catalogue.dialect)
@@ -146,17 +145,11 @@ class Recorder:
             self._tables[name] = yield from self._catalogue.table(name)
         return self._tables[name]
 
-    def _mark(self, statement: Statement) -> None:
-        match statement.action:
-            case Action.SAVEPOINT:
-                self._savepoints.append((statement.savepoint, len(self.changes)))
-            case Action.ROLLBACK_TO | Action.RELEASE:
-                self.marked(statement)
-            case _:
-                pass
-
     def marked(self, statement: Statement) -> None:
-        """Follow a savepoint's end; an unknown one is left to the database's own refusal."""
+        """Follow savepoints; an unknown one is left to the database's own refusal."""
+        if statement.action is Action.SAVEPOINT:
+            self._savepoints.append((statement.savepoint, len(self.changes)))
+            return
         names = [name for name, _ in self._savepoints]
         if statement.savepoint not in names:
             return
