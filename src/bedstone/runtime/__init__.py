@@ -27,6 +27,18 @@ __all__ = [
     "deadline",
     "extract",
     "inject",
+    "instrument",
     "shard_key",
     "with_transaction",
 ]
+
+
+def instrument() -> None:
+    """Carry the context with calls that this process makes and, of gRPC, that it serves.
+
+    An application that Bedstone serves by `run:` is instrumented already. A program of its own,
+    such as a gRPC server, calls this once, before it makes channels and servers.
+    """
+    from bedstone.runtime import tracing
+
+    tracing.instrument()

@@ -105,9 +105,10 @@ def _install_aiohttp(module: ModuleType) -> None:
 
 
 def _install_grpc(module: ModuleType) -> None:
-    from bedstone.runtime import grpc_clients
+    from bedstone.runtime import grpc_clients, grpc_servers
 
     grpc_clients.install(module)
+    grpc_servers.install(module)
 
 
 INSTALL: dict[str, Callable[[ModuleType], None]] = {
