@@ -412,7 +412,10 @@ def current() -> Scope:
     return Scope.of_request(process(), xid)
 
 
-@atexit.register
 def _stop_at_exit() -> None:
     if _process is not None:
         _process.close()
+
+
+# Before the thread pools end, which logs write with; `atexit` comes after that.
+getattr(threading, "_register_atexit", atexit.register)(_stop_at_exit)
