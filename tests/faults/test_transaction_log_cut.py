@@ -287,3 +287,22 @@ def test_a_value_that_a_database_refuses_is_its_own_operations(
             await run(file)
 
     asyncio.run(both(tmp_path))
+
+
+def test_readers_that_leave_disturb_nobody(postgres_url: str) -> None:
+    """A reading is cancelled at each point; the others on its connection get their own answers."""
+
+    async def run() -> None:
+        async with PostgresLog(f"{postgres_url}?schema=f{uuid.uuid4().hex[:12]}") as log:
+            await asyncio.gather(*(begin(log, f"x{n}") for n in range(4)))
+            for steps in range(12):
+                readers = [asyncio.ensure_future(log.get(f"x{n}")) for n in range(4)]
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                readers[steps % 4].cancel()
+                for n, reader in enumerate(readers):
+                    with contextlib.suppress(asyncio.CancelledError):
+                        assert (await reader).xid == f"x{n}"
+            assert len(await log.list()) == 4
+
+    asyncio.run(run())
