@@ -248,12 +248,6 @@ def undoing(plan: Plan, history: History) -> tuple[Leaf, ...]:
     )
 
 
-def strangers(plan: Plan, history: History) -> tuple[str, ...]:
-    """Steps that the history has and the plan has not."""
-    known = {leaf.path for leaf in leaves(plan)}
-    return tuple(path for path in {**history.started, **history.ended} if path not in known)
-
-
 def leaves(plan: Plan) -> Iterator[Leaf]:
     """All leaves, in the order of the plan."""
     match plan:
