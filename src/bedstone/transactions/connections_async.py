@@ -121,6 +121,17 @@ class Asyncmy(AsyncConnection):
         """Ask what the server said last."""
         return bool(self.raw.get_transaction_status())
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """Switch to autocommit for the block."""
+        before = self.raw.get_autocommit()
+        await self.raw.autocommit(True)  # noqa: FBT003 - its signature
+        try:
+            yield self
+        finally:
+            if self.raw.connected:
+                await self.raw.autocommit(before)
+
     async def _begin(self) -> None:
         await self.raw.begin()
         await self._execute(Query(OPENINGS[self.dialect]))

@@ -64,6 +64,17 @@ class PyMySQL(SyncConnection):
         """Ask what the server said last."""
         return bool(self.raw.server_status & 1)  # SERVER_STATUS_IN_TRANS
 
+    @contextmanager
+    def alone(self) -> Iterator[SyncConnection]:
+        """Switch to autocommit for the block."""
+        before = self.raw.get_autocommit()
+        self.raw.autocommit(True)  # noqa: FBT003 - its signature
+        try:
+            yield self
+        finally:
+            if self.raw.open:
+                self.raw.autocommit(before)
+
     def _begin(self) -> None:
         self.raw.begin()
         self._execute(Query(OPENINGS[self.dialect]))
