@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bedstone.transactions.automatic import Automatic, automatic
     from bedstone.transactions.calls import Call, together, together_sync
     from bedstone.transactions.errors import (
         DecisionUnknownError,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from bedstone.transactions.web import TransactionsMiddleware
 
 __all__ = [
+    "Automatic",
     "Call",
     "DecisionUnknownError",
     "LockConflictError",
@@ -66,6 +68,7 @@ __all__ = [
     "TransactionsMiddleware",
     "UnknownTransactionError",
     "UnsupportedStatementError",
+    "automatic",
     "current",
     "process",
     "tcc",
@@ -76,6 +79,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "automatic": ("Automatic", "automatic"),
     "calls": ("Call", "together", "together_sync"),
     "errors": (
         "DecisionUnknownError",

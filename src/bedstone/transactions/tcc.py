@@ -106,7 +106,13 @@ class Action:
         self.name = PREFIX + (name or kind.__name__)
         self.database = database
         self._own = transactions
-        self._tcc = kind()
+        try:
+            self._tcc = kind()
+        except TypeError as error:
+            raise InvalidError(
+                f"{kind.__name__} can't be made: {error}",
+                hint="define try_, confirm and cancel, and no arguments of its own",
+            ) from error
         self._async = is_async(self._tcc.try_)
         self._prepared = False
         _check(self._tcc, database)
@@ -279,7 +285,7 @@ def tcc(
 
     Example:
         >>> @tcc("postgresql://localhost/bank")
-        ... class Credit(Tcc): ...
+        ... class Credit(Debit): ...
 
     Args:
         kind: the class; or, as a decorator, the database.

@@ -155,10 +155,10 @@ class TransactionsMiddleware:
 
     async def _lifespan(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the manager around the application's life, also where it has no such protocol."""
-        life = _Life(receive, send)
+        life, transactions = _Life(receive, send), self._transactions
         try:
-            await self._transactions.start()
-        except Error as error:
+            await transactions.start()
+        except Exception as error:  # noqa: BLE001  # a server overlooks what is raised here
             await life.receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
@@ -172,7 +172,7 @@ class TransactionsMiddleware:
             if not life.answered:
                 await life.alone()
         finally:
-            await self._transactions.stop()
+            await transactions.stop()
             await life.end()
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send) -> None:

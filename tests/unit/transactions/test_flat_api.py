@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from bedstone import transactions
 
@@ -79,6 +82,18 @@ def test_the_table_of_modules_and_the_types_agree() -> None:
 def test_a_function_is_not_hidden_by_its_module() -> None:
     setattr(transactions, "tcc", importlib.import_module("bedstone.transactions.tcc"))  # noqa: B010
     assert callable(transactions.tcc)
+
+
+def test_the_examples_run() -> None:
+    """Those of docstrings, one after the other in one module, as a reader would type them."""
+    names = {name: getattr(transactions, name) for name in transactions.__all__}
+    names |= {"FastAPI": FastAPI, "__name__": "examples"}
+    parser, ran = doctest.DocTestParser(), 0
+    for thing in (transactions.Tcc, *(names[name] for name in transactions.__all__)):
+        for example in parser.get_examples(inspect.getdoc(thing) or ""):
+            exec(compile(example.source, repr(thing), "single"), names)
+            ran += 1
+    assert ran >= 6
 
 
 def test_every_module_it_names_is_there() -> None:

@@ -392,6 +392,17 @@ class TestRefused:
             with pytest.raises(InvalidError, match=said):
                 tcc(kind, lambda: None, transactions=bank.transactions)
 
+    def test_a_class_that_lacks_a_method(self, bank: Bank) -> None:
+        class Half(Tcc):
+            def try_(self, db: Any) -> None: ...
+
+        with pytest.raises(InvalidError, match="confirm"):
+            tcc(
+                Half,  # type: ignore[type-abstract]
+                lambda: None,
+                transactions=bank.transactions,
+            )
+
     def test_a_name_that_is_taken(self, bank: Bank) -> None:
         with pytest.raises(InvalidError, match="two participants"):
             bank.move("a")
