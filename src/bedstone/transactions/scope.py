@@ -418,8 +418,9 @@ async def _whole(work: Awaitable[T]) -> T:
             if task.cancelled():
                 raise
             cancelled = error
-        except BaseException:  # noqa: BLE001, S110  # it is the task's, and is raised below
-            pass
+        except BaseException:
+            if not task.done():  # not the task's: this coroutine is being closed
+                raise
     if cancelled is not None:
         failed = None if task.cancelled() else task.exception()
         raise cancelled from failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from bedstone.errors import InvalidError
 from bedstone.testing.simulation.bugs import BUGS, planted
 from bedstone.testing.simulation.scenario import simulate
 from bedstone.testing.simulation.transfers import MODES
+from bedstone.transactions.scope import _whole
 
 SEEDS = 40
 """A mistake that shows in none of so many seeds counts as not found."""
@@ -70,3 +72,14 @@ def test_a_mistake_is_taken_out_again_even_after_an_error() -> None:
     assert barrier.enter is real
     with pytest.raises(InvalidError, match="late-try"), planted("no such"):
         pass
+
+
+def test_a_decision_that_is_waited_for_lets_its_coroutine_be_closed() -> None:
+    """Found by the simulator: what ends a dead task must not be swallowed, and waited on."""
+
+    async def closed() -> None:
+        waiting = _whole(asyncio.Event().wait())
+        waiting.send(None)
+        waiting.close()
+
+    asyncio.run(closed())

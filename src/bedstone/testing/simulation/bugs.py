@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bedstone.errors import ConflictError, Error, InvalidError
+from bedstone.testing.simulation.edges import Patch, patches
 from bedstone.testing.transaction_log import MemoryLog
 from bedstone.transactions import barrier, machine
 from bedstone.transactions.barrier import Entered
@@ -24,8 +25,6 @@ from bedstone.transactions.errors import UnknownTransactionError
 from bedstone.transactions.keeping import Keeper
 from bedstone.transactions.model import Branch, Log, Outcome, Participant, Phase, State, Transaction
 from bedstone.transactions.sql import Dialect, Query, Steps
-
-Patch = Callable[[Any, str, object], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +54,9 @@ def planted(name: str | None) -> Iterator[None]:
         return
     if name not in BUGS:
         raise InvalidError(f"got bug {name!r}, expected one of {', '.join(sorted(BUGS))}")
-    saved: list[tuple[Any, str, object]] = []
-
-    def patch(owner: Any, attribute: str, value: object) -> None:
-        saved.append((owner, attribute, vars(owner)[attribute]))
-        setattr(owner, attribute, value)
-
-    try:
+    with patches() as patch:
         BUGS[name].plant(patch)
         yield
-    finally:
-        for owner, attribute, value in reversed(saved):
-            setattr(owner, attribute, value)
 
 
 def _answers(phase: Phase, wrong: dict[Entered, Entered]) -> Callable[[Patch], None]:

@@ -266,7 +266,11 @@ class Server:
 
 
 class Connection(AsyncConnection):
-    """A client's connection; `raw` is itself."""
+    """A client's connection; `raw` is itself.
+
+    Attributes:
+        branch: whose phase the open local transaction is, as its barrier row says.
+    """
 
     dialect = Dialect.SQLITE
 
@@ -275,6 +279,7 @@ class Connection(AsyncConnection):
         self.server = server
         self._session = session
         self._begun = False
+        self.branch: tuple[object, object] = ("", "")
 
     async def prepare(self, name: str) -> None:
         """Prepare the local transaction under a global name."""
@@ -308,6 +313,9 @@ class Connection(AsyncConnection):
             await self._ask("rollback", Query(""))
 
     async def _execute(self, query: Query) -> Result:
+        if "bedstone_barrier" in query.text and len(query.parameters) > 1:
+            xid, branch, *_ = _values(query)
+            self.branch = xid, branch
         return await self._ask("execute", query)
 
     async def close(self) -> None:

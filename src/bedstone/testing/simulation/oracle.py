@@ -82,10 +82,11 @@ class Oracle:
         former = self.told.setdefault(xid, state)
         self._check(former is state, "decided", f"{xid} was told {former}, then {state}")
         now = self._state(xid)
-        ends = {State.COMMITTED: Phase.CONFIRM, State.ABORTED: Phase.CANCEL}[state]
-        never = now is None and state is State.ABORTED
+        committed = now in _ALLOWED[Phase.CONFIRM]
         self._check(
-            never or now in _ALLOWED[ends], "decided", f"{xid} was told {state} and is {now}"
+            committed is (state is State.COMMITTED),
+            "decided",
+            f"{xid} was told {state} and is {now}",
         )
 
     def changed(self, before: Transaction | None, after: Transaction) -> None:

@@ -2,9 +2,10 @@
 
 Owns `simulate`, which runs one seed from its first transfer to the last residue check.
 
-The nodes: `app-1` and `app-2` are where clients run; each has a coordinator in its process, as the
-library has. `keeper` has one too, and no clients. `bank-a` and `bank-b` serve the branches, each
-with its own database. `stranger` asks for what never was. `log` is the transaction log.
+The nodes: `app-1` and `app-2` are where clients run. `bank-a` and `bank-b` are services, each with
+its own database, that take part in transfers. `keeper` has the application's code, and no clients.
+All of them have the library, with a coordinator each. `stranger` asks for what never was; `log` is
+the transaction log.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ import logging
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from bedstone.errors import Error
 from bedstone.testing.simulation.bugs import planted
 from bedstone.testing.simulation.database import Server
+from bedstone.testing.simulation.edges import BEGUN, Home, edges, make_home, serve_phase
 from bedstone.testing.simulation.faults import CALM, Rates, draw
 from bedstone.testing.simulation.loop import Process
 from bedstone.testing.simulation.oracle import Oracle, WatchedLog
-from bedstone.testing.simulation.transfers import MODES, Bank, Style, Transfer
+from bedstone.testing.simulation.transfers import MODES, Style, Transfer
 from bedstone.testing.simulation.world import World, tell
 from bedstone.transactions.coordinator import Coordinator
-from bedstone.transactions.errors import (
-    DecisionUnknownError,
-    TransactionAbortedError,
-)
-from bedstone.transactions.model import Branch, Phase, State, Transaction
+from bedstone.transactions.errors import DecisionUnknownError
+from bedstone.transactions.model import Log, State, Transaction
 
+LIBRARY: Final = ("bank-a", "bank-b", "app-1", "app-2", "keeper")
+"""The nodes that have the library."""
 ACCOUNTS: Final = 4
 """In each of the two databases."""
 BALANCE: Final = 100
@@ -99,7 +101,8 @@ def simulate(
         if story:
             town.world.timeline = deque()
         try:
-            town.run()
+            with edges(town.world, town.homes):
+                town.run()
         finally:
             town.world.end()
             logging.disable(silence)
@@ -134,12 +137,12 @@ class Town:
         assert isinstance(self.world.log, WatchedLog)
         self.world.log.oracle = self.oracle
         self._left = transfers
-        self._number = 0
         self._in_hand: Counter[Process] = Counter()
+        self.homes: dict[Process, Home] = {}
         for letter in "ab":
-            self._add_bank(letter)
-        for name in ("app-1", "app-2", "keeper"):
-            self.world.add(name, self._app)
+            self._add_server(letter)
+        for name in LIBRARY:
+            self.world.add(name, self._live)
         self.world.add("stranger", self._stranger)
 
     def run(self) -> None:
@@ -156,10 +159,10 @@ class Town:
             world.violate("end", "something goes on for ever")
             return
         world.run(LATEST, lambda: True)
-        for name in ("app-1", "app-2", "keeper"):
+        for name in LIBRARY:
             world.roll(name)
         world.run(LATEST / 2, lambda: True)
-        for name in ("app-1", "app-2", "keeper"):
+        for name in LIBRARY:
             world.crash(name)
         self.oracle.finish()
         world.run(GRACE * 3, lambda: True)
@@ -172,98 +175,107 @@ class Town:
         alive = any(count for process, count in self._in_hand.items() if process.alive)
         return alive or any(self.world.log.world.open.values())
 
-    def _add_bank(self, letter: str) -> None:
+    def _add_server(self, letter: str) -> None:
         world = self.world
         server = Server(f"db-{letter}", world.network, self.style.schema, self.oracle.committed)
         for number in range(ACCOUNTS):
             server.load("INSERT INTO accounts VALUES (?, ?, 0)", f"{letter}{number}", BALANCE)
         world.servers[server.name] = server
-        bank = Bank(world, server, self.style)
 
-        async def main(process: Process) -> None:
-            world.network.serve(process, bank.handle)
+    async def _live(self, process: Process) -> None:
+        """What every process with the application's code does."""
+        bank = process.name.startswith("bank-")
+        home = make_home(self.world, process, LEASE, address=bank)
+        self.homes[process] = home
+        self.style.settle(home)
+        async with home.transactions:
+            self.world.network.serve(process, partial(self._serve, home))
+            if process.name.startswith("app-"):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(2):
+                        group.create_task(self._client(home))
             await asyncio.Event().wait()
 
-        world.add(f"bank-{letter}", main)
+    async def _serve(self, home: Home, kind: str, *request: Any) -> None:
+        if kind == "phase":
+            await serve_phase(home, *request)
+        else:
+            await self.style.serve(home, *request)
 
-    async def _app(self, process: Process) -> None:
-        world = self.world
-        log = world.remote_log()
-
-        async def call(transaction: Transaction, branch: Branch, phase: Phase) -> None:
-            await world.network.call(branch.resource, "phase", transaction, branch, phase)
-
-        coordinator = Coordinator(
-            log, call, owner=str(process), lease=LEASE, jitter=world.random.random
-        )
-        async with coordinator:
-            if process.name == "keeper":
-                await asyncio.Event().wait()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(2):
-                    group.create_task(self._client(process, coordinator))
-            await asyncio.Event().wait()
-
-    async def _client(self, process: Process, coordinator: Coordinator) -> None:
+    async def _client(self, home: Home) -> None:
         random = self.world.random
         while self._left > 0:
             self._left -= 1
-            self._in_hand[process] += 1
+            self._in_hand[home.process] += 1
             try:
-                await self._transfer(coordinator, self._draw())
+                await self._transfer(home, self._draw())
             finally:
-                self._in_hand[process] -= 1
+                self._in_hand[home.process] -= 1
             await asyncio.sleep(random.random() * 0.05)
 
     def _draw(self) -> Transfer:
         random = self.world.random
-        self._number += 1
         letters = random.choice(("ab", "ba", "ab", "ba", "aa"))
         numbers = random.sample(range(ACCOUNTS), 2)
         accounts = [f"{letter}{number}" for letter, number in zip(letters, numbers, strict=True)]
-        amount = random.choice((1, 10, 60))
-        return Transfer(f"t{self._number}", accounts[0], accounts[1], amount)
+        return Transfer(accounts[0], accounts[1], random.choice((1, 10, 60)))
 
-    async def _transfer(self, coordinator: Coordinator, transfer: Transfer) -> None:
-        world, xid = self.world, transfer.xid
-        world.note(f"{xid}: {transfer.amount} from {transfer.source} to {transfer.target}")
+    async def _transfer(self, home: Home, transfer: Transfer) -> None:
+        world, xids = self.world, [""]
+        what = f"{transfer.amount} from {transfer.source} to {transfer.target}"
+
+        def begun(xid: str) -> None:
+            xids[:] = [xid]
+            world.note(f"{xid}: {home.process} transfers {what}")
+
+        BEGUN.set(begun)
         try:
-            await self.style.transfer(world, coordinator, transfer)
-        except TransactionAbortedError:
-            self.oracle.tell(xid, State.ABORTED)
+            await self.style.transfer(home, transfer)
         except DecisionUnknownError:
-            world.note(f"{xid}: unknown to its caller")
-        except Error as error:
-            world.note(f"{xid}: {error!r}")
+            world.note(f"{xids[0]}: unknown to its caller")
+        except (Error, ExceptionGroup) as error:
+            world.note(f"{xids[0]}: {error!r}")
+            if xids[0]:
+                self.oracle.tell(xids[0], State.ABORTED)
         else:
-            self.oracle.tell(xid, State.COMMITTED)
+            self.oracle.tell(xids[0], State.COMMITTED)
 
     async def _stranger(self, process: Process) -> None:
         """Ask for ids that never were, and confirm what nobody has tried."""
-        world, log = self.world, self.world.remote_log()
-
-        async def call(transaction: Transaction, branch: Branch, phase: Phase) -> None:
-            await world.network.call(branch.resource, "phase", transaction, branch, phase)
-
-        coordinator = Coordinator(
-            log, call, owner=str(process), lease=LEASE, jitter=world.random.random
-        )
+        world = self.world
+        home = make_home(world, process, LEASE, address=False)
+        self.style.settle(home)
         number = 0
-        while self._left > 0:
-            number += 1
-            xid = f"never-{process.number}-{number}"
-            try:
-                for ask in (log.get, coordinator.commit, coordinator.abort):
-                    self.oracle.answered(xid, (await ask(xid)).state)
-            except Error as error:
-                world.note(f"stranger: {error!r}")
-            try:
-                await self.style.intrude(world, xid)
-            except Error as error:
-                world.note(f"stranger: {error!r}")
-            await asyncio.sleep(1.0)
+        async with home.transactions as transactions:
+            while self._left > 0:
+                number += 1
+                xid = f"never-{process.number}-{number}"
+                for ask in (_get, _commit, _abort):
+                    try:
+                        found = await transactions.ask(partial(ask, xid))
+                        self.oracle.answered(xid, found.state)
+                    except Error as error:
+                        world.note(f"stranger: {error!r}")
+                try:
+                    await self.style.intrude(world, xid)
+                except Error as error:
+                    world.note(f"stranger: {error!r}")
+                await asyncio.sleep(1.0)
+            await asyncio.Event().wait()
 
 
 def failures(reports: Sequence[Report]) -> list[Report]:
     """Those in which an invariant did not hold."""
     return [report for report in reports if report.violation is not None]
+
+
+async def _get(xid: str, _coordinator: Coordinator, log: Log) -> Transaction:
+    return await log.get(xid)
+
+
+async def _commit(xid: str, coordinator: Coordinator, _log: Log) -> Transaction:
+    return await coordinator.commit(xid)
+
+
+async def _abort(xid: str, coordinator: Coordinator, _log: Log) -> Transaction:
+    return await coordinator.abort(xid)

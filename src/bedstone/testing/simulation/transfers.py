@@ -1,6 +1,6 @@
 """How a simulated bank transfers money, by mode: what callers do, and what the banks do.
 
-Owns `Bank`, which serves branches at a database, and a `Style` for each mode.
+Owns a `Style` for each mode. What it calls is the library's public interface.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from bedstone.errors import ConflictError, Error
-from bedstone.testing.simulation.database import Connection, Server
+from bedstone.errors import ConflictError
+from bedstone.telemetry import context as telemetry
+from bedstone.testing.simulation.database import Connection
+from bedstone.testing.simulation.edges import Home
 from bedstone.testing.simulation.oracle import EFFECT
 from bedstone.testing.simulation.world import World
-from bedstone.transactions import barrier
-from bedstone.transactions.barrier import Entered
-from bedstone.transactions.coordinator import Coordinator
-from bedstone.transactions.errors import TransactionAbortedError, TransactionDecidedError
+from bedstone.transactions import barrier, web
+from bedstone.transactions.calls import together
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
+from bedstone.transactions.router import PATH
 from bedstone.transactions.sql import Dialect, Query
+from bedstone.transactions.tcc import Tcc, tcc
 
 ACCOUNTS: Final = "CREATE TABLE accounts (id TEXT PRIMARY KEY, balance INT, reserved INT)"
 EFFECTS: Final = (
@@ -30,19 +32,11 @@ EFFECTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """An amount from one account to another, under a transaction's id."""
+    """An amount from one account to another."""
 
-    xid: str
     source: str
     target: str
     amount: int
-
-    def branches(self, mode: Mode) -> tuple[Branch, Branch]:
-        """The debit and the credit."""
-        return (
-            _branch(mode, self.source, -self.amount),
-            _branch(mode, self.target, self.amount),
-        )
 
 
 class Style:
@@ -58,134 +52,106 @@ class Style:
     schema: tuple[str, ...] = (ACCOUNTS, EFFECTS)
     leftovers: tuple[str, ...] = ()
 
-    async def transfer(self, world: World, coordinator: Coordinator, transfer: Transfer) -> None:
+    def settle(self, home: Home) -> None:
+        """Make participants known in a process: a bank's, or one with the application's code."""
+        raise NotImplementedError
+
+    async def transfer(self, home: Home, transfer: Transfer) -> None:
         """What a caller does; returns where it is committed."""
         raise NotImplementedError
 
-    async def serve(self, connection: Connection, xid: str, branch: Branch, phase: Phase) -> None:
-        """What a bank does."""
+    async def serve(self, home: Home, *request: Any) -> None:
+        """What a bank does in phase one."""
         raise NotImplementedError
 
     async def intrude(self, world: World, xid: str) -> None:
         """What somebody does who has no business here; must have no effect."""
 
 
-class Tcc(Style):
-    """Reserve, then take or give back; every bank runs behind the barrier."""
+class _Account(Tcc):
+    """Reserve, then take or give back."""
+
+    async def try_(self, db: Connection, *, account: str, amount: int) -> None:
+        """Reserve a debit; look at a credit."""
+        takes = max(-amount, 0)
+        await change(db, Phase.TRY, account, -takes, takes)
+
+    async def confirm(self, db: Connection, *, account: str, amount: int) -> None:
+        """Take, or put."""
+        await change(db, Phase.CONFIRM, account, max(amount, 0), -max(-amount, 0))
+
+    async def cancel(self, db: Connection, *, account: str, amount: int) -> None:
+        """Give back."""
+        takes = max(-amount, 0)
+        await change(db, Phase.CANCEL, account, takes, -takes)
+
+
+class TccStyle(Style):
+    """TCC through the public interface: at the banks' own services, or at their databases."""
 
     schema = (ACCOUNTS, EFFECTS, barrier.create_table(Dialect.SQLITE))
 
-    async def transfer(self, world: World, coordinator: Coordinator, transfer: Transfer) -> None:
-        """Both branches at once, or one after the other; then the decision."""
-        timeout = world.random.choice((0.5, 3.0, 10.0))
-        at_once = world.random.random() < 0.5
-        xid, branches = transfer.xid, transfer.branches(Mode.TCC)
-        try:
-            begun = await coordinator.begin(
-                "transfer", timeout, branches if at_once else (), xid=xid
+    def settle(self, home: Home) -> None:
+        """One action for each database: whoever takes over must have the application's code."""
+        for letter in "ab":
+            home.tools[letter] = tcc(
+                _Account,
+                home.databases[letter],
+                name=f"account-{letter}",
+                transactions=home.transactions,
             )
-            if at_once:
-                await asyncio.gather(*(_try(world, xid, branch) for branch in begun.branches))
-            else:
-                for branch in branches:
-                    for registered in await coordinator.register(xid, [branch]):
-                        await _try(world, xid, registered)
-        except Error as error:
-            await coordinator.abort(xid, str(error))
-            raise TransactionAbortedError(f"{xid}: {error}") from error
-        await coordinator.commit(xid)
 
-    async def serve(self, connection: Connection, xid: str, branch: Branch, phase: Phase) -> None:
-        """One phase behind the barrier, in one local transaction."""
-        await connection.begin()
-        try:
-            entered = await connection.run(
-                barrier.enter(connection.dialect, xid, str(branch.number), phase)
-            )
-            match entered:
-                case Entered.PROCEED:
-                    await _reserve_or_end(connection, xid, branch, phase)
-                case Entered.SUSPENDED:
-                    raise TransactionDecidedError(f"{xid}/{branch.number} is cancelled")
-                case Entered.NOT_TRIED:
-                    raise ConflictError(f"{xid}/{branch.number} was never tried")
-                case Entered.REPEATED | Entered.EMPTY:
-                    pass
-            await connection.commit()
-        except Error:
-            await connection.rollback()
-            raise
+    async def transfer(self, home: Home, transfer: Transfer) -> None:
+        """Calls to the banks, one after the other or at once; or all of it from here."""
+        random = home.world.random
+        way = random.choice(("calls", "calls at once", "here", "together"))
+        timeout = random.choice((0.5, 3.0, 10.0))
+        parts = ((transfer.source, -transfer.amount), (transfer.target, transfer.amount))
+        calls = [home.tools[it[0]].call(account=it, amount=amount) for it, amount in parts]
+        if way == "together":
+            await together(*calls, name=way, timeout=timeout)
+            return
+        async with home.transactions.transaction(way, timeout=timeout):
+            match way:
+                case "calls":
+                    for account, amount in parts:
+                        await _ask_bank(home.world, account, amount)
+                case "calls at once":
+                    async with asyncio.TaskGroup() as group:
+                        for account, amount in parts:
+                            group.create_task(_ask_bank(home.world, account, amount))
+                case _:
+                    for account, amount in parts:
+                        await home.tools[account[0]](account=account, amount=amount)
+
+    async def serve(self, home: Home, *request: Any) -> None:
+        """A request that carries a transaction."""
+        xid, remaining, account, amount = request
+        with telemetry.with_transaction(xid), telemetry.deadline(max(remaining, 0.001)):
+            await home.tools[account[0]](account=account, amount=amount)
 
     async def intrude(self, world: World, xid: str) -> None:
         """Confirm what was never tried."""
-        branch = replace(_branch(Mode.TCC, "a0", 5), number=1)
+        resource = f"http://bank-a{PATH}tcc/account-a"
+        payload = json.dumps({"arguments": {"account": "a0", "amount": 5}}).encode()
+        branch = Branch(1, Mode.TCC, resource, payload)
         forged = Transaction(xid, "forged", 0, 0, "stranger", 1, State.COMMITTING, (branch,))
-        await world.network.call("bank-a", "phase", forged, branch, Phase.CONFIRM)
+        body = web.encode(forged, branch, Phase.CONFIRM)
+        await world.network.call("bank-a", "phase", body, resource)
 
 
-class Bank:
-    """Serves branches at one database.
-
-    Args:
-        world: where it is.
-        server: its database.
-        style: what it does.
-    """
-
-    def __init__(self, world: World, server: Server, style: Style) -> None:
-        self.world = world
-        self.server = server
-        self.style = style
-
-    async def handle(self, kind: str, *request: Any) -> None:
-        """Serve one call: a caller's `try`, or a coordinator's phase two."""
-        if kind == "try":
-            xid, branch = request
-            phase = Phase.TRY
-        else:
-            transaction, branch, phase = request
-            xid = transaction.xid
-        connection = self.server.connect()
-        try:
-            await self.style.serve(connection, xid, branch, phase)
-        finally:
-            await connection.close()
+MODES: Final[dict[str, Callable[[], Style]]] = {"tcc": TccStyle}
 
 
-MODES: Final[dict[str, Callable[[], Style]]] = {"tcc": Tcc}
-
-
-def _branch(mode: Mode, account: str, amount: int) -> Branch:
-    arguments = {"arguments": {"account": account, "amount": amount}}
-    return Branch(0, mode, f"bank-{account[0]}", json.dumps(arguments).encode())
-
-
-async def _try(world: World, xid: str, branch: Branch) -> None:
-    await world.network.call(branch.resource, "try", xid, branch)
-
-
-async def _reserve_or_end(connection: Connection, xid: str, branch: Branch, phase: Phase) -> None:
-    arguments = json.loads(branch.payload)["arguments"]
-    account, amount = arguments["account"], arguments["amount"]
-    takes = max(-amount, 0)
-    match phase:
-        case Phase.TRY:
-            balance, reserved = -takes, takes
-        case Phase.CONFIRM:
-            balance, reserved = max(amount, 0), -takes
-        case Phase.CANCEL:
-            balance, reserved = takes, -takes
-    await change(connection, xid, str(branch.number), phase, account, balance, reserved)
+async def _ask_bank(world: World, account: str, amount: int) -> None:
+    """Call a bank's service, as over HTTP: the id and the time that is left go along."""
+    context = telemetry.current()
+    request = (context.transaction, context.remaining(), account, amount)
+    await world.network.call(f"bank-{account[0]}", "try", *request)
 
 
 async def change(
-    connection: Connection,
-    xid: str,
-    branch: str,
-    phase: Phase,
-    account: str,
-    balance: int,
-    reserved: int = 0,
+    db: Connection, phase: Phase, account: str, balance: int, reserved: int = 0
 ) -> None:
     """Change an account, and say so to the oracle, in the open local transaction.
 
@@ -196,7 +162,8 @@ async def change(
         "UPDATE accounts SET balance = balance + ?2, reserved = reserved + ?3 "
         "WHERE id = ?1 AND (?2 >= 0 OR balance + ?2 >= 0)"
     )
-    result = await connection.execute(Query(update, (account, balance, reserved)))
+    result = await db.execute(Query(update, (account, balance, reserved)))
     if result.count != 1:
         raise ConflictError(f"there is too little on {account}")
-    await connection.execute(Query(EFFECT, (xid, branch, str(phase), balance, reserved)))
+    xid, branch = db.branch
+    await db.execute(Query(EFFECT, (xid, branch, str(phase), balance, reserved)))
