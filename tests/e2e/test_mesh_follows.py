@@ -66,6 +66,44 @@ def test_gateway_routes_and_removes_internal_headers() -> None:
     run(scenario)
 
 
+def test_what_services_serve_each_other_is_closed_to_the_gateway() -> None:
+    async def scenario(rig: MeshRig) -> None:
+        async with program() as port:
+            routes = (
+                Route(to="web"),
+                Route(to="risk", path="/api", strip=True),
+                Route(to="risk", path="/", host="risk.example"),
+            )
+            gateway = Gateway(port=free_port(), routes=routes)
+            rig.declare(bank(gateway=gateway))
+            rig.add("bank", "web", "w1", port)
+            rig.add("bank", "risk", "r1", port)
+            await rig.settle()
+            base = f"http://{HOST}:{gateway.port}"
+            closed = (
+                "/.bedstone",
+                "/.bedstone/transactions/x",
+                "/.bedstone/transactions/x?y=/z",
+                "//.bedstone/transactions/x",
+                "/a/../.bedstone/transactions/x",
+                "/%2ebedstone/transactions/x",
+                "/api/.bedstone/transactions/x",
+                "/api//.bedstone/transactions/x",
+            )
+            async with httpx.AsyncClient() as http:
+                for host in (HOST, "risk.example"):
+                    for target in closed:
+                        reply = await http.post(
+                            base, headers={"host": host}, extensions={"target": target.encode()}
+                        )
+                        assert (target, reply.status_code) == (target, 403)
+                        assert reply.json()["code"] == "denied"
+                for path in ("/.bedstones", "/bedstone/x", "/x?y=/.bedstone/"):
+                    assert (await http.get(base + path)).status_code == 200
+
+    run(scenario)
+
+
 def test_taken_port_is_reported_and_the_last_good_stays() -> None:
     async def scenario(rig: MeshRig) -> None:
         async with program() as port, program() as taken:
