@@ -211,7 +211,7 @@ def test_a_commit_with_an_error_is_told_as_unknown(
 
 
 def test_processes_share_one_file(tmp_path: Path) -> None:
-    """Writers of several processes at once: each lock has one holder, each batch is whole."""
+    """Several processes start at once: one makes the file; each batch of each is whole."""
     url = f"sqlite://{tmp_path}/log.db"
     children = [
         subprocess.Popen(

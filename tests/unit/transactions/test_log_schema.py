@@ -6,8 +6,6 @@ import asyncio
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -20,10 +18,11 @@ from psycopg import sql
 
 from bedstone.errors import DeniedError, InvalidError, UnavailableError
 from bedstone.transactions import log_postgres_sql, log_sqlite
+from bedstone.transactions.log_base import BatchedLog
 from bedstone.transactions.log_postgres import PostgresLog
 from bedstone.transactions.log_postgres_session import Query
 from bedstone.transactions.log_sqlite import SqliteLog
-from bedstone.transactions.logs import LOGS, open_log
+from bedstone.transactions.logs import LOGS, LogDriver, open_log
 from bedstone.transactions.model import Branch, Mode, Transaction
 
 
@@ -56,6 +55,8 @@ def fill(url: str, schema: str, count: int) -> None:
 
 
 def test_a_driver_is_found_by_its_scheme(tmp_path: Path) -> None:
+    drivers: list[LogDriver] = [SqliteLog(tmp_path / "log.db"), PostgresLog("postgresql://h/d")]
+    assert all(isinstance(it, BatchedLog) for it in drivers)
     assert LOGS.names() == ["postgres", "postgresql", "sqlite"]
     assert isinstance(open_log(f"sqlite://{tmp_path}/log.db"), SqliteLog)
     for scheme in ("postgres", "postgresql"):
@@ -119,29 +120,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UnavailableError):
         asyncio.run(enter(f"sqlite://{tmp_path}/folder"))
-
-
-def test_processes_that_start_together_make_one_file(tmp_path: Path) -> None:
-    script = f"""
-import asyncio, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_log_schema import begin
-sys.stdin.read()
-asyncio.run(begin("sqlite://{tmp_path}/log.db", sys.argv[1]))
-"""
-    children = [
-        subprocess.Popen([sys.executable, "-c", script, name], stdin=subprocess.PIPE)
-        for name in "abcd"
-    ]
-    for child in children:
-        child.communicate(timeout=60)
-    assert [child.returncode for child in children] == [0] * 4
-
-    async def run() -> list[str]:
-        async with open_log(f"sqlite://{tmp_path}/log.db") as log:
-            return [it.xid for it in await log.list()]
-
-    assert asyncio.run(run()) == ["a", "b", "c", "d"]
 
 
 def test_sqlite_reads_by_index(tmp_path: Path) -> None:
