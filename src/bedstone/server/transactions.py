@@ -41,6 +41,7 @@ from bedstone.server.sessions import Sessions, new_command_id
 from bedstone.server.transaction_views import detail, proposer, summary
 from bedstone.transactions.coordinator import Coordinator
 from bedstone.transactions.logs import open_log
+from bedstone.transactions.machine import EVERYWHERE
 from bedstone.transactions.model import (
     Branch,
     BranchState,
@@ -129,7 +130,7 @@ class Transactions:
             hosted = self._hosted[app]
             try:
                 async with self._open(await self._locate(database)) as log:
-                    owner = f"{OPERATOR}/{secrets.token_hex(4)}"
+                    owner = f"{EVERYWHERE}/server-{secrets.token_hex(4)}"
                     async with Coordinator(log, self._participant(app), owner=owner):
                         hosted.log, pause = log, _FIRST_PAUSE
                         await asyncio.Event().wait()

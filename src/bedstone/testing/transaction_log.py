@@ -174,12 +174,13 @@ class MemoryLog:
         def apply() -> Sequence[Transaction]:
             world, now = self.world, self._clock()
             world.leases[owner] = now + lease
+            dead = [it for it in world.open if it != owner and world.leases.get(it, 0.0) <= now]
+            alive = [it for it, until in world.leases.items() if until > now]
             orphans = sorted(
                 (
                     world.transactions[xid]
-                    for other, held in world.open.items()
-                    if other != owner and world.leases.get(other, 0.0) <= now
-                    for xid in held
+                    for other in machine.heirs(owner, dead, alive)
+                    for xid in world.open[other]
                 ),
                 key=lambda transaction: (transaction.created, transaction.xid),
             )

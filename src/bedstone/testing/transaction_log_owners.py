@@ -73,6 +73,28 @@ class OwnerChecks(Checks):
             await begun(log, "a", owner="never renewed")
             assert xids(await log.claim("two", LONG, 10)) == ["a"]
 
+    async def check_a_group_keeps_to_itself(self) -> None:
+        """One takes over from its own group only: it may not reach another's participants."""
+        async with self.subject.open() as log:
+            for owner in ("web/1", "bank/1", "alone"):
+                await begun(log, owner.replace("/", "."), branch(), owner=owner)
+            assert list(await log.claim("shop/1", LONG, 10)) == []
+            assert xids(await log.claim("web/2", LONG, 10)) == ["web.1"]
+            assert xids(await log.claim("also alone", LONG, 10)) == ["alone"]
+
+    async def check_everywhere_takes_over_where_nobody_of_the_group_is_left(self) -> None:
+        """Not from those without a group: their participants have no address."""
+        async with self.subject.open() as log:
+            await log.claim("bank/2", LONG, 0)
+            for owner in ("web/1", "bank/1", "alone"):
+                await begun(log, owner.replace("/", "."), branch(), owner=owner)
+            assert xids(await log.claim("*/server", LONG, 10)) == ["web.1"]
+            await log.release("bank/2")
+            assert xids(await log.claim("*/server", LONG, 10)) == ["bank.1"]
+            await log.release("*/server")
+            assert list(await log.claim("bank/3", LONG, 10)) == []
+            assert sorted(xids(await log.claim("*/next", LONG, 10))) == ["bank.1", "web.1"]
+
     async def check_release_is_at_once(self) -> None:
         """Others take over without waiting; again, or unknown, is no error."""
         async with self.subject.open() as log:

@@ -180,8 +180,13 @@ class PostgresLog(BatchedLog):
                 await connection.execute("BEGIN")
                 await connection.execute(statements.RENEW, (owner, lease))
                 cursor = await connection.execute(statements.ORPHANED, (owner,))
+                living = await connection.execute(statements.LIVING)
             self.statistics.round_trips += 1
-            orphaned = [other for (other,) in await cursor.fetchall()]
+            orphaned = machine.heirs(
+                owner,
+                [other for (other,) in await cursor.fetchall()],
+                [other for (other,) in await living.fetchall()],
+            )
             if not orphaned or limit < 1:
                 await self._commit(connection, ())
                 return ()

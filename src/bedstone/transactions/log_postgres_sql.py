@@ -65,6 +65,7 @@ WITH RECURSIVE holders (owner) AS (
 SELECT owner FROM holders WHERE owner IS NOT NULL AND owner <> %s
     AND owner NOT IN (SELECT owner FROM transaction_owners WHERE until > {})
 """).format(_NOW)
+LIVING: Final = sql.SQL("SELECT owner FROM transaction_owners WHERE until > {}").format(_NOW)
 LEASES_OF: Final = sql.SQL(
     "SELECT owner, until FROM transaction_owners WHERE owner = ANY(%s) ORDER BY owner FOR UPDATE"
 )

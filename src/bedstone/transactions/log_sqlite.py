@@ -171,7 +171,9 @@ class SqliteLog(BatchedLog):
         def work(database: sqlite3.Connection) -> Sequence[Transaction]:
             now = self._clock()
             database.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (owner, now + lease))
-            orphaned = [it for (it,) in database.execute(_ORPHANED, (owner, now)).fetchall()]
+            dead = [it for (it,) in database.execute(_ORPHANED, (owner, now)).fetchall()]
+            alive = database.execute("SELECT owner FROM owners WHERE until > ?", (now,))
+            orphaned = machine.heirs(owner, dead, [it for (it,) in alive.fetchall()])
             rows = [
                 row
                 for other in orphaned

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bedstone.errors import InvalidError
@@ -34,6 +34,8 @@ from bedstone.transactions.model import (
     Transaction,
 )
 
+EVERYWHERE = "*"
+"""The group of a coordinator that reaches every participant that has an address."""
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 60.0
 
@@ -197,6 +199,26 @@ def claim(transaction: Transaction, owner: str, now: float) -> Change:
     after = replace(transaction, owner=owner, epoch=transaction.epoch + 1, next_attempt=now)
     event = Event(now, "claimed", detail=detail | {"epoch": after.epoch})
     return Change(_settled(after), (event,))
+
+
+def heirs(owner: str, dead: Iterable[str], alive: Iterable[str]) -> list[str]:
+    """Those of the `dead` that `owner` may take over from.
+
+    What stands before the first `/` of an owner's name is its group: coordinators that reach the
+    same participants. One takes over from its own group. The group `*` reaches those of any group
+    that has a name, and takes over where nobody of it is left.
+    """
+    group = group_of(owner)
+    if group != EVERYWHERE:
+        return [other for other in dead if group_of(other) == group]
+    served = {group_of(other) for other in alive} - {EVERYWHERE}
+    return [other for other in dead if group_of(other) and group_of(other) not in served]
+
+
+def group_of(owner: str) -> str:
+    """An owner's group; empty for one that has none."""
+    group, slash, _ = owner.partition("/")
+    return group if slash else ""
 
 
 def amend(

@@ -225,6 +225,7 @@ class Log(Protocol):
     async def claim(self, owner: str, lease: float, limit: int) -> Sequence[Transaction]:
         """Renew the owner's lease of `lease` seconds, and take over from owners whose lease ended.
 
+        Only from those of which it is an heir (`machine.heirs`).
         Returns at most `limit` transactions taken over now, epoch raised, oldest first. An owner
         that has no lease counts as one whose lease has ended.
         """
