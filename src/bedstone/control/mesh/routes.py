@@ -1,6 +1,8 @@
 """Routes: which requests go to which service, what is retried, and how long it may take.
 
 Rules:
+- Workloads that share a transaction log reach each other's `/.bedstone/transactions/`, and only
+  they do: whoever owns a transaction must be able to end it, whatever `uses` says.
 - What services serve each other below `/.bedstone/` is closed to the gateway.
 - Default deny: a name that the caller does not declare in `uses` is answered with 403.
 - An idempotent request (RFC 9110 §9.2.2) is tried three times, on another instance where there is
@@ -42,6 +44,8 @@ ORIGIN = "x-bedstone-origin"
 """Set and removed within one proxy; see `listeners`."""
 _PROXY_HEADERS = ("proxy-authorization", "proxy-connection")
 _OWN_HEADERS = (ORIGIN, "x-envoy-internal")
+_PHASE_TWO = {"prefix": "/.bedstone/transactions/"}
+"""Where services take part in transactions; see `bedstone.transactions.web`."""
 _DEADLINE = "x-bedstone-deadline"
 _SEND_DEADLINE = header(_DEADLINE, f"%REQ({TIMEOUT_IN})%")
 """How a deadline passes between proxies: the receiving one would take away Envoy's own header. It
@@ -143,8 +147,16 @@ def _denied(caller: Caller) -> dict[str, Any]:
     }
 
 
-def outbound(caller: Caller, callees: tuple[tuple[str, Callee], ...]) -> Any:
-    """The routes of a caller's HTTP proxy: by the host name of the request."""
+def outbound(
+    caller: Caller,
+    callees: tuple[tuple[str, Callee], ...],
+    participants: tuple[tuple[str, Callee], ...] = (),
+) -> Any:
+    """The routes of a caller's HTTP proxy: by the host name of the request.
+
+    `participants` are reached for the second phase of transactions only.
+    """
+    denied = _denied(caller)
     hosts = [
         {
             "name": name,
@@ -163,13 +175,24 @@ def outbound(caller: Caller, callees: tuple[tuple[str, Callee], ...]) -> Any:
         }
         for name, spec in callees
     ]
+    hosts += [
+        {
+            "name": name,
+            "domains": [name],
+            "routes": [
+                *service_routes(names.to_cluster(caller, name), spec, match=_PHASE_TWO),
+                *denied["routes"],
+            ],
+        }
+        for name, spec in participants
+    ]
     return RouteConfiguration(
         name=f"outbound/{caller}",
         ignore_port_in_host_matching=True,
         request_headers_to_add=[_SEND_DEADLINE],
         request_headers_to_remove=(*_PROXY_HEADERS, *_OWN_HEADERS),
         validate_clusters={"value": False},
-        virtual_hosts=[*hosts, _denied(caller)],
+        virtual_hosts=[*hosts, denied],
     )
 
 
@@ -190,11 +213,8 @@ def service(caller: Caller, callee: str, spec: Callee) -> Any:
     )
 
 
-def inbound(path: str, protocol: str, allowed: tuple[str, ...], workload: str) -> Any:
-    """The route to an instance's program, for callers with one of the `allowed` SPIFFE ids.
-
-    The identities are here and not in the listener, so that a change of them drains nothing.
-    """
+def _only(allowed: tuple[str, ...], workload: str) -> dict[str, Any]:
+    """The filter configuration that lets in certificates with one of these SPIFFE ids."""
     policies = {}
     if allowed:
         policies[workload] = {
@@ -203,42 +223,50 @@ def inbound(path: str, protocol: str, allowed: tuple[str, ...], workload: str) -
                 {"authenticated": {"principal_name": {"exact": identity}}} for identity in allowed
             ],
         }
+    rules = {"action": "ALLOW", "policies": policies}
+    return {RBAC_FILTER: packed(RBACPerRoute(rbac={"rules": rules}))}
+
+
+def inbound(
+    path: str,
+    protocol: str,
+    allowed: tuple[str, ...],
+    workload: str,
+    coordinators: tuple[str, ...] = (),
+) -> Any:
+    """The routes to an instance's program, for callers with one of the `allowed` SPIFFE ids.
+
+    `coordinators` alone may ask for the second phase of transactions. The identities are here and
+    not in the listener, so that a change of them drains nothing.
+    """
+    route = {
+        # what a route adds comes before what the whole configuration removes
+        "request_headers_to_add": [
+            header(CALLER, "%DOWNSTREAM_PEER_URI_SAN%"),
+            header(TIMEOUT_IN, f"%REQ({_DEADLINE})%"),
+        ],
+        "route": {
+            "cluster": f"program/{path}",
+            # the caller's proxy enforces the deadline
+            "timeout": seconds(0),
+            **(
+                {"max_stream_duration": {"grpc_timeout_header_max": seconds(0)}}
+                if protocol != "http"
+                else {}
+            ),
+        },
+    }
+    routes: list[dict[str, Any]] = [{"match": {"prefix": "/"}, **route}]
+    if coordinators:
+        second = _only(coordinators, workload)
+        routes.insert(0, {"match": _PHASE_TWO, **route, "typed_per_filter_config": second})
     return RouteConfiguration(
         name=f"inbound/{path}",
         validate_clusters={"value": False},
         request_headers_to_remove=[_DEADLINE],
         response_headers_to_remove=[OUTCOME],
-        typed_per_filter_config={
-            RBAC_FILTER: packed(
-                RBACPerRoute(rbac={"rules": {"action": "ALLOW", "policies": policies}})
-            )
-        },
-        virtual_hosts=[
-            {
-                "name": path,
-                "domains": ["*"],
-                "routes": [
-                    {
-                        "match": {"prefix": "/"},
-                        # what a route adds comes before what the whole configuration removes
-                        "request_headers_to_add": [
-                            header(CALLER, "%DOWNSTREAM_PEER_URI_SAN%"),
-                            header(TIMEOUT_IN, f"%REQ({_DEADLINE})%"),
-                        ],
-                        "route": {
-                            "cluster": f"program/{path}",
-                            # the caller's proxy enforces the deadline
-                            "timeout": seconds(0),
-                            **(
-                                {"max_stream_duration": {"grpc_timeout_header_max": seconds(0)}}
-                                if protocol != "http"
-                                else {}
-                            ),
-                        },
-                    }
-                ],
-            }
-        ],
+        typed_per_filter_config=_only(allowed, workload),
+        virtual_hosts=[{"name": path, "domains": ["*"], "routes": routes}],
     )
 
 

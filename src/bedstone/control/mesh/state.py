@@ -142,6 +142,28 @@ class State:
                 found = self.uses(caller.app, workload)
         return tuple(sorted(found & self.workloads(caller.app)))
 
+    def participants(self, caller: Caller) -> tuple[str, ...]:
+        """The workloads that an identity may call for the second phase of a transaction only.
+
+        Whoever shares a transaction log may have to see to its end what another has begun.
+        """
+        peers = self._sharing(caller.app, caller.identity)
+        return tuple(sorted(peers - set(self.callees(caller)) - {caller.identity}))
+
+    def coordinators(self, app: str, workload: str) -> tuple[str, ...]:
+        """The SPIFFE ids that may ask a workload for the second phase of a transaction, sorted."""
+        peers = self._sharing(app, workload)
+        return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in peers))
+
+    def _sharing(self, app: str, workload: str) -> set[str]:
+        """The workloads that use the transaction log, if this one does."""
+        declared = self.apps.get(app)
+        log = declared.spec.transactions if declared else None
+        if log is None:
+            return set()
+        found = {name for name in self.workloads(app) if log.database in self.uses(app, name)}
+        return found if workload in found else set()
+
     def callers(self, app: str, workload: str) -> tuple[str, ...]:
         """The SPIFFE ids that may call a workload, sorted."""
         declared = self.apps.get(app)
@@ -338,7 +360,9 @@ def _routes(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 -
     match parts:
         case ["outbound", app, cell, identity]:
             caller = Caller(app, cell, identity)
-            return Recipe(routes.outbound, (caller, _specs(state, caller)))
+            callees = _specs(state, caller, state.callees(caller))
+            participants = _specs(state, caller, state.participants(caller))
+            return Recipe(routes.outbound, (caller, callees, participants))
         case ["service", app, cell, identity, callee]:
             spec = state.workload(app, callee)
             if spec is None:
@@ -351,21 +375,26 @@ def _routes(state: State, parts: list[str]) -> Recipe | None:  # noqa: PLR0911 -
             if status is None or spec is None:
                 return None
             allowed = state.callers(app, workload)
-            return Recipe(routes.inbound, (status.path, spec.protocol, allowed, workload))
+            coordinators = state.coordinators(app, workload)
+            return Recipe(
+                routes.inbound, (status.path, spec.protocol, allowed, workload, coordinators)
+            )
         case ["gateway", app]:
             gateway = state.gateway(app)
             if gateway is None:
                 return None
             caller = Caller(app, DEFAULT_CELL, names.GATEWAY)
-            specs = _specs(state, caller)
+            specs = _specs(state, caller, state.callees(caller))
             return Recipe(routes.gateway, (caller, gateway, specs))
         case _:
             return None
 
 
-def _specs(state: State, caller: Caller) -> tuple[tuple[str, routes.Callee], ...]:
+def _specs(
+    state: State, caller: Caller, callees: tuple[str, ...]
+) -> tuple[tuple[str, routes.Callee], ...]:
     found = []
-    for name in state.callees(caller):
+    for name in callees:
         spec = state.workload(caller.app, name)
         if spec is not None:
             found.append((name, routes.Callee(spec.protocol, spec.timeout)))

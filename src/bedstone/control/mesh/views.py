@@ -80,7 +80,7 @@ class View:
 
 def reach(state: State, caller: Caller) -> Iterable[Name]:
     """What a caller's proxy needs for everything that the caller may reach."""
-    for callee in state.callees(caller):
+    for callee in (*state.callees(caller), *state.participants(caller)):
         yield Type.CDS, names.to_cluster(caller, callee)
         yield Type.EDS, str(Service(caller.app, caller.cell, callee))
 
