@@ -143,7 +143,7 @@ class Automatic:
         db.begin()
         try:
             db.run(undo.ensure(db.dialect))
-            db.commit()
+            db.rollback() if db.dialect is Dialect.MYSQL else db.commit()  # it has committed
         except BaseException:
             db.rollback()
             raise
@@ -152,7 +152,7 @@ class Automatic:
         await db.begin()
         try:
             await db.run(undo.ensure(db.dialect))
-            await db.commit()
+            await (db.rollback() if db.dialect is Dialect.MYSQL else db.commit())
         except BaseException:
             await db.rollback()
             raise

@@ -117,6 +117,12 @@ class _Events:
     ) -> tuple[str, Any]:
         connection = state.db.raw
         state.taken = []
+        style = getattr(context, "execute_style", None)
+        if getattr(style, "name", "") == "INSERTMANYVALUES":
+            raise refused(
+                "many rows are inserted at once and their keys come back in any order",
+                "create the engine with use_insertmanyvalues=False",
+            )
         statement = state.analysed(text, parameters)
         refuse_autocommit(connection.dialect, connection.connection.dbapi_connection)
         recorder = state.recorder_of(scope)
@@ -125,11 +131,6 @@ class _Events:
         elif statement.action is Action.LOCK:
             locks = state.db.run(recorder.locking(statement, parameters, self._owner.name))
             self._check(state, scope, locks)
-        if context is not None and context.executemany and statement.returning is not None:
-            raise refused(
-                "many rows are inserted at once and their keys come back in any order",
-                "create the engine with use_insertmanyvalues=False",
-            )
         for each in parameters if many else [parameters]:
             taken = state.db.run(recorder.before(statement, each))
             if taken is not None:
