@@ -52,6 +52,7 @@ _SETTINGS = {
     "unix_socket_permissions": "0700",
     "password_encryption": "scram-sha-256",
     "max_connections": "100",
+    "max_prepared_transactions": "100",  # for XA; as many as connections, as PostgreSQL advises
     "shared_buffers": "32MB",
     "max_wal_size": "256MB",
     "min_wal_size": "64MB",
