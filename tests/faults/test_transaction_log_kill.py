@@ -235,3 +235,50 @@ def test_processes_share_one_file(tmp_path: Path) -> None:
 
     asyncio.run(check())
     assert {xid[0] for xid in acknowledged} == set("abc")
+
+
+STARTER = """
+import asyncio, sys
+from bedstone.transactions.log_sqlite import SqliteLog
+from bedstone.transactions.logs import open_log
+from bedstone.transactions.model import Transaction
+
+async def main():
+    async with open_log(sys.argv[1]) as log:
+        await log.begin(Transaction(sys.argv[2], "", 4e9, 0.0, "one"))
+
+print("ready", flush=True)
+sys.stdin.read()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_processes_that_start_together_make_one_file(tmp_path: Path, attempt: int) -> None:
+    """None takes a file that another is just making for a stranger's, or for a held one."""
+    url, names = f"sqlite://{tmp_path}/log.db", [f"x{n}" for n in range(6)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.close()
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.close()
+    assert [child.wait(60) for child in children] == [0] * len(names)
+
+    async def check() -> None:
+        async with open_log(url) as log:
+            assert [it.xid for it in await log.list()] == names
+
+    asyncio.run(check())

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,17 +167,7 @@ class File:
 
     def _connected(self) -> sqlite3.Connection:
         if self._database is None:
-            database = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False, timeout=BUSY
-            )
-            try:
-                _check_identity(database, self._path)
-                database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = FULL")
-            except BaseException:
-                database.close()
-                raise
-            self._database = database
+            self._database = _connect(self._path)
         return self._database
 
     def _roll_back(self) -> bool:
@@ -195,6 +186,27 @@ class File:
                 database.close()
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    end = time.monotonic() + BUSY
+    while True:
+        database = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=BUSY
+        )
+        try:
+            _check_identity(database, path)
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+        except BaseException as error:
+            database.close()
+            # While another process makes the file a WAL file, SQLite refuses without waiting.
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return database
+
+
 def _create_private(path: Path) -> None:
     """Create the file for its owner only, and make its name durable."""
     try:
@@ -209,9 +221,11 @@ def _create_private(path: Path) -> None:
 
 
 def _check_identity(database: sqlite3.Connection, path: Path) -> None:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
-    (schema,) = database.execute("PRAGMA user_version").fetchone()
-    (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    database.execute("BEGIN")  # another process may be making the tables
+    with database:
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (schema,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != APPLICATION and (application or tables):
         raise InvalidError(
             f"{path} is a database of another program, expected a transaction log of bedstone",
