@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -25,6 +25,7 @@ from bedstone.transactions.errors import UnknownTransactionError
 from bedstone.transactions.keeping import Keeper
 from bedstone.transactions.model import Branch, Log, Outcome, Participant, Phase, State, Transaction
 from bedstone.transactions.sql import Dialect, Query, Steps
+from bedstone.transactions.sweeper import Sweeper, Swept
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,29 @@ def _unlock_swallowed(patch: Patch) -> None:
     patch(machine, "record", record)
 
 
+def _purged_too_early(patch: Patch) -> None:
+    real = Sweeper.__init__
+
+    def initialise(self: Sweeper, source: object, log: Log, grace: float = 0.0) -> None:
+        real(self, source, log, min(grace, 0.0))
+
+    async def swept(
+        self: Sweeper, db: Any, page: Iterable[str], _before: float, known: Swept
+    ) -> Swept:
+        await self._forget(db, list(page))
+        return known
+
+    patch(Sweeper, "__init__", initialise)
+    patch(Sweeper, "_swept", swept)
+
+
+def _never_purged(patch: Patch) -> None:
+    async def forget(_self: Sweeper, _db: object, _xids: list[str]) -> int:
+        return 0
+
+    patch(Sweeper, "_forget", forget)
+
+
 def _outcome_before_attempt(patch: Patch) -> None:
     """A failed branch is written down as done."""
     real = machine.record
@@ -330,5 +354,9 @@ BUGS: Final[dict[str, Bug]] = {
     "rolling-restart-strands": Bug(
         "who leaves in order keeps its work for ever", _rolling_restart_strands
     ),
+    "barrier-purged-too-early": Bug(
+        "barrier rows go by their age, before their transaction has ended", _purged_too_early
+    ),
+    "barrier-never-purged": Bug("barrier rows stay for ever", _never_purged),
     "only-own-version": Bug("nobody recovers the work of another version", _only_own_version),
 }

@@ -4,8 +4,8 @@ Owns `simulate`, which runs one seed from its first transfer to the last residue
 
 The nodes: `app-1` and `app-2` are where clients run. `bank-a` and `bank-b` are services, each with
 its own database, that take part in transfers. `keeper` has the application's code, and no clients.
-All of them have the library, with a coordinator each. `stranger` asks for what never was; `log` is
-the transaction log.
+All of them have the library, with a coordinator each. `stranger` asks for what never was, `janitor`
+sweeps the barriers, and `log` is the transaction log.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bedstone.testing.simulation.world import World, tell
 from bedstone.transactions.coordinator import Coordinator
 from bedstone.transactions.errors import DecisionUnknownError
 from bedstone.transactions.model import Log, State, Transaction
+from bedstone.transactions.sweeper import Sweeper
 
 LIBRARY: Final = ("bank-a", "bank-b", "app-1", "app-2", "keeper")
 """The nodes that have the library."""
@@ -44,8 +45,11 @@ PATIENCE: Final = 1_200.0
 """Virtual seconds in which everything must end once nothing goes wrong any more."""
 LATEST: Final = 25.0
 """Virtual seconds after which no message is under way any more."""
-GRACE: Final = 60.0
-"""Virtual seconds that barrier rows are kept after their transaction's end."""
+GRACE: Final = 90.0
+"""Virtual seconds that barrier rows are kept after their transaction's end: longer than anybody is
+paused, and any message late."""
+SWEEP: Final = 5.0
+"""Virtual seconds between two sweeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ class Town:
         for name in LIBRARY:
             self.world.add(name, self._live)
         self.world.add("stranger", self._stranger)
+        self.world.add("janitor", self._janitor)
 
     def run(self) -> None:
         """Run it through faults, calm, and the last checks."""
@@ -162,10 +167,10 @@ class Town:
         for name in LIBRARY:
             world.roll(name)
         world.run(LATEST / 2, lambda: True)
-        for name in LIBRARY:
+        for name in (*LIBRARY, "stranger"):
             world.crash(name)
         self.oracle.finish()
-        world.run(GRACE * 3, lambda: True)
+        world.run(GRACE + 4 * SWEEP, lambda: True)
         for table in self.style.leftovers:
             self.oracle.rows(table)
         for _, error in world.loop.unheard():
@@ -239,6 +244,13 @@ class Town:
                 self.oracle.tell(xids[0], State.ABORTED)
         else:
             self.oracle.tell(xids[0], State.COMMITTED)
+
+    async def _janitor(self, process: Process) -> None:
+        home = make_home(self.world, process, LEASE, address=False)
+        log = self.world.remote_log()
+        async with asyncio.TaskGroup() as group:
+            for source in home.databases.values():
+                group.create_task(Sweeper(source, log, GRACE).run(SWEEP))
 
     async def _stranger(self, process: Process) -> None:
         """Ask for ids that never were, and confirm what nobody has tried."""

@@ -15,6 +15,7 @@ from bedstone.errors import ConflictError
 from bedstone.telemetry import context as telemetry
 from bedstone.testing.simulation.database import Connection
 from bedstone.testing.simulation.edges import Home
+from bedstone.testing.simulation.faults import Fate
 from bedstone.testing.simulation.oracle import EFFECT
 from bedstone.testing.simulation.world import World
 from bedstone.transactions import barrier, web
@@ -90,6 +91,7 @@ class TccStyle(Style):
     """TCC through the public interface: at the banks' own services, or at their databases."""
 
     schema = (ACCOUNTS, EFFECTS, barrier.create_table(Dialect.SQLITE))
+    leftovers = (barrier.TABLE,)
 
     def settle(self, home: Home) -> None:
         """One action for each database: whoever takes over must have the application's code."""
@@ -144,10 +146,14 @@ MODES: Final[dict[str, Callable[[], Style]]] = {"tcc": TccStyle}
 
 
 async def _ask_bank(world: World, account: str, amount: int) -> None:
-    """Call a bank's service, as over HTTP: the id and the time that is left go along."""
-    context = telemetry.current()
+    """Call a bank's service, as over HTTP: the id and the time that is left go along.
+
+    Such a request never comes twice: whoever repeats a business request asks for a second branch.
+    """
+    context, fate = telemetry.current(), world.faults.message()
+    fate = Fate.DONE if fate is Fate.TWICE else fate
     request = (context.transaction, context.remaining(), account, amount)
-    await world.network.call(f"bank-{account[0]}", "try", *request)
+    await world.network.call(f"bank-{account[0]}", "try", *request, fate=fate)
 
 
 async def change(

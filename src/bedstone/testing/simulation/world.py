@@ -190,7 +190,7 @@ class World:
             case Strike.CRASH:
                 self._crash_for_a_while(victim.name, 10 ** random.uniform(-2, 1.3))
             case Strike.PAUSE:
-                seconds = 10 ** random.uniform(-1, 1.5)
+                seconds = 10 ** random.uniform(-1, 1.3)
                 self.note(f"{victim} is paused for {seconds:.2f} s")
                 self.loop.pause(victim)
                 self.network.later(seconds, self._unpause, victim)
