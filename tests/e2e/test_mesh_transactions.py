@@ -71,6 +71,7 @@ def test_a_certificate_counts_where_the_request_arrives() -> None:
             assert accounts.plumbing is not None
             url = f"https://{HOST}:{accounts.plumbing.inbound.port}"
             expected = {"web": (200, 403), "other": (403, 200), "gateway": (403, 403)}
+            expected["operator"] = (200, 200)
             for identity, statuses in expected.items():
                 async with httpx.AsyncClient(verify=_context(rig, identity)) as http:
                     found = [(await http.post(url + path)).status_code for path in (PHASE_TWO, "/")]

@@ -316,8 +316,14 @@ def _own_address() -> str | None:
 
 
 def _new_owner() -> str:
+    """A name that nobody had; before its `/` a workload's, whose instances take over (`heirs`)."""
     who = os.environ.get("BEDSTONE_INSTANCE") or socket.gethostname()
-    return f"{who[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+    rest = f"{who[:40].replace('/', '.')}-{os.getpid()}-{secrets.token_hex(4)}"
+    workload = os.environ.get("BEDSTONE_WORKLOAD")
+    if not workload:
+        return rest
+    cell = os.environ.get("BEDSTONE_CELL", "default")
+    return f"{workload if cell == 'default' else f'{workload}.{cell}'}/{rest}"
 
 
 def _refuse_in_loop() -> None:

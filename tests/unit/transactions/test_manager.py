@@ -14,6 +14,7 @@ from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 from bedstone.telemetry import context as telemetry
 from bedstone.testing.faults import Fault
 from bedstone.testing.transaction_log import MemoryLog
+from bedstone.transactions.machine import group_of
 from bedstone.transactions.manager import Transactions, process, transaction, use
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
 from bedstone.transactions.portal import Portal, run_in
@@ -134,6 +135,26 @@ class TestHome:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_instances_of_a_workload_take_over_from_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BEDSTONE_INSTANCE", "accounts/1")
+
+    async def owner() -> str:
+        async with Transactions(MemoryLog()) as transactions:
+            return transactions.coordinator.owner
+
+    monkeypatch.delenv("BEDSTONE_WORKLOAD", raising=False)
+    assert group_of(asyncio.run(owner())) == ""
+    monkeypatch.setenv("BEDSTONE_WORKLOAD", "accounts")
+    monkeypatch.delenv("BEDSTONE_CELL", raising=False)
+    names = {asyncio.run(owner()) for _ in range(2)}
+    assert {group_of(name) for name in names} == {"accounts"}
+    assert len(names) == 2
+    monkeypatch.setenv("BEDSTONE_CELL", "second")
+    assert group_of(asyncio.run(owner())) == "accounts.second"
 
 
 class TestAddress:

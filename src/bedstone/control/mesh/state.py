@@ -151,9 +151,13 @@ class State:
         return tuple(sorted(peers - set(self.callees(caller)) - {caller.identity}))
 
     def coordinators(self, app: str, workload: str) -> tuple[str, ...]:
-        """The SPIFFE ids that may ask a workload for the second phase of a transaction, sorted."""
+        """The SPIFFE ids that may ask a workload for the second phase of a transaction, sorted.
+
+        The operator is one: the server goes on where all of a workload's instances are gone.
+        """
         peers = self._sharing(app, workload)
-        return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in peers))
+        found = peers | {names.OPERATOR} if peers else set()
+        return tuple(sorted(names.spiffe(self.domain, app, identity) for identity in found))
 
     def _sharing(self, app: str, workload: str) -> set[str]:
         """The workloads that use the transaction log, if this one does."""
