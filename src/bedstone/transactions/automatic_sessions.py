@@ -8,7 +8,9 @@ Rules:
 - A lock conflict leaves the distributed transaction as it is: nothing was committed, its id stays,
   the local transaction may be run again. (A known failure elsewhere: a failed lock cleared the id,
   and the same work was then committed outside of the transaction.)
-- A failure between the log and the local commit dooms the distributed transaction.
+- Any other failure of a commit dooms the distributed transaction: what is in the log and not in the
+  database must not be confirmed. The local transaction is rolled back first: it may hold rows that
+  the CANCEL waits for.
 - While it waits for a global lock, a local transaction holds its local ones; so the wait is bounded
   by `lock_wait`, and the holder's undo, which may need them, goes on after it.
 """
@@ -246,16 +248,26 @@ class SyncSession(Session):
             self.recorder = None
 
     def enlist(self) -> None:
-        """Enlist, keep the record, and commit; else roll back."""
+        """Enlist, keep the record, and commit; else roll back, before the failure is told."""
         try:
             recorder, scope = self.ending()
-            branch = self.registered(scope, recorder)
-            with scope.attempt_sync():
-                self.db.run(save(self.dialect, scope.xid, str(branch.number), recorder.record()))
-                self.db.commit()
         except BaseException:
             self.db.rollback()
             raise
+        conflict: LockConflictError | None = None
+        with scope.attempt_sync():
+            try:
+                number = str(self.registered(scope, recorder).number)
+                self.db.run(save(self.dialect, scope.xid, number, recorder.record()))
+                self.db.commit()
+            except LockConflictError as error:
+                conflict = error
+                self.db.rollback()
+            except BaseException:
+                self.db.rollback()
+                raise
+        if conflict is not None:
+            raise conflict
 
     def registered(self, scope: Scope, recorder: Recorder) -> Branch:
         """The branch, with its locks, once they are free."""
@@ -347,18 +359,27 @@ class AsyncSession(Session):
             self.recorder = None
 
     async def enlist(self) -> None:
-        """Enlist, keep the record, and commit; else roll back."""
+        """Enlist, keep the record, and commit; else roll back, before the failure is told."""
         try:
             recorder, scope = self.ending()
-            branch = await registered(self.owner.policy, scope, self.branch(recorder))
-            async with scope.attempt():
-                await self.db.run(
-                    save(self.dialect, scope.xid, str(branch.number), recorder.record())
-                )
-                await self.db.commit()
         except BaseException:
-            await asyncio.shield(self.db.rollback())
+            await self.db.rollback()
             raise
+        conflict: LockConflictError | None = None
+        async with scope.attempt():
+            try:
+                branch = await registered(self.owner.policy, scope, self.branch(recorder))
+                number = str(branch.number)
+                await self.db.run(save(self.dialect, scope.xid, number, recorder.record()))
+                await self.db.commit()
+            except LockConflictError as error:
+                conflict = error
+                await self.db.rollback()
+            except BaseException:
+                await asyncio.shield(self.db.rollback())
+                raise
+        if conflict is not None:
+            raise conflict
 
     async def rollback(self) -> None:
         """Roll back; nothing is enlisted."""

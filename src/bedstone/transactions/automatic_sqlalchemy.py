@@ -207,15 +207,15 @@ class _Events:
         state.busy = True
         try:
             recorder, scope = state.ending()
+            state.enlisted = scope
             if connection.dialect.is_async:
                 branch = state.wait(registered(self._owner.policy, scope, state.branch(recorder)))
             else:
                 branch = state.registered(scope, recorder)
-            state.enlisted = scope
             state.db.run(save(state.dialect, scope.xid, str(branch.number), recorder.record()))
         except BaseException as error:
-            self._doom(state, error)
             connection.connection.rollback()
+            self._doom(state, error)
             raise
         finally:
             state.busy = False
