@@ -164,6 +164,18 @@ async def given_up(world: World) -> None:
     assert await world.all() == ([(2, None)] if autocommit else [])
 
 
+async def ended_inside(world: World) -> None:
+    """A commit of the developer's own, inside Bedstone's, is told."""
+    async with world.database.connect() as db:
+        await now(db.begin())
+        await now(db.execute(world.query("INSERT INTO TABLE_ (id) VALUES (1)")))
+        commit = getattr(db.raw, "commit", None)
+        await now(commit() if commit is not None else db.raw.execute("COMMIT"))
+        with pytest.raises(InvalidError, match="was ended"):
+            await now(db.commit())
+        await now(db.rollback())
+
+
 async def native(world: World) -> None:
     """The developer's own statement, and its error, stay the driver's."""
     async with world.database.connect() as db:
@@ -249,6 +261,7 @@ CHECKS: tuple[Check, ...] = (
     refuses_open,
     duplicate,
     given_up,
+    ended_inside,
     native,
     locked,
     lost,

@@ -337,10 +337,12 @@ def proving() -> Iterator[None]:
 
 
 def failed_before() -> InvalidError:
-    """The error of a commit whose transaction the server has given up."""
+    """The error of a commit whose transaction has failed or is over."""
     return InvalidError(
-        "the local transaction had failed before it was to be committed; nothing is committed",
-        hint="let a failed statement's error pass, or run the statement in a savepoint",
+        "the local transaction had failed, or was ended, before its commit; nothing is committed "
+        "now",
+        hint="let a failed statement's error pass, or run the statement in a savepoint; leave "
+        "commit and rollback to Bedstone",
     )
 
 

@@ -27,6 +27,10 @@ class Psycopg(AsyncConnection):
 
     dialect = Dialect.POSTGRES
 
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw)
+        self._used = False
+
     def in_transaction(self) -> bool:
         """Ask what the server said last."""
         return psycopg_status(self.raw) in {"INTRANS", "INERROR", "ACTIVE"}
@@ -43,11 +47,13 @@ class Psycopg(AsyncConnection):
                 await self.raw.set_autocommit(before)
 
     async def _begin(self) -> None:
+        self._used = False  # psycopg begins with the first statement
         if self.raw.autocommit:
             await self.raw.execute("BEGIN")
 
     async def _prove(self) -> None:
-        if psycopg_status(self.raw) == "INERROR":
+        status = psycopg_status(self.raw)
+        if status == "INERROR" or (self._used and status == "IDLE"):
             raise failed_before()
 
     async def _commit(self) -> None:
@@ -62,6 +68,7 @@ class Psycopg(AsyncConnection):
         text, parameters = bound(query, Style.FORMAT)
         async with self.raw.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(text, parameters)
+            self._used = self._begun
             return gathered(cursor, await cursor.fetchall() if cursor.description else ())
 
 

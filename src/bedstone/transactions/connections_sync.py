@@ -17,6 +17,10 @@ class Psycopg(SyncConnection):
 
     dialect = Dialect.POSTGRES
 
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw)
+        self._used = False
+
     def in_transaction(self) -> bool:
         """Ask what the server said last."""
         return psycopg_status(self.raw) in {"INTRANS", "INERROR", "ACTIVE"}
@@ -33,11 +37,13 @@ class Psycopg(SyncConnection):
                 self.raw.autocommit = before
 
     def _begin(self) -> None:
+        self._used = False  # psycopg begins with the first statement
         if self.raw.autocommit:
             self.raw.execute("BEGIN")
 
     def _prove(self) -> None:
-        if psycopg_status(self.raw) == "INERROR":
+        status = psycopg_status(self.raw)
+        if status == "INERROR" or (self._used and status == "IDLE"):
             raise failed_before()
 
     def _commit(self) -> None:
@@ -52,6 +58,7 @@ class Psycopg(SyncConnection):
         text, parameters = bound(query, Style.FORMAT)
         with self.raw.cursor(row_factory=tuple_row) as cursor:
             cursor.execute(text, parameters)
+            self._used = self._begun
             return gathered(cursor, cursor.fetchall() if cursor.description else ())
 
 
