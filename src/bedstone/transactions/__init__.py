@@ -16,7 +16,7 @@ async with transactions.transaction("transfer", timeout=5.0):
 | TCC | `Tcc`, `tcc`, `together` | you can reserve, then take or give back |
 | automatic | `automatic` | plain SQL should undo itself |
 | XA | `xa` | the databases can prepare |
-| saga | `Saga`, `step` | it takes long, and each step has its opposite |
+| saga | `Saga`, `step`, `signal`, … | it takes long, and each step has its opposite |
 | messages | `publish`, `Outbox` | others should hear of it, once it is committed |
 
 Rules: flat, imports fast, pulls in no server code. A name is imported when it is first used.
@@ -49,15 +49,29 @@ if TYPE_CHECKING:
         transaction,
         use,
     )
+    from bedstone.transactions.saga import (
+        Saga,
+        event,
+        parallel,
+        saga,
+        sequence,
+        signal,
+        signal_sync,
+        step,
+        timer,
+    )
     from bedstone.transactions.scope import Scope
     from bedstone.transactions.tcc import Tcc, tcc
     from bedstone.transactions.web import TransactionsMiddleware
+    from bedstone.transactions.xa import XA, xa
 
 __all__ = [
+    "XA",
     "Automatic",
     "Call",
     "DecisionUnknownError",
     "LockConflictError",
+    "Saga",
     "Scope",
     "StuckError",
     "Tcc",
@@ -70,12 +84,21 @@ __all__ = [
     "UnsupportedStatementError",
     "automatic",
     "current",
+    "event",
+    "parallel",
     "process",
+    "saga",
+    "sequence",
+    "signal",
+    "signal_sync",
+    "step",
     "tcc",
+    "timer",
     "together",
     "together_sync",
     "transaction",
     "use",
+    "xa",
 ]
 
 _MODULES = {
@@ -92,9 +115,21 @@ _MODULES = {
         "UnsupportedStatementError",
     ),
     "manager": ("Transactions", "current", "process", "transaction", "use"),
+    "saga": (
+        "Saga",
+        "event",
+        "parallel",
+        "saga",
+        "sequence",
+        "signal",
+        "signal_sync",
+        "step",
+        "timer",
+    ),
     "scope": ("Scope",),
     "tcc": ("Tcc", "tcc"),
     "web": ("TransactionsMiddleware",),
+    "xa": ("XA", "xa"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
