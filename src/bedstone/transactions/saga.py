@@ -29,7 +29,7 @@ from bedstone.transactions.errors import (
     TransactionTimeoutError,
 )
 from bedstone.transactions.model import Branch, Event, Log, Mode, State, Transaction
-from bedstone.transactions.saga_machine import replay
+from bedstone.transactions.saga_machine import Kind, leaves, replay
 from bedstone.transactions.saga_plan import Context, Definition, Group, Part, Step, Timer
 from bedstone.transactions.saga_run import payload
 from bedstone.transactions.saga_service import Service
@@ -339,6 +339,7 @@ async def signal(
         transactions: the manager; by default the process's own.
 
     Raises:
+        InvalidError: the saga waits for no event of that name, now or later.
         UnknownTransactionError: there is no saga of that id.
         TransactionDecidedError: it has ended.
     """
@@ -364,6 +365,19 @@ def _signal(name: str, payload: Any) -> Event:
 
 
 async def _told(coordinator: Coordinator, log: Log, xid: str, what: Event) -> None:
+    transaction = await log.get(xid)
+    known = [
+        leaf.path
+        for branch in transaction.branches
+        if branch.mode is Mode.SAGA
+        for leaf in leaves(saga_plan.plan_of(branch.payload))
+        if leaf.kind is Kind.EVENT
+    ]
+    if what.detail["name"] not in known:
+        raise InvalidError(
+            f"got the event {what.detail['name']!r}, expected one of transaction {xid}: "
+            f"{', '.join(known) or 'it has none'}"
+        )
     await log.amend(xid, what)
     coordinator.wake()
 

@@ -244,6 +244,11 @@ def input_of(payload: bytes) -> Any:
     return json.loads(payload)["input"]
 
 
+def plan_of(payload: bytes) -> Plan:
+    """The plan that a saga's branch keeps."""
+    return saga_machine.from_json(json.loads(payload)["plan"])
+
+
 def check_step(it: Step) -> Step:
     """Refuse a step that could not run.
 

@@ -1,6 +1,6 @@
 """Runs one saga: forward, backward, or to the end of its history.
 
-Owns `Life`: one phase of one saga in one process, with what it knows and what it has not written.
+Owns `Life`: one phase of one saga in one process.
 
 Rules:
 - What `saga_machine` says is written first is written first: a remote step's start before it, and
@@ -31,9 +31,10 @@ from bedstone.transactions.errors import (
     TransactionTimeoutError,
     WaitingError,
 )
-from bedstone.transactions.model import Branch, Event, Log, Transaction
+from bedstone.transactions.model import Branch, Log, Transaction
 from bedstone.transactions.router import Threads
-from bedstone.transactions.saga_machine import Done, Failed, History, Kind, Leaf, Mark, Wait, Work
+from bedstone.transactions.saga_history import Record
+from bedstone.transactions.saga_machine import Done, Failed, Kind, Leaf, Mark, Wait, Work
 from bedstone.transactions.saga_plan import Compiled, Placed, Step, Timer, encode, seconds_of
 from bedstone.transactions.saga_plan import Event as Awaited
 
@@ -41,9 +42,6 @@ _log = logging.getLogger(__name__)
 
 LINGER: Final = 0.05
 """Seconds for which ends of local steps may stay unwritten."""
-
-INSISTENCE: Final = 3.0
-"""Seconds for which a write is repeated while the log doesn't answer."""
 
 LONGEST_ERROR: Final = 500
 
@@ -64,7 +62,7 @@ def payload(compiled: Compiled, given: Any) -> bytes:
     )
 
 
-class Life:
+class Life(Record):
     """One phase of one saga.
 
     Args:
@@ -88,27 +86,15 @@ class Life:
         jitter: Callable[[], float],
     ) -> None:
         kept = json.loads(branch.payload)
-        self.xid = transaction.xid
+        plan = saga_machine.from_json(kept["plan"])
+        super().__init__(plan, transaction, branch.number, log, asker)
         self.input = kept["input"]
-        self.plan = saga_machine.from_json(kept["plan"])
-        self.history = History()
         self.error: Exception | None = None
         self._version = kept["version"]
         self._code = code
-        self._transaction = transaction
-        self._number = branch.number
-        self._log = log
-        self._asker = asker
         self._threads = threads
         self._jitter = jitter
-        self._unwritten: list[Event] = []
-        self._urgent = False
-        self._writing = asyncio.Lock()
         self._failing = asyncio.Event()
-
-    async def read(self) -> None:
-        """Read what has happened."""
-        self.history = saga_machine.replay(await self._log.events(self.xid))
 
     async def forward(self) -> None:
         """Run to the end, or as far as it goes.
@@ -121,7 +107,8 @@ class Life:
         """
         for leaf in saga_machine.leaves(self.plan):
             self._find(leaf)
-        left = self._transaction.deadline - await self._asker.now()
+        left = self.transaction.deadline - await self.asker.now()
+        self.trying = True
         try:
             async with asyncio.timeout(left) as timer:
                 await self._run_all()
@@ -132,6 +119,8 @@ class Life:
             raise TransactionTimeoutError(
                 f"saga {self._name} of transaction {self.xid} is aborted: its deadline passed"
             ) from error
+        finally:
+            self.trying = False
 
     async def backward(self) -> None:
         """Undo everything that may have run.
@@ -152,7 +141,7 @@ class Life:
             except Error as error:
                 await self._not_undone(leaf, error)
                 raise
-            self._note(leaf, Mark.UNDONE)
+            self.note(leaf, Mark.UNDONE)
             if leaf.kind is Kind.REMOTE:
                 await self.write()
         await self.write()
@@ -186,29 +175,7 @@ class Life:
     @property
     def late(self) -> bool:
         """Whether its deadline, and nothing else, stopped it."""
-        return not self.history.failed and self._asker.estimate() >= self._transaction.deadline
-
-    async def write(self) -> None:
-        """Write what is not written yet.
-
-        Raises:
-            FencedError: another coordinator owns the saga.
-            UnavailableError, UnknownOutcomeError: the log does not answer.
-        """
-        async with self._writing:
-            events, self._unwritten = self._unwritten, []
-            if not events:
-                return
-            it = self._transaction
-            until = asyncio.get_running_loop().time() + INSISTENCE
-            try:
-                await self._asker.insist(
-                    lambda: self._log.journal(it.xid, it.owner, it.epoch, events), until
-                )
-            except BaseException:
-                self._unwritten[:0] = events
-                raise
-            self._urgent = any(_urgent(event, self._kinds()) for event in self._unwritten)
+        return not self.history.failed and self.asker.estimate() >= self.transaction.deadline
 
     @property
     def _name(self) -> str:
@@ -220,7 +187,7 @@ class Life:
         try:
             while True:
                 paths = frozenset(leaf.path for leaf in running.values())
-                now = self._asker.estimate()
+                now = self.asker.estimate()
                 match saga_machine.following(self.plan, self.history, now, paths):
                     case Work() as work:
                         await self._begin(work, running)
@@ -238,7 +205,7 @@ class Life:
                             hint="what it did is undone; run it again under a new id",
                         ) from self.error
                     case Done():
-                        if self._urgent:
+                        if self.urgent:
                             await self.write()
                         return
         finally:
@@ -251,13 +218,13 @@ class Life:
         for leaf in work.arm:
             await self._arm(leaf)
         for leaf, result in work.over:
-            self._note(leaf, Mark.DONE, result=result)
+            self.note(leaf, Mark.DONE, result=result)
         for leaf in work.missed:
-            self._note(leaf, Mark.FAILED, error="the event did not come in time")
+            self.note(leaf, Mark.FAILED, error="the event did not come in time")
         for leaf in work.run:
             if leaf.kind is Kind.REMOTE:
-                self._note(leaf, Mark.STARTED)
-        if self._urgent:
+                self.note(leaf, Mark.STARTED)
+        if self.urgent:
             await self.write()
         for leaf in work.run:
             running[_task(self._step(leaf), leaf.path)] = leaf
@@ -269,9 +236,9 @@ class Life:
         until: float | None,
     ) -> None:
         """Wait until a running step has ended, or until a time by the log's clock."""
-        if self._unwritten and not writing:
+        if self.unwritten and not writing:
             writing.add(_task(self._write_behind(), "history"))
-        left = None if until is None else max(0.0, until - self._asker.estimate())
+        left = None if until is None else max(0.0, until - self.asker.estimate())
         await asyncio.wait([*running, *writing], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for task in [task for task in running if task.done()]:
             del running[task]
@@ -292,15 +259,13 @@ class Life:
         """
         await self.write()
         if events:
-            for event in await self._log.events(self.xid):
-                if event.kind == "signal":
-                    self.history.add(event)
+            await self.listen()
             if any(path in self.history.signals for path in events):
                 return
         what = f"event {', '.join(events)}" if events else "a timer"
         raise WaitingError(
             f"saga {self._name} waits for {what}",
-            until=self._transaction.deadline if until is None else until,
+            until=self.transaction.deadline if until is None else until,
         )
 
     async def _arm(self, leaf: Leaf) -> None:
@@ -316,9 +281,8 @@ class Life:
         except Exception as error:  # noqa: BLE001 - the developer's function raised
             self._fail(leaf, Mark.FAILED, error)
             return
-        until = machine.NEVER if seconds is None else await self._asker.now() + seconds
-        self._add(Event(0.0, "timer", self._number, {"path": leaf.path, "until": until}))
-        self._urgent = True
+        until = machine.NEVER if seconds is None else await self.asker.now() + seconds
+        self.arm(leaf, until)
 
     async def _step(self, leaf: Leaf) -> None:
         """Try a step until it ends, or fails for good."""
@@ -342,9 +306,11 @@ class Life:
                     self._fail(leaf, Mark.REFUSED if refused else Mark.FAILED, error)
                     return
                 extra = {"xid": self.xid, "step": leaf.path, "reason": _told(error)}
-                _log.warning("a saga's step failed, and is tried again", extra=extra)
+                _log.warning(
+                    "a saga's step failed, and is tried again", extra=extra, exc_info=error
+                )
             else:
-                self._note(leaf, Mark.DONE, result=result)
+                self.note(leaf, Mark.DONE, result=result)
                 return
             try:
                 async with asyncio.timeout(machine.delay(failures, self._jitter())):
@@ -354,7 +320,7 @@ class Life:
             return
 
     async def _act(self, leaf: Leaf, step: Step) -> Any:
-        left = self._transaction.deadline - self._asker.estimate()
+        left = self.transaction.deadline - self.asker.estimate()
         bound = max(0.001, min(left, step.timeout or left))
         try:
             context = self._context(leaf)
@@ -378,7 +344,9 @@ class Life:
             StuckError: it was one too many.
         """
         told = _told(error)
-        self._note(leaf, Mark.NOT_UNDONE, error=told)
+        extra = {"xid": self.xid, "step": leaf.path, "reason": told}
+        _log.warning("a saga's compensation failed", extra=extra, exc_info=error)
+        self.note(leaf, Mark.NOT_UNDONE, error=told)
         await self.write()
         times = self.history.troubles[leaf.path]
         if times >= self._code.root.undo_attempts:
@@ -414,7 +382,7 @@ class Life:
             step = self._step_of(leaf)
             found, result = await saga_step.recall(step, self.xid, self._key(leaf), self._threads)
             if found:
-                self._note(leaf, Mark.DONE, result=result)
+                self.note(leaf, Mark.DONE, result=result)
 
     def _find(self, leaf: Leaf) -> Placed:
         """The code of a leaf.
@@ -456,31 +424,13 @@ class Life:
 
     def _key(self, leaf: Leaf) -> str:
         """The step's branch in its barrier."""
-        return f"{self._number}/{leaf.path}"
+        return f"{self.number}/{leaf.path}"
 
     def _fail(self, leaf: Leaf, mark: Mark, error: Exception) -> None:
         if self.error is None:
             self.error = error
         self._failing.set()
-        self._note(leaf, mark, error=_told(error))
-
-    def _note(self, leaf: Leaf, mark: Mark, **more: object) -> None:
-        detail = {"path": leaf.path, "mark": str(mark), **more}
-        event = Event(0.0, "step", self._number, detail)
-        self._add(event)
-        self._urgent = self._urgent or _urgent(event, self._kinds())
-
-    def _add(self, event: Event) -> None:
-        self.history.add(event)
-        self._unwritten.append(event)
-
-    def _kinds(self) -> dict[str, Kind]:
-        return {leaf.path: leaf.kind for leaf in saga_machine.leaves(self.plan)}
-
-
-def _urgent(event: Event, kinds: dict[str, Kind]) -> bool:
-    """Whether it must be written before anything that follows."""
-    return kinds.get(str(event.detail.get("path"))) is not Kind.LOCAL
+        self.note(leaf, mark, error=_told(error))
 
 
 def _told(error: Exception) -> str:

@@ -148,7 +148,8 @@ async def _local(database: Database, talk: Callable[[Dialect], Talk], threads: T
         if database not in _prepared:
             await db.begin()
             await db.run(barrier.ensure(db.dialect))
-            await db.commit()
+            # MySQL has committed it, and with it the transaction that `commit` would prove
+            await (db.rollback() if db.dialect is Dialect.MYSQL else db.commit())
             _prepared.add(database)
         await db.begin()
         value = await _converse(db, talk(db.dialect))
@@ -161,7 +162,7 @@ def _blocking(database: Database, talk: Callable[[Dialect], Talk]) -> Any:
         if database not in _prepared:
             db.begin()
             db.run(barrier.ensure(db.dialect))
-            db.commit()
+            db.rollback() if db.dialect is Dialect.MYSQL else db.commit()
             _prepared.add(database)
         db.begin()
         value = _converse_blocking(db, talk(db.dialect))

@@ -129,19 +129,20 @@ def test_all_steps_run_and_their_results_come_back(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_local_steps_cost_two_awaited_writes(tmp_path: Path) -> None:
+def test_local_steps_wait_for_the_beginning_and_the_decision_alone(tmp_path: Path) -> None:
     async def test(it: World) -> None:
         book = it.saga(sequence(*(it.local(name) for name in "abc")))
-        writes: list[str] = []
         real = it.log.journal
 
         async def journal(*arguments: Any, **named: Any) -> Transaction:
-            writes.append(it.state())
+            """A history that can't be written before the decision."""
+            await until(lambda: it.state() is not State.ACTIVE)
             return await real(*arguments, **named)
 
         it.log.journal = journal  # type: ignore[method-assign]
-        await book.run(1)
-        assert State.ACTIVE not in writes
+        assert len(await book.run(1)) == 3
+        (xid,) = it.log.world.transactions
+        assert len(await book.result(xid)) == 3
 
     run(tmp_path, test)
 
@@ -262,6 +263,8 @@ def test_an_event_wakes_a_saga_and_the_first_payload_counts(tmp_path: Path) -> N
         await signal(xid, "paid", {"by": "ada"}, transactions=it.transactions)
         await signal(xid, "paid", {"by": "eve"}, transactions=it.transactions)
         assert it.rows() == []
+        with pytest.raises(InvalidError, match=r"expected one of transaction .*: early, paid"):
+            await signal(xid, "pade", transactions=it.transactions)
         await signal(xid, "early", transactions=it.transactions)
         result = await book.result(xid)
         assert result == {"early": None, "a": "a of 1", "paid": {"by": "ada"}}
@@ -418,6 +421,20 @@ def test_a_fenced_owner_calls_nobody(tmp_path: Path) -> None:
         with pytest.raises(FencedError):
             await ask(it, made, branch, Phase.TRY)
         assert it.calls == []
+
+    run(tmp_path, test)
+
+
+def test_a_saga_that_is_aborted_from_outside_calls_nobody_more(tmp_path: Path) -> None:
+    async def test(it: World) -> None:
+        async def abort(context: Context) -> None:
+            await it.log.decide(context.xid, State.ABORTING)
+
+        book = it.saga(sequence(it.local("a"), step("abort", abort), it.remote("never")))
+        with pytest.raises(TransactionAbortedError):
+            await book.run(1)
+        assert it.calls in (["a", "-a"], ["a", "-never", "-a"])  # its start may have been written
+        assert it.rows() == []
 
     run(tmp_path, test)
 
