@@ -23,6 +23,12 @@ from bedstone.transactions.manager import Transactions, current, transaction, us
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask a log that does not answer for the transaction's own time only."""
+    monkeypatch.setattr("bedstone.transactions.coordinator.INSISTENCE", 0.2)
+
+
 class Recorder:
     """A participant that tells what it was asked."""
 
@@ -265,7 +271,7 @@ def test_a_lost_answer_to_the_decision_is_asked_for_again() -> None:
     run(test)
 
 
-def test_a_log_that_never_answers_leaves_the_decision_unknown() -> None:
+def test_a_log_that_never_answers_leaves_the_decision_unknown(impatient: None) -> None:
     async def test(it: World) -> None:
         with pytest.raises(DecisionUnknownError) as caught:
             async with transaction(timeout=0.2) as scope:
@@ -276,7 +282,7 @@ def test_a_log_that_never_answers_leaves_the_decision_unknown() -> None:
     run(test)
 
 
-def test_an_abort_that_cannot_be_written_does_not_hide_the_cause() -> None:
+def test_an_abort_that_cannot_be_written_does_not_hide_the_cause(impatient: None) -> None:
     async def test(it: World) -> None:
         with pytest.raises(ValueError) as caught:  # noqa: PT012
             async with transaction(timeout=0.2):
@@ -288,7 +294,7 @@ def test_an_abort_that_cannot_be_written_does_not_hide_the_cause() -> None:
     run(test)
 
 
-def test_nothing_is_entered_when_the_log_is_away() -> None:
+def test_nothing_is_entered_when_the_log_is_away(impatient: None) -> None:
     async def test(it: World) -> None:
         it.log.plan = lambda operation: Fault.UNAPPLIED if operation == "begin" else Fault.NONE
         with pytest.raises(UnavailableError):
