@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from bedstone.errors import DeniedError, InvalidError
+from bedstone.transactions.connections import OPENINGS
 from bedstone.transactions.model import Phase
 from bedstone.transactions.sql import Dialect, Query, Steps
 
@@ -61,7 +62,7 @@ def create_table(dialect: Dialect) -> str:
 
 
 def ensure(dialect: Dialect) -> Steps[None]:
-    """Make the table where it is missing; in a transaction of its own (MySQL commits it at once).
+    """Make the table where it is missing; in a transaction of its own, that the caller commits.
 
     An application whose role may not create tables gets its table from a migration:
     `create_table` is the statement.
@@ -80,6 +81,9 @@ def ensure(dialect: Dialect) -> Steps[None]:
             f"the table {TABLE} is missing, and this role may not create it",
             hint=f"run as the owner of the schema: {create_table(dialect)}",
         ) from error
+    if dialect is Dialect.MYSQL:  # the statement has committed; give the caller one to commit
+        yield Query("START TRANSACTION")
+        yield Query(OPENINGS[dialect])
 
 
 def enter(dialect: Dialect, xid: str, branch: str, phase: Phase) -> Steps[Entered]:
