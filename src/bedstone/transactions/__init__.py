@@ -17,7 +17,7 @@ async with transactions.transaction("transfer", timeout=5.0):
 | automatic | `automatic` | plain SQL should undo itself |
 | XA | `xa` | the databases can prepare |
 | saga | `Saga`, `step`, `signal`, … | it takes long, and each step has its opposite |
-| messages | `publish`, `Outbox` | others should hear of it, once it is committed |
+| messages | `publish`, `Consumer`, … | others should hear of it, if it is committed |
 
 Rules: flat, imports fast, pulls in no server code. A name is imported when it is first used.
 """
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bedstone.transactions.automatic import Automatic, automatic
     from bedstone.transactions.calls import Call, together, together_sync
+    from bedstone.transactions.consuming import Consumer
     from bedstone.transactions.errors import (
         DecisionUnknownError,
         LockConflictError,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
         transaction,
         use,
     )
+    from bedstone.transactions.messages import Messages, TwoPhaseMessage, publish
+    from bedstone.transactions.outbox import Relay, publish_with, publish_with_sync
     from bedstone.transactions.saga import (
         Saga,
         event,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
         timer,
     )
     from bedstone.transactions.scope import Scope
+    from bedstone.transactions.sweeper import Sweeper
     from bedstone.transactions.tcc import Tcc, tcc
     from bedstone.transactions.web import TransactionsMiddleware
     from bedstone.transactions.xa import XA, xa
@@ -69,17 +73,22 @@ __all__ = [
     "XA",
     "Automatic",
     "Call",
+    "Consumer",
     "DecisionUnknownError",
     "LockConflictError",
+    "Messages",
+    "Relay",
     "Saga",
     "Scope",
     "StuckError",
+    "Sweeper",
     "Tcc",
     "TransactionAbortedError",
     "TransactionDecidedError",
     "TransactionTimeoutError",
     "Transactions",
     "TransactionsMiddleware",
+    "TwoPhaseMessage",
     "UnknownTransactionError",
     "UnsupportedStatementError",
     "automatic",
@@ -87,6 +96,9 @@ __all__ = [
     "event",
     "parallel",
     "process",
+    "publish",
+    "publish_with",
+    "publish_with_sync",
     "saga",
     "sequence",
     "signal",
@@ -104,6 +116,7 @@ __all__ = [
 _MODULES = {
     "automatic": ("Automatic", "automatic"),
     "calls": ("Call", "together", "together_sync"),
+    "consuming": ("Consumer",),
     "errors": (
         "DecisionUnknownError",
         "LockConflictError",
@@ -115,6 +128,8 @@ _MODULES = {
         "UnsupportedStatementError",
     ),
     "manager": ("Transactions", "current", "process", "transaction", "use"),
+    "messages": ("Messages", "TwoPhaseMessage", "publish"),
+    "outbox": ("Relay", "publish_with", "publish_with_sync"),
     "saga": (
         "Saga",
         "event",
@@ -127,6 +142,7 @@ _MODULES = {
         "timer",
     ),
     "scope": ("Scope",),
+    "sweeper": ("Sweeper",),
     "tcc": ("Tcc", "tcc"),
     "web": ("TransactionsMiddleware",),
     "xa": ("XA", "xa"),

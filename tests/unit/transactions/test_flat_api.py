@@ -89,7 +89,8 @@ from fastapi import FastAPI
 async def send_tickets(context): ...
 async def book_flight(db, context): ...
 cancel_flight = book_hotel = cancel_hotel = book_flight
-flights = hotels = "sqlite:///flights.db"
+flights = hotels = database = "sqlite:///flights.db"
+messages = Messages("nats://localhost", name="examples")
 """
 
 
