@@ -168,6 +168,9 @@ class Saga(Definition):
         self._own: Transactions | None = None
         self._service: Service | None = None
 
+    def __repr__(self) -> str:
+        return f"Saga({self.name!r})"
+
     def register(self, transactions: Transactions | None) -> None:
         """Let this process run it; see `saga`."""
         service = Service(self.compiled, lambda: transactions or manager.process(), random.random)

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,55 @@ def test_a_local_step_that_the_history_does_not_know_is_undone_with_its_result(
             assert fresh.rows() == []
             await ask(fresh, made, branch, Phase.CANCEL)
             assert fresh.calls == ["-c", "-b", "-a"]
+
+    run(tmp_path, test)
+
+
+def test_a_compensation_knows_results_that_only_the_databases_have(tmp_path: Path) -> None:
+    async def test(it: World) -> None:
+        def act(db: sqlite3.Connection, context: Context) -> None:
+            db.execute("INSERT INTO done VALUES (?)", (context.results["a"],))
+
+        def undo(db: sqlite3.Connection, context: Context) -> None:
+            db.execute("DELETE FROM done WHERE name = ?", (context.results["a"],))
+
+        book = it.saga(sequence(it.local("a"), step("b", act, undo, database=it.database)))
+        made, branch = await begun(it, book)
+        await ask(it, made, branch, Phase.TRY)
+        assert it.rows() == ["a", "a of 1"]
+        it.log.world.events["t1"].clear()
+        async with Transactions(it.log) as other:
+            saga(Saga("s", book.body), other)
+            participant = other.participants["saga/s"](made, branch, Phase.CANCEL)
+            assert participant is not None
+            await participant
+        assert it.rows() == []
+
+    run(tmp_path, test)
+
+
+def test_a_phase_that_is_asked_twice_runs_once_and_another_ends_it(tmp_path: Path) -> None:
+    async def test(it: World) -> None:
+        entered = asyncio.Event()
+
+        async def hang(_: Context) -> None:
+            it.calls.append("hang")
+            entered.set()
+            await asyncio.Event().wait()
+
+        async def undo(_: Context) -> None:
+            it.calls.append("-hang")
+
+        book = it.saga(sequence(it.local("a"), step("hang", hang, undo)))
+        made, branch = await begun(it, book)
+        tries = [asyncio.ensure_future(ask(it, made, branch, Phase.TRY)) for _ in range(2)]
+        await entered.wait()
+        taken = replace(made, epoch=2)
+        it.log.world.transactions["t1"] = taken
+        await ask(it, taken, branch, Phase.CANCEL)
+        assert it.calls == ["a", "hang", "-hang", "-a"]
+        ends = await asyncio.gather(*tries, return_exceptions=True)
+        assert [type(end) for end in ends] == [UnavailableError] * 2
 
     run(tmp_path, test)
 
