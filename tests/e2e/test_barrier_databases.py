@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import secrets
 from itertools import permutations
 from pathlib import Path
@@ -347,6 +348,36 @@ def test_sweeper(database: Database) -> None:
         assert await _enter(database, going, TRY) == [Entered.REPEATED]
 
     asyncio.run(main())
+
+
+def test_sweeper_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sweep that fails is logged, and the next one runs; unknown transactions are named."""
+    database = source("aiosqlite", str(tmp_path / "db"))
+    rounds: list[float] = []
+
+    class StoppedError(Exception):
+        pass
+
+    async def main() -> None:
+        log = MemoryLog(lambda: 4e9)
+
+        async def sleep(seconds: float) -> None:
+            rounds.append(seconds)
+            if len(rounds) == 1:  # the first sweep found no table
+                async with database.connect() as db:
+                    await _run(db, barrier.ensure(db.dialect))
+                await _enter(database, "nobodys", CANCEL)
+            else:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            await Sweeper(database, log).run(60.0, sleep)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert rounds == [60.0, 60.0]
+    assert "sweep_failed" in caplog.text
+    assert "nobodys" in caplog.text
 
 
 async def _forget_others(database: Database, mine: set[str]) -> None:

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from bedstone.errors import Error
 from bedstone.transactions import barrier
 from bedstone.transactions.connections import AsyncConnection, SyncConnection
 from bedstone.transactions.databases import Source
@@ -84,7 +83,7 @@ class Sweeper:
         while True:
             try:
                 swept = await self.sweep()
-            except Error as error:
+            except Exception as error:  # noqa: BLE001 - also a driver's own, as no table yet
                 logger.warning("barrier.sweep_failed error=%s", error)
             else:
                 for xid in swept.unknown:
