@@ -112,13 +112,13 @@ class MemorySubscription:
         places = sorted(ready)
         if self.broker.happens(self.broker.chances.reordered):
             self.broker.random.shuffle(places)
-        found = []
+        found: list[Delivery] = []
         for place in places[:limit]:
             self.in_flight.add(place)
             self.attempts[place] = self.attempts.get(place, 0) + 1
             message = self.broker.stream[place - 1]
             found.append(MemoryDelivery(message, place, self.attempts[place], self))
-        return found
+        return tuple(found)
 
     async def floor(self) -> int:
         """As `Subscription.floor`."""
