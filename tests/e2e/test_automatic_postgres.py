@@ -7,6 +7,7 @@ import importlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -467,4 +468,30 @@ def test_blocking_code_is_the_same(url: str, autocommit: bool) -> None:  # noqa:
             connection.execute("UPDATE accounts SET balance = %s WHERE id = 1", (8,))
         assert manager.run(ended(manager, scope.xid)) is State.COMMITTED
     assert rows(url)[0][1] == 8
+    assert rows(url, "SELECT * FROM bedstone_undo") == []
+
+
+def test_another_process_undoes_what_a_lost_one_has_left(url: str, tmp_path: Path) -> None:
+    """The initiator ends after its local commit and before the decision."""
+    before = everything(url)
+    log = f"sqlite:///{tmp_path}/log.db"
+
+    async def lost() -> str:
+        async with Transactions(log) as manager:
+            accounts = automatic(_asyncpg(url), name="accounts", transactions=manager)
+            begun = await manager.coordinator.begin("lost", 2.0)
+            with telemetry.with_transaction(begun.xid):
+                async with accounts.connect() as connection:
+                    await connection.execute("DELETE FROM accounts")
+            return begun.xid
+
+    async def found(xid: str) -> None:
+        async with Transactions(log) as manager:
+            automatic(_psycopg(url), name="accounts", transactions=manager)
+            assert await ended(manager, xid) is State.ABORTED
+
+    xid = asyncio.run(lost())
+    assert rows(url) == []
+    asyncio.run(found(xid))
+    assert everything(url) == before
     assert rows(url, "SELECT * FROM bedstone_undo") == []

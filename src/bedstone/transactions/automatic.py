@@ -22,20 +22,22 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.telemetry import context as telemetry
 from bedstone.transactions import undo
-from bedstone.transactions.automatic_sessions import Policy, inside
+from bedstone.transactions.automatic_sessions import Policy
 from bedstone.transactions.connections import AsyncConnection, SyncConnection
 from bedstone.transactions.databases import Database, Source, database
-from bedstone.transactions.manager import Transactions, current, process, register
+from bedstone.transactions.errors import StuckError
+from bedstone.transactions.manager import Transactions, process, register
 from bedstone.transactions.model import Branch, Phase, Transaction
 from bedstone.transactions.recording import Catalogue
 from bedstone.transactions.router import neutral
-from bedstone.transactions.scope import Scope
+from bedstone.transactions.scope import Scope, innermost
 from bedstone.transactions.sql import Dialect
 
 PREFIX = "at/"
@@ -100,12 +102,10 @@ class Automatic:
 
     def scope(self) -> Scope | None:
         """The transaction that the running code is in."""
-        if not inside():
+        xid = telemetry.current().transaction
+        if xid is None:
             return None
-        scope = current()
-        if self._own is not None and scope.transactions is not self._own and scope.joined:
-            return Scope.of_request(self._own, scope.xid)
-        return scope
+        return innermost() or Scope.of_request(self._own or process(), xid)
 
     def resource(self) -> str:
         """Who does phase two."""
@@ -222,26 +222,28 @@ class _Confirming:
     async def _next(self) -> None:
         batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
         try:
-            await self._drop([branch for branch, _ in batch])
-        except Error as error:
-            if len(batch) == 1:
-                _fail(batch[0][1], error)
-                return
-            for branch, done in batch:  # which of them it is
-                try:
-                    await self._drop([branch])
-                except Error as own:
-                    _fail(done, own)
-                else:
-                    _succeed(done)
+            try:
+                await self._drop([branch for branch, _ in batch])
+            except StuckError:
+                await self._one_by_one(batch)
         except BaseException as error:
             told = error if isinstance(error, Exception) else _interrupted()
             for _, done in batch:
                 _fail(done, told)
-            raise
-        else:
-            for _, done in batch:
-                _succeed(done)
+            if not isinstance(error, Exception):
+                raise
+        for _, done in batch:
+            _succeed(done)
+
+    async def _one_by_one(
+        self, batch: Sequence[tuple[tuple[str, str], asyncio.Future[None]]]
+    ) -> None:
+        """Find out whose record is missing; the others' are dropped."""
+        for branch, done in batch:
+            try:
+                await self._drop([branch])
+            except StuckError as error:
+                _fail(done, error)
 
     async def _drop(self, branches: list[tuple[str, str]]) -> None:
         async with self._database.connect() as found:

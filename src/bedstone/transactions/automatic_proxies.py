@@ -214,7 +214,7 @@ class ConnectionProxy(Proxy):
         except BaseException:
             self.rollback()
             raise
-        self.commit() if self._session.recording else self._session.db.commit()
+        self._session.commit()
 
     def __enter__(self) -> Self:
         return self
@@ -287,7 +287,7 @@ class CursorProxy(Proxy):
                 self.execute(query, each)
                 total += max(0, self.rowcount)
             if alone:
-                self.connection.commit() if session.recording else session.db.commit()
+                session.commit()
         except BaseException:
             if alone:
                 session.rollback()

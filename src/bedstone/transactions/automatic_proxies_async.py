@@ -79,12 +79,6 @@ class _Blocks(Proxy):
         self._session.recorder = None
         await self._target.rollback()
 
-    async def _end(self) -> None:
-        if self._session.recording:
-            await self._session.commit()
-        else:
-            await self._session.db.commit()
-
     async def _say(self, text: str) -> None:
         """Run a statement of ours on the developer's connection, recorded."""
 
@@ -106,7 +100,7 @@ class _Blocks(Proxy):
 
     async def _leave(self, name: str, *, failed: bool) -> None:
         if not name:
-            await (self._session.rollback() if failed else self._end())
+            await (self._session.rollback() if failed else self._session.commit())
             return
         self._depth -= 1
         await self._say(f"ROLLBACK TO {name}" if failed else f"RELEASE {name}")
@@ -217,7 +211,7 @@ class AsyncCursorProxy(Proxy):
                 await self.execute(query, each)
                 total += max(0, self.rowcount)
             if alone:
-                await (session.commit() if session.recording else session.db.commit())
+                await session.commit()
         except BaseException:
             if alone:
                 await session.rollback()

@@ -243,7 +243,10 @@ class SyncSession(Session):
             LockConflictError: nothing is committed, and the transaction goes on.
         """
         try:
-            self.enlist()
+            if self.recording:
+                self.enlist()
+            else:
+                self.db.commit()
         finally:
             self.recorder = None
 
@@ -354,7 +357,10 @@ class AsyncSession(Session):
     async def commit(self) -> None:
         """Commit the local transaction as a branch."""
         try:
-            await self.enlist()
+            if self.recording:
+                await self.enlist()
+            else:
+                await self.db.commit()
         finally:
             self.recorder = None
 

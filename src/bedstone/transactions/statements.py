@@ -155,7 +155,7 @@ _SAVEPOINT = re.compile(
 )
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def analyse(text: str, dialect: Dialect, style: Style, *, bound: bool = True) -> Statement:
     """What a statement does.
 

@@ -202,8 +202,9 @@ def cancel(dialect: Dialect, xid: str, branch: str, resource: str) -> Steps[None
     entered = yield from barrier.enter(dialect, xid, branch, Phase.CANCEL)
     if entered is not Entered.PROCEED:
         return
+    lock = "" if dialect is Dialect.SQLITE else " FOR UPDATE"  # reads what is committed last
     found = yield Query(
-        f"SELECT images FROM {TABLE} WHERE xid = ? AND branch = ?",  # noqa: S608
+        f"SELECT images FROM {TABLE} WHERE xid = ? AND branch = ?{lock}",  # noqa: S608
         (xid, branch),
     )
     if not found.rows:
