@@ -18,12 +18,14 @@ from typing import Any, Final
 from bedstone.errors import ConflictError, Error, InvalidError
 from bedstone.testing.simulation.edges import Patch, patches
 from bedstone.testing.transaction_log import MemoryLog
-from bedstone.transactions import barrier, machine
+from bedstone.transactions import automatic_sessions, barrier, machine, undo
+from bedstone.transactions.automatic_sessions import AsyncSession, Policy
 from bedstone.transactions.barrier import Entered
 from bedstone.transactions.coordinator import Coordinator
-from bedstone.transactions.errors import UnknownTransactionError
+from bedstone.transactions.errors import LockConflictError, UnknownTransactionError
 from bedstone.transactions.keeping import Keeper
 from bedstone.transactions.model import Branch, Log, Outcome, Participant, Phase, State, Transaction
+from bedstone.transactions.scope import Scope
 from bedstone.transactions.sql import Dialect, Query, Steps
 from bedstone.transactions.sweeper import Sweeper, Swept
 
@@ -282,6 +284,52 @@ def _never_purged(patch: Patch) -> None:
     patch(Sweeper, "_forget", forget)
 
 
+def _lock_conflict_commits(patch: Patch) -> None:
+    real = automatic_sessions.registered
+
+    async def registered(policy: Policy, scope: Scope, branch: Branch) -> Branch:
+        try:
+            return await real(policy, scope, branch)
+        except LockConflictError:
+            return branch
+
+    async def enlist(self: AsyncSession) -> None:
+        recorder, scope = self.ending()
+        branch = await registered(self.owner.policy, scope, self.branch(recorder))
+        if branch.number:
+            record = recorder.record()
+            await self.db.run(undo.save(self.dialect, scope.xid, str(branch.number), record))
+        await self.db.commit()
+
+    patch(AsyncSession, "enlist", enlist)
+
+
+def _no_global_locks(patch: Patch) -> None:
+    patch(machine, "_locks", lambda _branches: ())
+
+
+def _unlocked_at_abort(patch: Patch) -> None:
+    real = machine.decide
+
+    def decide(
+        transaction: Transaction, state: State, now: float, reason: str = ""
+    ) -> machine.Change | None:
+        change = real(transaction, state, now, reason)
+        return None if change is None else replace(change, releases=True)
+
+    patch(machine, "decide", decide)
+
+
+def _undo_forwards(patch: Patch) -> None:
+    real = undo.apply
+
+    def apply(dialect: Dialect, resource: str, record: undo.Record) -> Steps[None]:
+        seconds = tuple(replace(change, sequence=0) for change in record.changes)
+        return (yield from real(dialect, resource, replace(record, changes=seconds)))
+
+    patch(undo, "apply", apply)
+
+
 def _outcome_before_attempt(patch: Patch) -> None:
     """A failed branch is written down as done."""
     real = machine.record
@@ -358,5 +406,18 @@ BUGS: Final[dict[str, Bug]] = {
         "barrier rows go by their age, before their transaction has ended", _purged_too_early
     ),
     "barrier-never-purged": Bug("barrier rows stay for ever", _never_purged),
+    "lock-conflict-commits": Bug(
+        "a lock conflict clears the id, and the work is committed without it",
+        _lock_conflict_commits,
+        mode="at",
+    ),
+    "no-global-locks": Bug("rows are written without their locks", _no_global_locks, mode="at"),
+    "unlocked-at-abort": Bug("locks go before the rows are undone", _unlocked_at_abort, mode="at"),
+    "unlock-swallowed": Bug(
+        "an unlock fails, and nobody does it again", _unlock_swallowed, mode="at"
+    ),
+    "undo-order": Bug(
+        "changes of the same second are undone in the wrong order", _undo_forwards, mode="at"
+    ),
     "only-own-version": Bug("nobody recovers the work of another version", _only_own_version),
 }

@@ -41,7 +41,9 @@ Key = tuple[object, ...]
 Reply = tuple[Result, Exception | None]
 
 LOCK_TIMEOUT: Final = 1.0
-_WRITE = re.compile(r"\s*(INSERT\s+INTO|INSERT\s+OR\s+IGNORE\s+INTO|UPDATE|DELETE\s+FROM)\s+(\w+)")
+_WRITE = re.compile(
+    r"""\s*(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(?:"?main"?\.)?"?(\w+)"?""", re.IGNORECASE
+)
 
 
 class Session:
@@ -66,6 +68,8 @@ class Server:
         network: how it is reached.
         schema: statements that make its tables.
         committed: called with a local transaction's writes when it is committed.
+        whole: one lock for the whole database, held from the first statement on, as SQLite has:
+            for what relies on that where other databases lock rows that are read.
     """
 
     def __init__(
@@ -74,11 +78,14 @@ class Server:
         network: Network,
         schema: Sequence[str],
         committed: Callable[[Sequence[Query]], None],
+        *,
+        whole: bool = False,
     ) -> None:
         self.name = name
         self.network = network
         self.prepared: dict[str, Session] = {}
         self._committed = committed
+        self._whole = whole
         self._sqlite = sqlite3.connect(":memory:", isolation_level=None)
         self._sqlite.create_function("julianday", 1, self._julian_day)
         for statement in schema:
@@ -135,7 +142,7 @@ class Server:
     ) -> None:
         """Do what a client asks, and reply when it is done."""
         if session.lost:
-            reply((Result(), UnavailableError("the connection to the database is lost")))
+            reply((Result(), _lost()))
         elif kind == "execute":
             self._wait_and_execute(session, query, reply)
         else:
@@ -199,6 +206,7 @@ class Server:
         while waiters and key not in self._holders:
             session, query, reply = waiters.popleft()
             if session.lost:
+                reply((Result(), _lost()))
                 continue
             self._take(key, session)
             reply(self._execute(session, query))
@@ -213,7 +221,7 @@ class Server:
     def _wait_and_execute(
         self, session: Session, query: Query, reply: Callable[[Reply], None]
     ) -> None:
-        key = _row(query)
+        key = ("whole",) if self._whole else _row(query)
         holder = None if key is None else self._holders.get(key)
         if key is None or holder is session:
             reply(self._execute(session, query))
@@ -248,7 +256,7 @@ class Server:
             if "UNIQUE" in str(error):
                 return Result(), DuplicateError(str(error))
             return Result(), ConflictError(str(error))
-        if _WRITE.match(query.text):
+        if _WRITE.match(query.text) and cursor.rowcount:
             session.writes.append(query)
         columns = tuple(column[0] for column in cursor.description or ())
         return Result(rows, columns, cursor.rowcount), None
@@ -354,6 +362,10 @@ def _broken(kind: str) -> Exception:
     return UnknownOutcomeError(f"the connection to the database broke during {kind}")
 
 
+def _lost() -> UnavailableError:
+    return UnavailableError("the connection to the database is lost")
+
+
 def _set(future: asyncio.Future[Reply], reply: Reply) -> None:
     if not future.done():
         future.set_result(reply)
@@ -364,8 +376,11 @@ def _values(query: Query) -> tuple[Any, ...]:
 
 
 def _row(query: Query) -> Key | None:
-    """The row that a write locks: for the tables here, their first two parameters say which."""
+    """The row that a write locks: an account by its id, another by its first two parameters."""
     match = _WRITE.match(query.text)
-    if match is None or match.group(2) == "effects":
+    if match is None or match.group(1) == "effects":
         return None
-    return (match.group(2), *_values(query)[: 1 if match.group(2) == "accounts" else 2])
+    values = _values(query)
+    if match.group(1) == "accounts":
+        return ("accounts", *[value for value in values if isinstance(value, str)][:1])
+    return (match.group(1), *values[:2])

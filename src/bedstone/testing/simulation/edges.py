@@ -107,10 +107,13 @@ def edges(world: World, homes: dict[Process, Home]) -> Iterator[None]:
         return xid
 
     clock = SimpleNamespace(monotonic=world.loop.time, time=world.loop.time)
+    chance = SimpleNamespace(random=world.random.random)
     with patches() as patch:
         patch(telemetry, "time", clock)
         patch(manager, "process", process)
         patch(import_module("bedstone.transactions.tcc"), "process", process)
+        patch(import_module("bedstone.transactions.automatic"), "process", process)
+        patch(import_module("bedstone.transactions.saga"), "random", chance)
         patch(manager, "_coordinator", coordinator)
         yield
 

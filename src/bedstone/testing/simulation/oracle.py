@@ -18,7 +18,7 @@ Invariants, by name:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bedstone.testing.simulation.world import World
@@ -27,13 +27,20 @@ from bedstone.transactions import machine
 from bedstone.transactions.model import Outcome, Phase, State, Transaction
 from bedstone.transactions.sql import Query
 
-EFFECT = "INSERT INTO effects VALUES (?, ?, ?, ?, ?)"
-"""Written with every change of an account: xid, branch, phase, change of balance, of reserved."""
-
 _ALLOWED = {
     Phase.CONFIRM: (State.COMMITTING, State.COMMITTED),
     Phase.CANCEL: (State.ABORTING, State.ABORTED),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one local transaction did for one branch; `change` is of all accounts together."""
+
+    xid: str
+    branch: str
+    phase: Phase
+    change: int
 
 
 @dataclass(slots=True)
@@ -55,27 +62,38 @@ class Oracle:
     Args:
         world: whose `violate` hears what is wrong.
         total: the money there is.
+        effects: what a local transaction did, by its writes and its change of the money there.
+        well_ended: whether an ended transaction's parts are as its end says.
         tries: whether there is a try to each confirmation; a message has none.
     """
 
-    def __init__(self, world: World, total: int, *, tries: bool = True) -> None:
+    def __init__(
+        self,
+        world: World,
+        total: int,
+        effects: Callable[[Sequence[Query], int], Iterable[Effect]],
+        well_ended: Callable[[State, Sequence[Part]], bool],
+        *,
+        tries: bool = True,
+    ) -> None:
         self.world = world
         self.total = total
+        self.effects = effects
+        self.well_ended = well_ended
         self.tries = tries
         self.parts: dict[tuple[str, str], Part] = {}
         self.told: dict[str, State] = {}
         self._between = 0
+        self._there = total
 
     def committed(self, writes: Sequence[Query]) -> None:
         """A local transaction of a bank is on disk."""
-        for write in writes:
-            if write.text == EFFECT:
-                xid, branch, phase, balance, reserved = tuple(write.parameters)
-                self._effect(str(xid), str(branch), Phase(str(phase)))
-                change = int(str(balance)) + int(str(reserved))
-                self.parts[str(xid), str(branch)].change += change
-                self._between -= change
-        self._money()
+        before = self._there
+        self._count()
+        for effect in self.effects(writes, self._there - before):
+            self._effect(effect)
+        total = self._there + self._between
+        self._check(total == self.total, "money", f"{total} is there instead of {self.total}")
 
     def tell(self, xid: str, state: State) -> None:
         """A caller was told that a transaction is committed, or is aborted."""
@@ -132,13 +150,14 @@ class Oracle:
         log = self.world.log.world
         for transaction in log.transactions.values():
             self._check(transaction.state.ended, "end", _stuck(transaction))
-            for number in range(1, len(transaction.branches) + 1):
-                part = self.parts.get((transaction.xid, str(number)), Part())
-                self._ended(transaction, number, part)
+            parts = [part for (xid, _), part in self.parts.items() if xid == transaction.xid]
+            told = f"{transaction.xid} is {transaction.state}, and its parts are {parts}"
+            if transaction.state.ended:
+                self._check(self.well_ended(transaction.state, parts), "end", told)
         for xid, branch in self.parts:
             known = log.transactions.get(xid)
             numbers = () if known is None else [str(it.number) for it in known.branches]
-            self._check(branch in numbers, "end", f"{xid}/{branch} is in no log")
+            self._check(branch.partition("/")[0] in numbers, "end", f"{xid}/{branch} is in no log")
         for xid, state in self.told.items():
             known = log.transactions.get(xid)
             same = known.state is state if known else state is State.ABORTED
@@ -158,9 +177,12 @@ class Oracle:
             for row in server.read(f"SELECT * FROM {table} LIMIT 1"):  # noqa: S608 - ours
                 self._check(ok=False, invariant="residue", detail=f"{server.name} {table}: {row}")
 
-    def _effect(self, xid: str, branch: str, phase: Phase) -> None:
+    def _effect(self, effect: Effect) -> None:
+        xid, branch, phase = effect.xid, effect.branch, effect.phase
         part = self.parts.setdefault((xid, branch), Part())
         part.phases[phase] += 1
+        part.change += effect.change
+        self._between -= effect.change
         where = f"{phase} of {xid}/{branch}"
         self.world.note(f"effect: {where}")
         self._check(part.phases[phase] == 1, "once", f"{where} took effect twice")
@@ -175,7 +197,7 @@ class Oracle:
         state = self._state(xid)
         self._check(state in _ALLOWED[phase], "decided", f"{where} while it is {state}")
 
-    def _money(self) -> None:
+    def _count(self) -> None:
         there = 0
         for server in self.world.servers.values():
             for balance, reserved, lowest in server.read(
@@ -183,17 +205,7 @@ class Oracle:
             ):
                 there += balance + reserved
                 self._check(lowest >= 0, "money", f"{server.name} has an amount of {lowest}")
-        total = there + self._between
-        self._check(total == self.total, "money", f"{total} is there instead of {self.total}")
-
-    def _ended(self, transaction: Transaction, number: int, part: Part) -> None:
-        where = f"{transaction.xid}/{number} of the {transaction.state} transaction"
-        if transaction.state is State.COMMITTED:
-            done = part.phases[Phase.CONFIRM] == 1
-            self._check(done, "end", f"{where} is not confirmed")
-        elif transaction.state is State.ABORTED:
-            undone = part.phases[Phase.TRY] == part.phases[Phase.CANCEL] and part.change == 0
-            self._check(undone, "end", f"{where} is not undone")
+        self._there = there
 
     def _state(self, xid: str) -> State | None:
         known = self.world.log.world.transactions.get(xid)

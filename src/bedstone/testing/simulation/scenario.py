@@ -5,7 +5,7 @@ Owns `simulate`, which runs one seed from its first transfer to the last residue
 The nodes: `app-1` and `app-2` are where clients run. `bank-a` and `bank-b` are services, each with
 its own database, that take part in transfers. `keeper` has the application's code, and no clients.
 All of them have the library, with a coordinator each. `stranger` asks for what never was, `janitor`
-sweeps the barriers, and `log` is the transaction log.
+sweeps the barriers and has what is stuck tried again, and `log` is the transaction log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -29,8 +30,7 @@ from bedstone.testing.simulation.oracle import Oracle, WatchedLog
 from bedstone.testing.simulation.transfers import MODES, Style, Transfer
 from bedstone.testing.simulation.world import World, tell
 from bedstone.transactions.coordinator import Coordinator
-from bedstone.transactions.errors import DecisionUnknownError
-from bedstone.transactions.model import Log, State, Transaction
+from bedstone.transactions.model import Event, Log, State, Transaction
 from bedstone.transactions.sweeper import Sweeper
 
 LIBRARY: Final = ("bank-a", "bank-b", "app-1", "app-2", "keeper")
@@ -48,6 +48,8 @@ LATEST: Final = 25.0
 GRACE: Final = 90.0
 """Virtual seconds that barrier rows are kept after their transaction's end: longer than anybody is
 paused, and any message late."""
+RETRIES: Final = 3
+"""How often a person has the same transaction tried again."""
 SWEEP: Final = 5.0
 """Virtual seconds between two sweeps."""
 
@@ -137,7 +139,13 @@ class Town:
     def __init__(self, seed: int, rates: Rates, style: Style, transfers: int) -> None:
         self.world = World(seed, rates, WatchedLog)
         self.style = style
-        self.oracle = Oracle(self.world, 2 * ACCOUNTS * BALANCE, tries=style.tries)
+        self.oracle = Oracle(
+            self.world,
+            2 * ACCOUNTS * BALANCE,
+            style.effects,
+            style.well_ended,
+            tries=style.tries,
+        )
         assert isinstance(self.world.log, WatchedLog)
         self.world.log.oracle = self.oracle
         self._left = transfers
@@ -182,7 +190,13 @@ class Town:
 
     def _add_server(self, letter: str) -> None:
         world = self.world
-        server = Server(f"db-{letter}", world.network, self.style.schema, self.oracle.committed)
+        server = Server(
+            f"db-{letter}",
+            world.network,
+            self.style.schema,
+            self.oracle.committed,
+            whole=self.style.whole,
+        )
         for number in range(ACCOUNTS):
             server.load("INSERT INTO accounts VALUES (?, ?, 0)", f"{letter}{number}", BALANCE)
         world.servers[server.name] = server
@@ -236,11 +250,9 @@ class Town:
         BEGUN.set(begun)
         try:
             await self.style.transfer(home, transfer)
-        except DecisionUnknownError:
-            world.note(f"{xids[0]}: unknown to its caller")
         except (Error, ExceptionGroup) as error:
             world.note(f"{xids[0]}: {error!r}")
-            if xids[0]:
+            if xids[0] and self.style.means_aborted(error):
                 self.oracle.tell(xids[0], State.ABORTED)
         else:
             self.oracle.tell(xids[0], State.COMMITTED)
@@ -251,6 +263,21 @@ class Town:
         async with asyncio.TaskGroup() as group:
             for source in home.databases.values():
                 group.create_task(Sweeper(source, log, GRACE).run(SWEEP))
+            group.create_task(self._operate(log))
+
+    async def _operate(self, log: Log) -> None:
+        """A person: once nothing goes wrong any more, has what is stuck tried again, some times."""
+        tried: Counter[str] = Counter()
+        while True:
+            await asyncio.sleep(20.0)
+            if self.world.faults.active:
+                continue
+            for transaction in await log.list(stuck=True):
+                tried[transaction.xid] += 1
+                if tried[transaction.xid] <= RETRIES and not transaction.state.ended:
+                    detail: dict[str, object] = {"by": "operator", "why": "it is repaired"}
+                    with suppress(Error):
+                        await log.amend(transaction.xid, Event(0.0, "retried", detail=detail))
 
     async def _stranger(self, process: Process) -> None:
         """Ask for ids that never were, and confirm what nobody has tried."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from bedstone.errors import ConflictError
@@ -16,19 +17,30 @@ from bedstone.telemetry import context as telemetry
 from bedstone.testing.simulation.database import Connection
 from bedstone.testing.simulation.edges import Home
 from bedstone.testing.simulation.faults import Fate
-from bedstone.testing.simulation.oracle import EFFECT
+from bedstone.testing.simulation.oracle import Effect, Part
 from bedstone.testing.simulation.world import World
-from bedstone.transactions import barrier, web
+from bedstone.transactions import barrier, undo, web
+from bedstone.transactions.automatic import Automatic, automatic
+from bedstone.transactions.automatic_sessions import AsyncSession, Ran
 from bedstone.transactions.calls import together
+from bedstone.transactions.errors import (
+    DecisionUnknownError,
+    LockConflictError,
+    TransactionAbortedError,
+)
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
 from bedstone.transactions.router import PATH
+from bedstone.transactions.saga import Context, Saga, parallel, saga, sequence, step
 from bedstone.transactions.sql import Dialect, Query
+from bedstone.transactions.sql import Style as SqlStyle
 from bedstone.transactions.tcc import Tcc, tcc
 
 ACCOUNTS: Final = "CREATE TABLE accounts (id TEXT PRIMARY KEY, balance INT, reserved INT)"
 EFFECTS: Final = (
     "CREATE TABLE effects (xid TEXT, branch TEXT, phase TEXT, balance INT, reserved INT)"
 )
+EFFECT: Final = "INSERT INTO effects VALUES (?, ?, ?, ?, ?)"
+"""Written with every change of an account: xid, branch, phase, change of balance, of reserved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +59,13 @@ class Style:
         tries: whether a branch is tried before it is confirmed.
         schema: what every bank's database has.
         leftovers: tables that are empty once everything has ended and is swept.
+        whole: whether its databases lock as a whole.
     """
 
     tries: ClassVar[bool] = True
     schema: tuple[str, ...] = (ACCOUNTS, EFFECTS)
     leftovers: tuple[str, ...] = ()
+    whole: ClassVar[bool] = False
 
     def settle(self, home: Home) -> None:
         """Make participants known in a process: a bank's, or one with the application's code."""
@@ -67,6 +81,28 @@ class Style:
 
     async def intrude(self, world: World, xid: str) -> None:
         """What somebody does who has no business here; must have no effect."""
+
+    def effects(self, writes: Sequence[Query], change: int) -> Iterable[Effect]:
+        """What a local transaction has done, by what it has written."""
+        del change
+        for write in writes:
+            if write.text == EFFECT:
+                xid, branch, phase, balance, reserved = tuple(write.parameters)
+                total = int(str(balance)) + int(str(reserved))
+                yield Effect(str(xid), str(branch), Phase(str(phase)), total)
+
+    def means_aborted(self, error: Exception) -> bool:
+        """Whether a caller who gets this may rely on the abort."""
+        return not isinstance(error, DecisionUnknownError)
+
+    def well_ended(self, state: State, parts: Sequence[Part]) -> bool:
+        """Whether an ended transaction's parts all took effect, or left none."""
+        if state is State.COMMITTED:
+            return [part.phases[Phase.CONFIRM] for part in parts] == [1, 1]
+        return all(
+            part.phases[Phase.TRY] == part.phases[Phase.CANCEL] and part.change == 0
+            for part in parts
+        )
 
 
 class _Account(Tcc):
@@ -134,15 +170,169 @@ class TccStyle(Style):
 
     async def intrude(self, world: World, xid: str) -> None:
         """Confirm what was never tried."""
-        resource = f"http://bank-a{PATH}tcc/account-a"
-        payload = json.dumps({"arguments": {"account": "a0", "amount": 5}}).encode()
-        branch = Branch(1, Mode.TCC, resource, payload)
-        forged = Transaction(xid, "forged", 0, 0, "stranger", 1, State.COMMITTING, (branch,))
-        body = web.encode(forged, branch, Phase.CONFIRM)
-        await world.network.call("bank-a", "phase", body, resource)
+        await _forge(world, xid, Mode.TCC, "tcc/account-a")
 
 
-MODES: Final[dict[str, Callable[[], Style]]] = {"tcc": TccStyle}
+class SagaStyle(Style):
+    """A saga of two local steps, one after the other or side by side, with compensations."""
+
+    schema = TccStyle.schema
+    leftovers = TccStyle.leftovers
+
+    def settle(self, home: Home) -> None:
+        """Every process that has the code may go on with what another began."""
+        for source, target in ("ab", "ba", "aa"):
+            debit = step(
+                "debit",
+                partial(_move, "source", -1, Phase.TRY),
+                undo=partial(_move, "source", 1, Phase.CANCEL),
+                database=home.databases[source],
+                fails_on=(ConflictError,),
+            )
+            credit = step(
+                "credit",
+                partial(_move, "target", 1, Phase.TRY),
+                undo=partial(_move, "target", -1, Phase.CANCEL),
+                database=home.databases[target],
+            )
+            for how in (sequence, parallel):
+                name = f"{how.__name__}-{source}{target}"
+                home.tools[name] = saga(Saga(name, how(debit, credit)), home.transactions)
+
+    async def transfer(self, home: Home, transfer: Transfer) -> None:
+        """Run it to its end."""
+        # what a saga has put on an account may be spent before it is undone; so it goes to others
+        transfer = replace(
+            transfer, source=_account(transfer.source, 0), target=_account(transfer.target, 2)
+        )
+        how = home.world.random.choice(("sequence", "parallel"))
+        made = home.tools[f"{how}-{transfer.source[0]}{transfer.target[0]}"]
+        timeout = home.world.random.choice((0.5, 3.0, 10.0))
+        await made.run(asdict(transfer), timeout=timeout)
+
+    def means_aborted(self, error: Exception) -> bool:
+        """Another error leaves the saga to go on."""
+        return isinstance(error, TransactionAbortedError)
+
+    def well_ended(self, state: State, parts: Sequence[Part]) -> bool:
+        """All steps took effect; or none, or each was undone."""
+        if state is State.COMMITTED:
+            tried = [part.phases[Phase.TRY] - part.phases[Phase.CANCEL] for part in parts]
+            return tried == [1, 1] and sum(part.change for part in parts) == 0
+        return super().well_ended(state, parts)
+
+
+class AutomaticStyle(Style):
+    """AT: plain updates that are recorded, at the banks' services or at their databases."""
+
+    schema = (ACCOUNTS, barrier.create_table(Dialect.SQLITE), undo.create_table(Dialect.SQLITE))
+    leftovers = (barrier.TABLE, undo.TABLE)
+    whole = True
+
+    def __init__(self) -> None:
+        self._confirmed: set[tuple[str, str]] = set()
+
+    def settle(self, home: Home) -> None:
+        """Every process may own such transactions."""
+        for letter in "ab":
+            home.tools[letter] = automatic(
+                home.databases[letter], name=f"accounts-{letter}", transactions=home.transactions
+            )
+
+    async def transfer(self, home: Home, transfer: Transfer) -> None:
+        """Two updates, each in a local transaction of its own."""
+        random = home.world.random
+        here = random.random() < 0.5
+        parts = ((transfer.source, -transfer.amount), (transfer.target, transfer.amount))
+        async with home.transactions.transaction("at", timeout=random.choice((0.5, 3.0, 10.0))):
+            for account, amount in parts:
+                if here:
+                    await _update(home, account, amount)
+                else:
+                    await _ask_bank(home.world, account, amount)
+
+    async def serve(self, home: Home, *request: Any) -> None:
+        """A request that carries a transaction."""
+        xid, remaining, account, amount = request
+        with telemetry.with_transaction(xid), telemetry.deadline(max(remaining, 0.001)):
+            await _update(home, account, amount)
+
+    async def intrude(self, world: World, xid: str) -> None:
+        """Confirm what was never committed."""
+        await _forge(world, xid, Mode.AT, "at/accounts-a")
+
+    def effects(self, writes: Sequence[Query], change: int) -> Iterable[Effect]:
+        """By Bedstone's own rows: the barrier's, and the undo record's going."""
+        own = [tuple(it.parameters) for it in writes if f"INTO {barrier.TABLE}" in it.text]
+        empty = any(row[2:4] == (str(Phase.TRY), str(Phase.CANCEL)) for row in own)
+        for xid, branch, phase, *_ in own:
+            if not empty:
+                yield Effect(str(xid), str(branch), Phase(str(phase)), change)
+        if not own:
+            for it in writes:
+                if it.text.startswith("DELETE") and undo.TABLE in it.text:
+                    values = [str(value) for value in it.parameters]
+                    for xid, branch in zip(values[::2], values[1::2], strict=True):
+                        if (xid, branch) not in self._confirmed:  # a record goes only once
+                            self._confirmed.add((xid, branch))
+                            yield Effect(xid, branch, Phase.CONFIRM, change)
+
+
+MODES: Final[dict[str, Callable[[], Style]]] = {
+    "at": AutomaticStyle,
+    "saga": SagaStyle,
+    "tcc": TccStyle,
+}
+
+
+async def _update(home: Home, account: str, amount: int) -> None:
+    """Change an account by two updates; where it is locked, try again a little later."""
+    for pause in (0.02, 0.2, None):
+        try:
+            await _update_once(home.tools[account[0]], account, amount)
+            return
+        except LockConflictError:
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+
+
+async def _update_once(at: Automatic, account: str, amount: int) -> None:
+    text = "UPDATE accounts SET balance = balance + ? WHERE id = ? AND balance + ? >= 0"
+    async with at.database.connect() as db:
+        assert isinstance(db, Connection)
+        session = AsyncSession(at, db, SqlStyle.QMARK)
+        for part in (amount - amount // 2, amount // 2):
+            values = (part, account, part)
+            touched: list[int] = []
+
+            async def run(changed: str, values: Any = values, touched: Any = touched) -> Ran:
+                result = await db.execute(Query(changed, values))
+                touched.append(result.count)
+                return result.count, None
+
+            await session.execute(text, values, run, autocommit=False)
+            if touched != [1]:
+                await session.rollback()
+                raise ConflictError(f"there is too little on {account}")
+        await session.commit()
+
+
+async def _forge(world: World, xid: str, mode: Mode, name: str) -> None:
+    resource = f"http://bank-a{PATH}{name}"
+    payload = json.dumps({"arguments": {"account": "a0", "amount": 5}}).encode()
+    branch = Branch(1, mode, resource, payload)
+    forged = Transaction(xid, "forged", 0, 0, "stranger", 1, State.COMMITTING, (branch,))
+    body = web.encode(forged, branch, Phase.CONFIRM)
+    await world.network.call("bank-a", "phase", body, resource)
+
+
+def _account(name: str, first: int) -> str:
+    return f"{name[0]}{first + int(name[1:]) % 2}"
+
+
+async def _move(end: str, sign: int, phase: Phase, db: Connection, context: Context) -> None:
+    await change(db, phase, context.input[end], sign * context.input["amount"])
 
 
 async def _ask_bank(world: World, account: str, amount: int) -> None:
