@@ -41,7 +41,7 @@ BALANCE: Final = 100
 LEASE: Final = 3.0
 BUSY: Final = 120.0
 """Virtual seconds that clients may go on among faults."""
-PATIENCE: Final = 1_200.0
+PATIENCE: Final = 400.0
 """Virtual seconds in which everything must end once nothing goes wrong any more."""
 LATEST: Final = 25.0
 """Virtual seconds after which no message is under way any more."""
