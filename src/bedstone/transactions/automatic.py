@@ -101,11 +101,21 @@ class Automatic:
             yield self.wrap(connection.raw)
 
     def scope(self) -> Scope | None:
-        """The transaction that the running code is in."""
+        """The transaction that the running code is in.
+
+        Raises:
+            InvalidError: it is another manager's, who could not reach this participant.
+        """
         xid = telemetry.current().transaction
         if xid is None:
             return None
-        return innermost() or Scope.of_request(self._own or process(), xid)
+        scope = innermost() or Scope.of_request(self._own or process(), xid)
+        if self._own is not None and scope.transactions is not self._own:
+            raise InvalidError(
+                f"got a transaction of another manager than the database {self.name} has",
+                hint="give automatic(…, transactions=…) the manager whose transactions it is in",
+            )
+        return scope
 
     def resource(self) -> str:
         """Who does phase two."""

@@ -3,7 +3,7 @@
 Owns `wrapped`: proxies for psycopg, PyMySQL, sqlite3, asyncpg, asyncmy and aiosqlite.
 
 Rules:
-- Outside of a transaction everything goes to the driver as it is.
+- Outside of a transaction everything goes to the driver as it is; attributes are always its own.
 - Inside, what would pass by the recording (COPY, scripts, procedures, prepared statements) is
   refused. What is not named here goes to the driver.
 - Rows that had to be read for the images are given to the developer from memory.
@@ -83,6 +83,12 @@ class Proxy:
 
     def __init__(self, target: Any) -> None:
         self._target = target
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:  # autocommit, row_factory, …
+            setattr(self._target, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in _UNSEEN and inside():
@@ -238,7 +244,12 @@ class CursorProxy(Proxy):
         self._session = session
         self._buffer = Buffered()
         self._count: int | None = None
-        self.connection = connection
+        self._connection = connection
+
+    @property
+    def connection(self) -> ConnectionProxy:
+        """The connection that it came from."""
+        return self._connection
 
     @property
     def rowcount(self) -> int:

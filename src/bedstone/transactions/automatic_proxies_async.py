@@ -157,7 +157,12 @@ class AsyncCursorProxy(Proxy):
         self._buffer = Buffered()
         self._count: int | None = None
         self._opened = not _later(cursor)
-        self.connection = connection
+        self._connection = connection
+
+    @property
+    def connection(self) -> _Blocks:
+        """The connection that it came from."""
+        return self._connection
 
     async def _open(self) -> Self:
         if not self._opened:
@@ -271,8 +276,8 @@ class AsyncpgProxy(_Blocks):
         if not inside():
             return str(await self._target.execute(query, *args, timeout=timeout))
         word = query.split(None, 1)[0].upper()
-        if not args and word in {"COMMIT", "END", "ROLLBACK"}:
-            raise refused(f"{word} ends it unseen", "use `async with connection.transaction():`")
+        if word in {"BEGIN", "START", "COMMIT", "END", "ROLLBACK"} and " TO " not in query.upper():
+            raise refused(f"{word} passes it by", "use `async with connection.transaction():`")
         status = ""
 
         async def run(changed: str) -> Ran:

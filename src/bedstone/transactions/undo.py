@@ -40,7 +40,7 @@ from bedstone.transactions.images import (
     rows_of,
 )
 from bedstone.transactions.model import Phase
-from bedstone.transactions.sql import Dialect, Query, Steps
+from bedstone.transactions.sql import Dialect, DuplicateError, Query, Steps
 from bedstone.transactions.statements import Name
 
 TABLE = "bedstone_undo"
@@ -260,6 +260,9 @@ def apply(dialect: Dialect, resource: str, record: Record) -> Steps[None]:
                 whole = wholes[change.schema, change.table, change.key]
                 reason = f"can't be given back: {type(error).__name__}"
                 raise _stuck(resource, [whole], wholes, now, reason) from error
+    if dialect is Dialect.POSTGRES and undone:
+        given = [wholes[place] for place in undone]
+        yield from _constrained(resource, given, wholes, now)
     final = yield from _now(tables, wholes)
     wrong = [whole for place, whole in wholes.items() if final[place] != whole.before]
     if wrong:
@@ -341,6 +344,21 @@ def _give_back(table: Table, change: Change) -> Steps[None]:
                 if found.rows:
                     raise InvalidError(f"rows of {reference.table} refer to it")
     yield query
+
+
+def _constrained(
+    resource: str,
+    given: Sequence[_Whole],
+    wholes: dict[_Place, _Whole],
+    now: dict[_Place, Row | None],
+) -> Steps[None]:
+    """Check deferred constraints here, not at the commit, where nobody could tell what it was."""
+    try:
+        yield Query("SET CONSTRAINTS ALL IMMEDIATE")
+    except Exception as error:
+        if not isinstance(error, DuplicateError) and not _refused_by_rules(error):
+            raise
+        raise _stuck(resource, given, wholes, now, "breaks a deferred constraint") from error
 
 
 def _refused_by_rules(error: Exception) -> bool:

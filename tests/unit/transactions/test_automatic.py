@@ -274,5 +274,50 @@ def test_only_drivers_connections_are_wrapped(path: Path, manager: Transactions)
         assert bank.wrap(connection) is connection
 
 
+def test_attributes_are_the_drivers(path: Path, manager: Transactions) -> None:
+    before = _rows(path)
+    bank = automatic(_connecting(path), name="bank", transactions=manager)
+    with aborting_sync(manager) as scope, bank.connect_sync() as connection:
+        connection.row_factory = sqlite3.Row
+        connection.isolation_level = ""
+        cursor = connection.cursor()
+        assert cursor.connection is connection
+        cursor.execute("DELETE FROM accounts WHERE id = 1 RETURNING balance, id")
+        assert dict(cursor.fetchone()) == {"balance": 100, "id": 1}
+        assert _rows(path) == before  # no longer in autocommit mode
+        connection.commit()
+        assert _rows(path) != before
+    assert manager.run(ended(manager, scope.xid)) is State.ABORTED
+    assert _rows(path) == before
+
+
+def test_a_transaction_of_another_manager_is_refused(path: Path, manager: Transactions) -> None:
+    bank = automatic(_connecting(path), name="bank", transactions=manager)
+    with (
+        Transactions(MemoryLog()) as other,
+        other.transaction(),
+        bank.connect_sync() as connection,
+        pytest.raises(InvalidError, match="another manager"),
+    ):
+        connection.execute("DELETE FROM accounts")
+    assert len(_rows(path)) == 3
+
+
+def test_savepoints_in_text_are_followed(path: Path, manager: Transactions) -> None:
+    bank = automatic(_connecting(path), name="bank", transactions=manager)
+    with manager.transaction() as scope, bank.connect_sync() as connection:
+        connection.execute("BEGIN")
+        connection.execute("UPDATE accounts SET balance = 1 WHERE id = 1")
+        connection.execute("SAVEPOINT a")
+        connection.execute("UPDATE accounts SET balance = 2 WHERE id = 2")
+        connection.execute("ROLLBACK TO a")
+        with pytest.raises(UnsupportedStatementError, match="commit"):
+            connection.execute("COMMIT")
+        connection.commit()
+    found = manager.ask_sync(lambda _, log: log.get(scope.xid))
+    assert [branch.locks for branch in found.branches] == [("bank/accounts/1",)]
+    assert [row[1] for row in _rows(path)] == [1, 100.5, b"\x00"]
+
+
 def _down(operation: str) -> Fault:
     return Fault.UNAPPLIED if operation == "register" else Fault.NONE
