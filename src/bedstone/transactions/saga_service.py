@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_AGAIN = 0.2
+"""Seconds until a coordinator that did nothing is asked again."""
+
 _LARGEST = 1000
 """Lives that are remembered between TRY and the decision."""
 
@@ -84,11 +87,19 @@ class Service:
         self._fresh.add(transaction.xid)
         self._mine.add(transaction.xid)
         task = asyncio.get_running_loop().create_task(
-            coordinator.resume(transaction), name=f"saga {transaction.xid}"
+            self._go(coordinator, transaction), name=f"saga {transaction.xid}"
         )
         self._tasks.add(task)
         task.add_done_callback(lambda _: self._left(task, transaction.xid))
         return end
+
+    async def _go(self, coordinator: Coordinator, transaction: Transaction) -> None:
+        """Begin it; again, while the coordinator has no lease and so does nothing."""
+        while True:
+            await coordinator.resume(transaction)
+            if transaction.xid not in self._fresh:
+                return
+            await asyncio.sleep(_AGAIN)
 
     def _left(self, task: asyncio.Task[None], xid: str) -> None:
         self._tasks.discard(task)

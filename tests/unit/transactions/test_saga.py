@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from bedstone.errors import InvalidError, UnavailableError
-from bedstone.testing.transaction_log import MemoryLog
+from bedstone.testing.faults import Fault
+from bedstone.testing.transaction_log import MemoryLog, in_turn
 from bedstone.transactions.databases import database
 from bedstone.transactions.errors import (
     FencedError,
@@ -215,6 +216,15 @@ def test_a_forward_saga_goes_on_until_it_succeeds(tmp_path: Path) -> None:
             Saga("f", it.remote("y", fails_on=(OSError,)), recovery="forward")
 
     run(tmp_path, test)
+
+
+def test_a_saga_begins_once_its_coordinator_has_a_lease(tmp_path: Path) -> None:
+    async def main() -> None:
+        late = MemoryLog(plan=in_turn([Fault.UNAPPLIED]))  # the first write asks for the lease
+        async with asyncio.timeout(20), world(tmp_path, late) as it:
+            assert await it.saga(it.local("a")).run(1, timeout=15) == {"a": "a of 1"}
+
+    asyncio.run(main())
 
 
 def test_the_deadline_undoes_what_ran(tmp_path: Path) -> None:
