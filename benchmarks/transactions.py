@@ -1,0 +1,380 @@
+"""A transfer between two PostgreSQL databases, in each mode, beside the same with no manager.
+
+    python benchmarks/transactions.py [--seconds 10] [--clients 32] [--dbos PYTHON]
+
+Two databases on one server, a third one for the log; fsync is on. Every number is taken in this run
+on this machine: a client moves money between two accounts again and again, both parts at the same
+time. The baseline is the same two local transactions with nothing around them. `--dbos` names a
+Python that has the package `dbos`, which does the same as a workflow of two steps.
+
+Statements and flushes are counted by the server (pg_stat_statements, pg_stat_io), all that happens
+during the measurement; round trips to the log by the log's driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+import psycopg
+
+from bedstone.engines.nats import NatsEngine
+from bedstone.testing.databases import postgres_server
+from bedstone.transactions import Tcc, Transactions, automatic, saga, tcc, together, use, xa
+from bedstone.transactions.broker_nats import NatsBroker
+from bedstone.transactions.consuming import Consumer
+from bedstone.transactions.log_postgres import PostgresLog
+from bedstone.transactions.messages import Messages, TwoPhaseMessage
+from bedstone.transactions.saga import Saga, parallel, step
+
+ACCOUNTS = 10_000
+HERE = Path(__file__).parent
+TABLES = """
+CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL, held bigint NOT NULL);
+INSERT INTO accounts SELECT n, 1000000, 0 FROM generate_series(0, 9999) AS n;
+CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
+"""
+MOVE = "UPDATE accounts SET balance = balance + $1 WHERE id = $2"
+COUNTS = """
+SELECT (SELECT sum(fsyncs) FROM pg_stat_io WHERE object = 'wal'),
+       (SELECT sum(calls) FROM pg_stat_statements)
+"""
+Transfer = Callable[[int, int], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way of doing it came to."""
+
+    name: str
+    rate: float
+    middle: float
+    slow: float
+    flushes: float = 0.0
+    statements: float = 0.0
+    trips: float = 0.0
+
+
+class Bank:
+    """Two databases, and the transfer in every mode."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.pools = (first, second)
+        self.debit = tcc(_Hold, _of(first), name="debit")
+        self.credit = tcc(_Promise, _of(second), name="credit")
+        self.automatic = [automatic(_of(p), name=n) for p, n in zip(self.pools, "ab", strict=True)]
+        self.xa = [xa(_of(p), name=n) for p, n in zip(self.pools, "ab", strict=True)]
+        self.saga = saga(
+            Saga(
+                "transfer",
+                parallel(
+                    step("debit", _debit, undo=_undo_debit, database=_of(first)),
+                    step("credit", _credit, undo=_undo_credit, database=_of(second)),
+                ),
+            )
+        )
+
+    async def plain(self, giver: int, taker: int) -> None:
+        """Two local transactions, and hope."""
+        await asyncio.gather(
+            self._local(self.pools[0], -1, giver), self._local(self.pools[1], 1, taker)
+        )
+
+    async def _local(self, pool: Any, amount: int, account: int) -> None:
+        async with pool.acquire() as db, db.transaction():
+            await db.execute(MOVE, amount, account)
+
+    async def in_tcc(self, giver: int, taker: int) -> None:
+        await together(
+            self.debit.call(account=giver, amount=1), self.credit.call(account=taker, amount=1)
+        )
+
+    async def in_saga(self, giver: int, taker: int) -> None:
+        await self.saga.run({"giver": giver, "taker": taker})
+
+    async def in_at(self, giver: int, taker: int, manager: Transactions) -> None:
+        async with manager.transaction("transfer"):
+            await asyncio.gather(self._recorded(0, -1, giver), self._recorded(1, 1, taker))
+
+    async def _recorded(self, place: int, amount: int, account: int) -> None:
+        async with self.automatic[place].connect() as db, db.transaction():
+            await db.execute(MOVE, amount, account)
+
+    async def in_xa(self, giver: int, taker: int, manager: Transactions) -> None:
+        async with manager.transaction("transfer"):
+            await asyncio.gather(self._prepared(0, -1, giver), self._prepared(1, 1, taker))
+
+    async def _prepared(self, place: int, amount: int, account: int) -> None:
+        async with self.xa[place].xa() as db:
+            await db.execute(MOVE, amount, account)
+
+
+class _Hold(Tcc):
+    async def try_(self, db: Any, *, account: int, amount: int) -> None:
+        await db.execute(
+            "UPDATE accounts SET balance = balance - $1, held = held + $1"
+            " WHERE id = $2 AND balance >= $1",
+            amount,
+            account,
+        )
+
+    async def confirm(self, db: Any, *, account: int, amount: int) -> None:
+        await db.execute("UPDATE accounts SET held = held - $1 WHERE id = $2", amount, account)
+
+    async def cancel(self, db: Any, *, account: int, amount: int) -> None:
+        await db.execute(
+            "UPDATE accounts SET balance = balance + $1, held = held - $1 WHERE id = $2",
+            amount,
+            account,
+        )
+
+
+class _Promise(Tcc):
+    async def try_(self, db: Any, *, account: int, amount: int) -> None:
+        del amount
+        await db.fetchval("SELECT 1 FROM accounts WHERE id = $1", account)
+
+    async def confirm(self, db: Any, *, account: int, amount: int) -> None:
+        await db.execute(MOVE, amount, account)
+
+    async def cancel(self, db: Any, *, account: int, amount: int) -> None:
+        pass
+
+
+async def _debit(db: Any, context: Any) -> None:
+    await db.execute(MOVE, -1, context.input["giver"])
+
+
+async def _undo_debit(db: Any, context: Any) -> None:
+    await db.execute(MOVE, 1, context.input["giver"])
+
+
+async def _credit(db: Any, context: Any) -> None:
+    await db.execute(MOVE, 1, context.input["taker"])
+
+
+async def _undo_credit(db: Any, context: Any) -> None:
+    await db.execute(MOVE, -1, context.input["taker"])
+
+
+def _of(pool: Any) -> Callable[[], Any]:
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[Any]:
+        async with pool.acquire() as db:
+            yield db
+
+    return connection
+
+
+class Meter:
+    """Runs clients for a while, and asks the server what that took."""
+
+    def __init__(self, admin: Any, clients: int, seconds: float) -> None:
+        self._admin = admin
+        self._clients = clients
+        self._seconds = seconds
+
+    async def measure(
+        self, name: str, transfer: Transfer, log: PostgresLog | None = None, *, settle: float = 0.0
+    ) -> Row:
+        await self._run(transfer, min(2.0, self._seconds))
+        await self._admin.execute("SELECT pg_stat_statements_reset()")
+        flushes, _ = await self._counts()
+        trips = log.statistics.round_trips if log else 0
+        times, took = await self._run(transfer, self._seconds)
+        await asyncio.sleep(settle)
+        after, statements = await self._counts()
+        done = len(times)
+        times.sort()
+        return Row(
+            name,
+            done / took,
+            times[done // 2] * 1000,
+            times[int(done * 0.99)] * 1000,
+            (after - flushes) / done,
+            statements / done,
+            (log.statistics.round_trips - trips) / done if log else 0.0,
+        )
+
+    async def _run(self, transfer: Transfer, seconds: float) -> tuple[list[float], float]:
+        times: list[float] = []
+        start = time.perf_counter()
+
+        async def client(seed: int) -> None:
+            choose = random.Random(seed)
+            while time.perf_counter() < start + seconds:
+                began = time.perf_counter()
+                await transfer(choose.randrange(ACCOUNTS), choose.randrange(ACCOUNTS))
+                times.append(time.perf_counter() - began)
+
+        async with asyncio.TaskGroup() as group:
+            for seed in range(self._clients):
+                group.create_task(client(seed))
+        return times, time.perf_counter() - start
+
+    async def _counts(self) -> tuple[float, float]:
+        await self._admin.execute("SELECT pg_stat_force_next_flush()")
+        flushes, calls = await self._admin.fetchrow(COUNTS)
+        return float(flushes), float(calls)
+
+
+@asynccontextmanager
+async def broker() -> AsyncIterator[NatsBroker]:
+    """A NATS server of its own."""
+    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as probe:
+        folder, port = Path(name), probe.getsockname()[1]
+        probe.close()
+        engine = NatsEngine(folder, port, "bench", secrets.token_hex(8), folder / "log")
+        ran = engine.prepare()
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(  # noqa: ASYNC220 - a fork, at the start
+                ran.argv, env=dict(ran.env), cwd=ran.cwd, stdout=log, stderr=log
+            )
+        try:
+            await engine.wait_ready()
+            async with NatsBroker(engine.url) as opened:
+                yield opened
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
+    """Debit and message in one; a consumer credits. Counted when the credit is there too."""
+    landed: dict[str, asyncio.Event] = {}
+
+    async def credit(db: Any, message: Any) -> None:
+        data = message.json()
+        await db.execute(MOVE, 1, data["taker"])
+        if data["id"] in landed:  # it may come twice
+            landed[data["id"]].set()
+
+    numbers = itertools.count()
+    async with broker() as nats, AsyncExitStack() as stack:
+        await nats.declare("bank", "bank.>")
+        source = TwoPhaseMessage(_of(bank.pools[0]), Messages(nats, name="bank"), name="debit")
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        consumers = [
+            group.create_task(
+                Consumer(_of(bank.pools[1]), nats, "bank.credit", "credit", credit).run()
+            )
+            for _ in range(8)
+        ]
+
+        async def transfer(giver: int, taker: int) -> None:
+            name = str(next(numbers))
+            event = landed[name] = asyncio.Event()
+            async with source("bank.credit", {"id": name, "taker": taker}) as db:
+                await db.execute(MOVE, -1, giver)
+            await event.wait()
+            del landed[name]
+
+        row = await meter.measure("message", transfer, log)
+        for consumer in consumers:
+            consumer.cancel()
+    return row
+
+
+def dbos(python: str, urls: list[str], clients: int, seconds: float) -> Row:
+    """The same in a process of its own, which has DBOS."""
+    answer = subprocess.check_output(
+        [python, HERE / "transactions_dbos.py", *urls, str(clients), str(seconds)],
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    return Row("DBOS workflow", *json.loads(answer.splitlines()[-1]))
+
+
+async def run(urls: list[str], options: argparse.Namespace) -> None:
+    """Every mode, over the databases `urls` (two, then the log's)."""
+
+    async def unreset(_: Any) -> None:
+        """The pool's own clean-up would be a round trip for each use, in every mode alike."""
+
+    rows = Table()
+    async with AsyncExitStack() as stack:
+        size = {"min_size": options.clients, "max_size": options.clients, "reset": unreset}
+        pools = [await stack.enter_async_context(asyncpg.create_pool(u, **size)) for u in urls[:2]]
+        admin = await asyncpg.connect(urls[0])
+        stack.push_async_callback(admin.close)
+        log = await stack.enter_async_context(PostgresLog.open(urls[2]))
+        manager = await stack.enter_async_context(use(Transactions(log)))
+        bank = Bank(*pools)
+        meter = Meter(admin, options.clients, options.seconds)
+        rows.append(await meter.measure("no manager", bank.plain))
+        rows.append(await meter.measure("saga", bank.in_saga, log))
+        rows.append(await messages(bank, meter, log))
+        rows.append(await meter.measure("TCC", bank.in_tcc, log))
+        rows.append(await meter.measure("AT", lambda g, t: bank.in_at(g, t, manager), log))
+        rows.append(await meter.measure("XA", lambda g, t: bank.in_xa(g, t, manager), log))
+        rows.append(await meter.measure("no manager, again", bank.plain))
+        total = [await pool.fetchval("SELECT sum(balance + held) FROM accounts") for pool in pools]
+        if sum(total) != 2 * ACCOUNTS * 1_000_000:
+            raise SystemExit(f"money was lost or made: {total}")
+    if options.dbos:
+        rows.append(dbos(options.dbos, urls, options.clients, options.seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--dbos", help="a Python that has the package dbos")
+    options = parser.parse_args()
+    settings: dict[str, str | int] = {
+        "fsync": "on",
+        "max_prepared_transactions": 500,
+        "max_connections": 400,
+        "shared_preload_libraries": "pg_stat_statements",
+    }
+    with postgres_server(**settings) as server:
+        urls = []
+        for name in ("first", "second", "log", "dbos"):
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}".encode())
+            urls.append(server.url.rpartition("/")[0] + f"/{name}")
+            with psycopg.connect(urls[-1], autocommit=True) as connection:
+                connection.execute(TABLES.encode())
+        with suppress(KeyboardInterrupt):
+            print(HEADER)
+            asyncio.run(run(urls, options))
+    print(
+        "DTM's own figure for two branches with barrier: 531/s, MySQL, 4 cores (not this machine)"
+    )
+
+
+HEADER = (
+    f"{'':<18}{'/s':>8}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}"
+    f"{'flushes':>9}{'statements':>12}{'log trips':>11}"
+)
+
+
+class Table(list[Row]):
+    """Rows, shown as they come."""
+
+    def append(self, row: Row) -> None:
+        """Add and show."""
+        super().append(row)
+        print(
+            f"{row.name:<18}{row.rate:>8,.0f}{row.rate / self[0].rate:>8.2f}{row.middle:>9.1f}"
+            f"{row.slow:>9.1f}{row.flushes:>9.2f}{row.statements:>12.1f}{row.trips:>11.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
