@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs
 
-.PHONY: setup up test check coverage lint types imports docs lock clean help
+.PHONY: setup up test check coverage chaos lint types imports docs lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -27,6 +27,9 @@ check: lint types imports test ## everything that CI demands
 coverage: setup ## say which lines the tests in this process reach
 	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered tests/unit tests/faults \
 		tests/properties tests/conformance tests/golden
+
+chaos: setup ## kill a bank over three databases, SECONDS=60 long, by a SEED, and audit it
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	@$(BIN)/ruff check $(SOURCES)
