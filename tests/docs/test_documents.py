@@ -113,7 +113,7 @@ def test_commands_exist(console: Any) -> None:
                 check(words)
             elif words[0] == "make":
                 targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-                assert set(words[1:]) <= set(targets)
+                assert {word for word in words[1:] if "=" not in word} <= set(targets)
     assert seen, "a console shows at least one command"
 
 
