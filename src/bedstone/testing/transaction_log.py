@@ -30,7 +30,7 @@ T = TypeVar("T")
 Plan = Callable[[str], Fault]
 """What happens to an operation of that name."""
 
-READS: Final = frozenset({"now", "owned", "get", "list", "events", "locked", "leases"})
+READS: Final = frozenset({"now", "owned", "get", "list", "events", "ends", "locked", "leases"})
 
 
 def no_faults(_operation: str) -> Fault:
@@ -247,6 +247,13 @@ class MemoryLog:
             return tuple(self.world.events[xid])
 
         return await self._do("events", apply)
+
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """As `Log.ends`."""
+        world = self.world
+        return await self._do(
+            "ends", lambda: {it: world.ended.get(it) for it in xids if it in world.transactions}
+        )
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""

@@ -17,6 +17,21 @@ from bedstone.transactions.model import Branch, BranchState, Event, Mode, State,
 class StartChecks(Checks):
     """Beginnings, registration and locks."""
 
+    async def check_ends_says_what_has_ended_and_what_it_does_not_know(self) -> None:
+        """What is missing from the answer is unknown, never ended."""
+        async with self.subject.open() as log:
+            for xid in ("open", "over"):
+                await begun(log, xid)
+            before = await log.now()
+            await log.decide("over", State.COMMITTING)
+            found = await log.ends(["over", "nothing", "open"])
+            assert set(found) == {"open", "over"}
+            assert found["open"] is None
+            at = found["over"]
+            assert at is not None
+            assert before <= at <= await log.now()
+            assert await log.ends([]) == {}
+
     async def check_an_unknown_id_is_an_error(self) -> None:
         """It is never read as finished, whatever is asked."""
         async with self.subject.open() as log:

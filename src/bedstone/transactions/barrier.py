@@ -61,6 +61,11 @@ def create_table(dialect: Dialect) -> str:
     )
 
 
+def exists(dialect: Dialect) -> Steps[bool]:
+    """Whether the table is there."""
+    return bool((yield Query(_EXISTS[dialect], (TABLE,))).rows)
+
+
 def ensure(dialect: Dialect) -> Steps[None]:
     """Make the table where it is missing; in a transaction of its own, that the caller commits.
 
@@ -70,7 +75,7 @@ def ensure(dialect: Dialect) -> Steps[None]:
     Raises:
         InvalidError: the table is missing and can't be made.
     """
-    if (yield Query(_EXISTS[dialect], (TABLE,))).rows:
+    if (yield from exists(dialect)):
         return
     if dialect is Dialect.POSTGRES:  # IF NOT EXISTS alone fails when two make it at once
         yield Query("SELECT pg_advisory_xact_lock(hashtext(?))", (TABLE,))
@@ -144,10 +149,14 @@ def tried(dialect: Dialect, xid: str, branch: str) -> Steps[str | None]:
 def pending(
     dialect: Dialect, older_than: float, *, after: str = "", limit: int = 100
 ) -> Steps[tuple[str, ...]]:
-    """Transactions whose last row was written before a time, by id, from the one after `after`."""
+    """Transactions whose last row was written before a time, by id, from the one after `after`.
+
+    Without what consumers of messages keep there (`broker.barrier_key`): they purge their own.
+    """
     del dialect
     found = yield Query(
-        f"SELECT xid FROM {TABLE} WHERE xid > ? GROUP BY xid HAVING max(at) < ? "  # noqa: S608
+        f"SELECT xid FROM {TABLE} WHERE xid > ? AND xid NOT LIKE 'msg-%' "  # noqa: S608
+        f"GROUP BY xid HAVING max(at) < ? "
         f"ORDER BY xid LIMIT {limit:d}",
         (after, older_than),
     )

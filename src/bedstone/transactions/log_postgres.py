@@ -113,6 +113,10 @@ class PostgresLog(BatchedLog):
             raise unknown(xid)
         return tuple(map(log_rows.event, rows))
 
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """As `Log.ends`."""
+        return dict(await self._read(statements.ENDS, (list(filter(log_rows.is_xid, xids)),)))
+
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
         log_rows.check_locks(locks)

@@ -97,6 +97,7 @@ SELECT count(*) FROM gone
 EVENTS: Final = sql.SQL(
     "SELECT at, kind, branch, detail FROM transaction_events WHERE xid = %s ORDER BY position"
 )
+ENDS: Final = sql.SQL("SELECT xid, ended_at FROM transactions WHERE xid = ANY(%s::text[])")
 LEASES: Final = sql.SQL("SELECT owner, until FROM transaction_owners")
 
 

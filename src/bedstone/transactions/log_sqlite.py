@@ -122,6 +122,12 @@ class SqliteLog(BatchedLog):
             raise unknown(xid)
         return tuple(map(log_rows.event, rows))
 
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """As `Log.ends`."""
+        marks = ", ".join("?" * len(xids))
+        query = f"SELECT xid, ended_at FROM transactions WHERE xid IN ({marks})"  # noqa: S608
+        return dict(await self._read(query, tuple(xids)))
+
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
         log_rows.check_locks(locks)

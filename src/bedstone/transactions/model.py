@@ -274,6 +274,12 @@ class Log(Protocol):
             TransactionDecidedError: it has ended.
         """
 
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """When each of these ended, or None while it goes on; without those that it does not know.
+
+        What is missing is unknown: never to be read as ended.
+        """
+
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """Which of these locks are held, by which transaction."""
 

@@ -1,4 +1,4 @@
-"""The janitor: deletes barrier rows whose transaction the log proves to have ended.
+"""The janitor: deletes barrier rows and undo records whose transaction the log proves ended.
 
 Rules:
 - Age alone deletes nothing: the log is asked for each transaction.
@@ -11,21 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
-from bedstone.transactions import barrier
+from bedstone.transactions import barrier, undo
 from bedstone.transactions.connections import AsyncConnection, SyncConnection
 from bedstone.transactions.databases import Source
 from bedstone.transactions.databases import database as as_database
-from bedstone.transactions.errors import UnknownTransactionError
-from bedstone.transactions.model import Log
+from bedstone.transactions.sql import Steps
+
+T = TypeVar("T")
 
 GRACE = 3600.0
 _PAGE = 100
 _FORGET = 10
 """Transactions forgotten in one local transaction: few, as their rows are locked meanwhile."""
 logger = logging.getLogger(__name__)
+
+
+class Ends(Protocol):
+    """What the janitor asks the log; see `Log`."""
+
+    async def now(self) -> float:
+        """The log's clock."""
+
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """When each of these ended, or None; without those that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +49,14 @@ class Swept:
         ended: transactions whose rows were deleted.
         open: transactions that go on; kept.
         unknown: transactions that the log has none of; kept.
+        undone: undo records dropped, of transactions that a person has brought to their end.
     """
 
     rows: int = 0
     ended: int = 0
     open: int = 0
     unknown: tuple[str, ...] = ()
+    undone: int = 0
 
 
 class Sweeper:
@@ -55,7 +69,7 @@ class Sweeper:
             transaction's end; longer than any message is late.
     """
 
-    def __init__(self, source: Source, log: Log, grace: float = GRACE) -> None:
+    def __init__(self, source: Source, log: Ends, grace: float = GRACE) -> None:
         self._database = as_database(source)
         self._log = log
         self._grace = grace
@@ -66,15 +80,24 @@ class Sweeper:
         Raises:
             UnavailableError: the database or the log could not; what was swept stays swept.
         """
+        if self._database.is_async:
+            return await self._sweep()
+        # A blocking database blocks a thread, not the loop.
+        across = _Across(self._log, asyncio.get_running_loop())
+        other = Sweeper(self._database, across, self._grace)
+        return await asyncio.to_thread(lambda: asyncio.run(other._sweep()))
+
+    async def _sweep(self) -> Swept:
         before = await self._log.now() - self._grace
         swept, after = Swept(), ""
         async with self._database.connect() as db:
-            while True:
-                page = await self._pending(db, before, after)
-                if not page:
-                    return swept
+            if not await _alone(db, barrier.exists(db.dialect)):
+                return swept
+            swept = replace(swept, undone=await self._undone(db))
+            while page := await self._pending(db, before, after):
                 swept = await self._swept(db, page, before, swept)
                 after = page[-1]
+        return swept
 
     async def run(
         self, every: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -97,49 +120,67 @@ class Sweeper:
         before: float,
         swept: Swept,
     ) -> Swept:
-        ended, unknown, going = [], list(swept.unknown), swept.open
-        for xid in page:
-            try:
-                found = await self._log.get(xid)
-                over = found.state.ended and await self._end(xid) < before
-            except UnknownTransactionError:
-                unknown.append(xid)
-                continue
-            if over:
-                ended.append(xid)
-            else:
-                going += 1
+        xids = list(page)
+        ends = await self._log.ends(xids)
+        ended = [xid for xid in xids if (ends.get(xid) or before) < before]
         rows = swept.rows
         for start in range(0, len(ended), _FORGET):
             rows += await self._forget(db, ended[start : start + _FORGET])
-        return Swept(rows, swept.ended + len(ended), going, tuple(unknown))
-
-    async def _end(self, xid: str) -> float:
-        """When a transaction ended, by the log's clock."""
-        return (await self._log.events(xid))[-1].at
+        unknown = tuple(xid for xid in xids if xid not in ends)
+        return replace(
+            swept,
+            rows=rows,
+            ended=swept.ended + len(ended),
+            open=swept.open + len(xids) - len(ended) - len(unknown),
+            unknown=swept.unknown + unknown,
+        )
 
     async def _pending(
         self, db: SyncConnection | AsyncConnection, before: float, after: str
     ) -> tuple[str, ...]:
-        steps = barrier.pending(db.dialect, before, after=after, limit=_PAGE)
-        if isinstance(db, AsyncConnection):
-            await db.begin()
-            found = await db.run(steps)
-            await db.rollback()
-            return found
-        db.begin()
-        listed = db.run(steps)
-        db.rollback()
-        return listed
+        return await _alone(db, barrier.pending(db.dialect, before, after=after, limit=_PAGE))
 
     async def _forget(self, db: SyncConnection | AsyncConnection, xids: list[str]) -> int:
-        steps = barrier.forget(db.dialect, xids)
-        if isinstance(db, AsyncConnection):
-            await db.begin()
-            gone = await db.run(steps)
-            await db.commit()
-            return gone
-        db.begin()
-        deleted = db.run(steps)
-        db.commit()
-        return deleted
+        return await _alone(db, barrier.forget(db.dialect, xids))
+
+    async def _undone(self, db: SyncConnection | AsyncConnection) -> int:
+        """Drop undo records of transactions that have ended."""
+        if not await _alone(db, undo.exists(db.dialect)):
+            return 0
+        gone, after = 0, ""
+        while page := await _alone(db, undo.left(db.dialect, after, _PAGE)):
+            ends = await self._log.ends(page)
+            ended = [xid for xid in page if ends.get(xid) is not None]
+            if ended:
+                gone += await _alone(db, undo.forget(db.dialect, ended))
+            after = page[-1]
+        return gone
+
+
+async def _alone(db: SyncConnection | AsyncConnection, steps: Steps[T]) -> T:
+    """Run in a local transaction of its own."""
+    if isinstance(db, AsyncConnection):
+        await db.begin()
+        found = await db.run(steps)
+        await db.commit()
+        return found
+    db.begin()
+    result = db.run(steps)
+    db.commit()
+    return result
+
+
+class _Across:
+    """A log of another thread's event loop."""
+
+    def __init__(self, log: Ends, loop: asyncio.AbstractEventLoop) -> None:
+        self._log = log
+        self._loop = loop
+
+    async def now(self) -> float:
+        sent = asyncio.run_coroutine_threadsafe(self._log.now(), self._loop)
+        return await asyncio.wrap_future(sent)
+
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        sent = asyncio.run_coroutine_threadsafe(self._log.ends(xids), self._loop)
+        return await asyncio.wrap_future(sent)

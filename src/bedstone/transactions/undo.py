@@ -119,10 +119,37 @@ def create_table(dialect: Dialect) -> str:
     )
 
 
+def exists(dialect: Dialect) -> Steps[bool]:
+    """Whether the table is there."""
+    return bool((yield Query(_EXISTS[dialect], (TABLE,))).rows)
+
+
+def left(dialect: Dialect, after: str = "", limit: int = 100) -> Steps[tuple[str, ...]]:
+    """Transactions with a record, by id, from the one after `after`."""
+    del dialect
+    found = yield Query(
+        f"SELECT DISTINCT xid FROM {TABLE} WHERE xid > ? ORDER BY xid LIMIT {limit:d}",  # noqa: S608
+        (after,),
+    )
+    return tuple(str(xid) for (xid,) in found.rows)
+
+
+def forget(dialect: Dialect, xids: Sequence[str]) -> Steps[int]:
+    """Drop the records of transactions whose end the caller has proved; says how many it were.
+
+    What a person has repaired ends without its participant, and so leaves its record.
+    """
+    del dialect
+    gone = 0
+    for xid in sorted(xids):
+        gone += (yield Query(f"DELETE FROM {TABLE} WHERE xid = ?", (xid,))).count  # noqa: S608
+    return gone
+
+
 def ensure(dialect: Dialect) -> Steps[None]:
     """Make the tables of AT and of the barrier; in a transaction of their own."""
     yield from barrier.ensure(dialect)
-    if (yield Query(_EXISTS[dialect], (TABLE,))).rows:
+    if (yield from exists(dialect)):
         return
     if dialect is Dialect.POSTGRES:  # IF NOT EXISTS alone fails when two make it at once
         yield Query("SELECT pg_advisory_xact_lock(hashtext(?))", (TABLE,))

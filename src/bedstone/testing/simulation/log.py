@@ -131,6 +131,10 @@ class RemoteLog:
         """As `Log.amend`."""
         return _transaction(await self._call("amend", xid, event, tuple(outcomes)))
 
+    async def ends(self, xids: Sequence[str]) -> dict[str, float | None]:
+        """As `Log.ends`."""
+        return dict(await self._call("ends", tuple(xids)))
+
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
         return dict(await self._call("locked", tuple(locks)))
