@@ -71,9 +71,9 @@ class Automatic:
         self._confirming = _Confirming(self.database)
         second = self._second_async if self.database.is_async else self._second_sync
         if transactions is None:
-            register(PREFIX + name, second)
+            register(PREFIX + name, second, self.database)
         else:
-            transactions.participant(PREFIX + name, second)
+            transactions.participant(PREFIX + name, second, self.database)
 
     def __repr__(self) -> str:
         return f"Automatic({self.name!r}, {self.database!r})"
@@ -92,12 +92,14 @@ class Automatic:
     async def connect(self) -> AsyncIterator[Any]:
         """A wrapped connection of the database's source."""
         async with self.database.connect() as connection:
+            await self.prepare_async(_asynchronous(connection))
             yield self.wrap(connection.raw)
 
     @contextmanager
     def connect_sync(self) -> Iterator[Any]:
         """`connect` for blocking code."""
         with self.database.connect_sync() as connection:
+            self.prepare(connection)
             yield self.wrap(connection.raw)
 
     def scope(self) -> Scope | None:
@@ -125,17 +127,26 @@ class Automatic:
         """What is known of its tables."""
         return self._catalogues.setdefault(dialect, Catalogue(dialect))
 
-    def prepare(self, connection: SyncConnection | None) -> None:
-        """Make Bedstone's tables where they are missing; apart from a transaction that is open."""
-        if self._prepared:
+    def prepare(self, connection: SyncConnection) -> None:
+        """Make Bedstone's tables where they are missing; apart from a transaction that is open.
+
+        A second connection is taken only to make them while the first is in a transaction: a pool
+        may have no other one.
+        """
+        if self._prepared or (connection.in_transaction() and self.prepared(connection)):
             return
         with neutral():
-            if connection is not None and not connection.in_transaction():
+            if not connection.in_transaction():
                 self._ensure(connection)
             else:
                 with self.database.connect_sync() as other:
                     self._ensure(other)
         self._prepared = True
+
+    def prepared(self, connection: SyncConnection) -> bool:
+        """Whether Bedstone's tables are there, as this connection sees it."""
+        self._prepared = self._prepared or connection.run(undo.present(connection.dialect))
+        return self._prepared
 
     async def prepare_async(self, connection: AsyncConnection | None) -> None:
         """Likewise."""
@@ -144,7 +155,7 @@ class Automatic:
         with neutral():
             if connection is not None and not connection.in_transaction():
                 await self._ensure_async(connection)
-            else:
+            elif connection is None or not await connection.run(undo.present(connection.dialect)):
                 async with self.database.connect() as other:
                     await self._ensure_async(_asynchronous(other))
         self._prepared = True

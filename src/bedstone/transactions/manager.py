@@ -21,7 +21,7 @@ import secrets
 import socket
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -37,9 +37,13 @@ from bedstone.transactions.scope import DEFAULT_TIMEOUT, Scope, innermost
 
 if TYPE_CHECKING:
     from bedstone.transactions.coordinator import Coordinator
+    from bedstone.transactions.databases import Database
+    from bedstone.transactions.housekeeping import Housekeeper
 
 T = TypeVar("T")
 LEASE = 10.0
+GRACE = 3600.0
+RETENTION = 7 * 86400.0
 VARIABLES = ("BEDSTONE_TRANSACTIONS_URL", "TRANSACTIONS_URL")
 
 
@@ -84,6 +88,9 @@ class Transactions:
             nowhere.
         lease: seconds after which others take over from a process that has died.
         post: how to reach participants elsewhere; over HTTP by default.
+        grace: seconds that barrier rows stay after their transaction's end; longer than any
+            message is late.
+        retention: seconds that an ended transaction stays in the log.
     """
 
     def __init__(
@@ -94,13 +101,18 @@ class Transactions:
         address: str | None = None,
         lease: float = LEASE,
         post: Participant | None = None,
+        grace: float = GRACE,
+        retention: float = RETENTION,
     ) -> None:
         self._source = log
         self._owner = owner
         self._address = address or _own_address()
         self._lease = lease
         self._post = post
+        self._grace = grace
+        self._retention = retention
         self._participants = ChainMap[str, Function]({}, _common)
+        self._databases: ChainMap[str, tuple[Database, ...]] = ChainMap({}, _common_databases)
         self._home: _Home | None = None
         self._guard = threading.Lock()
 
@@ -124,13 +136,19 @@ class Transactions:
         """Those of this process, by name."""
         return dict(self._participants)
 
-    def participant(self, name: str, function: Function) -> None:
+    def participant(self, name: str, function: Function, *databases: Database) -> None:
         """Let `function` do phase two for the resource `name`; a blocking one runs in a thread.
+
+        Args:
+            name: what it is called in the log.
+            function: does it.
+            databases: where it has a barrier, to be swept.
 
         Raises:
             InvalidError: the name is none, or another function's.
         """
         _add(self._participants, name, function)
+        self._databases[name] = databases
 
     def resource(self, name: str) -> str:
         """What to write into a branch so that its phase two reaches the participant `name`."""
@@ -275,6 +293,9 @@ class Transactions:
                 coordinator = await stack.enter_async_context(
                     _coordinator(log, router, self._owner or _new_owner(), self._lease)
                 )
+                keeper = self._housekeeper(log)
+                keeping = home.loop.create_task(keeper.run(), name="transactions housekeeping")
+                stack.push_async_callback(_ended, keeping)
                 home.ready.set_result((coordinator, log, router))
                 await home.stop.wait()
         except BaseException as error:
@@ -284,6 +305,14 @@ class Transactions:
                 raise
         finally:
             home.ended.set_result(None)
+
+    def _housekeeper(self, log: Log) -> Housekeeper:
+        from bedstone.transactions.housekeeping import Housekeeper
+
+        def databases() -> Iterable[Database]:
+            return {id(it): it for some in self._databases.values() for it in some}.values()
+
+        return Housekeeper(log, databases, grace=self._grace, retention=self._retention)
 
     async def _open(self, stack: AsyncExitStack) -> Log:
         source = self._source
@@ -301,6 +330,11 @@ class Transactions:
 
         opened: Log = await stack.enter_async_context(open_log(source))
         return opened
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _coordinator(log: Log, call: Participant, owner: str, lease: float) -> Coordinator:
@@ -345,6 +379,7 @@ def _add(participants: MutableMapping[str, Function], name: str, function: Funct
 
 
 _common: dict[str, Function] = {}
+_common_databases: dict[str, tuple[Database, ...]] = {}
 _process: Transactions | None = None
 _process_guard = threading.Lock()
 
@@ -366,7 +401,7 @@ def use(transactions: Transactions) -> Transactions:
     return transactions
 
 
-def register(name: str, function: Function) -> None:
+def register(name: str, function: Function, *databases: Database) -> None:
     """Let `function` do phase two for the resource `name`, whatever manager is in use.
 
     What a module declares as it is imported is registered so: the manager may be made later.
@@ -375,6 +410,7 @@ def register(name: str, function: Function) -> None:
         InvalidError: the name is none, or another function's.
     """
     _add(_common, name, function)
+    _common_databases[name] = databases
 
 
 def transaction(name: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Scope:

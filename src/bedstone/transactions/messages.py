@@ -31,7 +31,7 @@ from bedstone.transactions.databases import database as as_database
 from bedstone.transactions.errors import TransactionAbortedError
 from bedstone.transactions.manager import Transactions, current, process, register
 from bedstone.transactions.model import Branch, Event, Mode, Phase, Transaction
-from bedstone.transactions.scope import _whole
+from bedstone.transactions.scope import whole
 from bedstone.transactions.sql import Dialect
 
 PREFIX: Final = "message/"
@@ -74,12 +74,12 @@ class Messages:
         self._own = transactions
         self.register(self.name, self._second)
 
-    def register(self, name: str, participant: Any) -> None:
+    def register(self, name: str, participant: Any, *databases: Database) -> None:
         """Let a participant be found by whoever goes on with a transaction."""
         if self._own is None:
-            register(name, participant)
+            register(name, participant, *databases)
         else:
-            self._own.participant(name, participant)
+            self._own.participant(name, participant, *databases)
 
     @property
     def transactions(self) -> Transactions:
@@ -171,7 +171,7 @@ class TwoPhaseMessage:
         self.name = f"{messages.name}/{name}"
         self._messages = messages
         self._prepared = False
-        messages.register(self.name, self._participant)
+        messages.register(self.name, self._participant, self.database)
 
     @asynccontextmanager
     async def __call__(
@@ -201,18 +201,18 @@ class TwoPhaseMessage:
                 yield db.raw
             except BaseException:
                 await self._free(db)
-                await _whole(self._given_up(begun))
+                await whole(self._given_up(begun))
                 raise
             try:
                 await db.commit()
             except BaseException as error:
                 await self._free(db)
                 if not isinstance(error, UnknownOutcomeError):
-                    await _whole(self._given_up(begun))
+                    await whole(self._given_up(begun))
                     raise
-                await _whole(self._settle(begun))
+                await whole(self._settle(begun))
                 return
-        await _whole(self._commit(begun))
+        await whole(self._commit(begun))
 
     async def _free(self, db: AsyncConnection) -> None:
         """End what is open, so that the database can be asked what became of it."""

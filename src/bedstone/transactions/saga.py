@@ -175,9 +175,9 @@ class Saga(Definition):
         """Let this process run it; see `saga`."""
         service = Service(self.compiled, lambda: transactions or manager.process(), random.random)
         if transactions is None:
-            manager.register(PREFIX + self.name, service)
+            manager.register(PREFIX + self.name, service, *self.databases())
         else:
-            transactions.participant(PREFIX + self.name, service)
+            transactions.participant(PREFIX + self.name, service, *self.databases())
         self._own, self._service = transactions, service
 
     async def run(self, input: Any = None, *, timeout: float | None = None) -> Any:  # noqa: A002

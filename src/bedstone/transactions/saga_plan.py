@@ -142,6 +142,15 @@ class Definition:
         """Its own steps, timers, events and nested sagas, in order."""
         return _members(self.body)
 
+    def databases(self) -> Iterator[Database]:
+        """Those of its steps, nested ones too."""
+        for member in self.members():
+            match member:
+                case Step(database=Database() as found):
+                    yield found
+                case Definition():
+                    yield from member.databases()
+
 
 Member: TypeAlias = Step | Timer | Event | Definition
 Part: TypeAlias = Member | Group

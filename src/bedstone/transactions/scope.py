@@ -175,7 +175,7 @@ class Scope:
             async with asyncio.timeout(self.remaining()) as timer:
                 yield
         except BaseException as error:
-            await _whole(self._fail(error))
+            await whole(self._fail(error))
             if isinstance(error, TimeoutError) and timer.expired():
                 raise self._late() from error
             raise
@@ -218,18 +218,18 @@ class Scope:
         if self.joined:
             cause = error or self._mark()
             if cause is not None:
-                await _whole(self._fail(cause))
+                await whole(self._fail(cause))
             if error is None and cause is not None and self._root is self:
                 raise cause
             return
         if error is not None:
-            await _whole(self._abandon(error))
+            await whole(self._abandon(error))
             return
         refusal = self._refusal(left)
         if refusal is not None:
-            await _whole(self._abandon(refusal))
+            await whole(self._abandon(refusal))
             raise refusal
-        await _whole(self._commit())
+        await whole(self._commit())
 
     def __enter__(self) -> Self:
         if not self._join():
@@ -407,7 +407,7 @@ def _reason(cause: BaseException) -> str:
     return str(cause)[:300] if isinstance(cause, Error) else type(cause).__name__
 
 
-async def _whole(work: Awaitable[T]) -> T:
+async def whole(work: Awaitable[T]) -> T:
     """Finish `work` also when this task is cancelled meanwhile; then be cancelled."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

@@ -124,9 +124,9 @@ class Action:
         }
         participant = self._second_async if self._async else self._second_sync
         if transactions is None:
-            register(self.name, participant)
+            register(self.name, participant, database)
         else:
-            transactions.participant(self.name, participant)
+            transactions.participant(self.name, participant, database)
 
     def __repr__(self) -> str:
         return f"Action({self.name!r}, {self.database!r})"

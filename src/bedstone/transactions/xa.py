@@ -39,7 +39,7 @@ PREFIX = "xa/"
 class Host(Protocol):
     """What XA asks of the manager."""
 
-    def participant(self, name: str, function: Any) -> None:
+    def participant(self, name: str, function: Any, *databases: Database) -> None:
         """Let `function` do phase two for the resource `name`."""
 
     def resource(self, name: str) -> str:
@@ -71,9 +71,9 @@ class XA:
         if transactions is None:
             from bedstone.transactions.manager import register
 
-            register(self.name, second)
+            register(self.name, second, database)
         else:
-            transactions.participant(self.name, second)
+            transactions.participant(self.name, second, database)
 
     def __repr__(self) -> str:
         return f"XA({self.name!r}, {self.database!r})"
