@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -115,7 +115,8 @@ class NatsBroker:
         """As `Broker.close`."""
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop():
-            await client.close()
+            with suppress(OSError):  # the server has gone first
+                await client.close()
 
     async def _context(self) -> JetStreamContext:
         return (await self._connected()).jetstream(timeout=self._timeout)

@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bedstone.transactions.connections import OPENINGS, AsyncConnection, adapt, failed_before
+from bedstone.transactions.connections import (
+    OPENINGS,
+    AsyncConnection,
+    adapt,
+    failed_before,
+    translated,
+)
 from bedstone.transactions.connections_sync import (
     bound,
     gathered,
@@ -132,12 +138,16 @@ class Asyncmy(AsyncConnection):
     async def alone(self) -> AsyncIterator[AsyncConnection]:
         """Switch to autocommit for the block."""
         before = self.raw.get_autocommit()
-        await self.raw.autocommit(True)  # noqa: FBT003 - its signature
+        with translated():
+            await self.raw.autocommit(True)  # noqa: FBT003 - its signature
         try:
             yield self
         finally:
             if self.raw.connected:
-                await self.raw.autocommit(before)
+                try:
+                    await self.raw.autocommit(before)
+                except Exception:  # noqa: BLE001 - lost; the block's own error says more
+                    await self.discard()
 
     async def _begin(self) -> None:
         await self.raw.begin()

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bedstone.transactions.connections import OPENINGS, SyncConnection, adapt, failed_before
+from bedstone.transactions.connections import (
+    OPENINGS,
+    SyncConnection,
+    adapt,
+    failed_before,
+    translated,
+)
 from bedstone.transactions.sql import Dialect, Query, Result, Style, rendered
 from bedstone.transactions.sqlalchemy_dialects import NO_PARAMETERS, dialect_of, refuse_autocommit
 
@@ -75,12 +81,16 @@ class PyMySQL(SyncConnection):
     def alone(self) -> Iterator[SyncConnection]:
         """Switch to autocommit for the block."""
         before = self.raw.get_autocommit()
-        self.raw.autocommit(True)  # noqa: FBT003 - its signature
+        with translated():
+            self.raw.autocommit(True)  # noqa: FBT003 - its signature
         try:
             yield self
         finally:
             if self.raw.open:
-                self.raw.autocommit(before)
+                try:
+                    self.raw.autocommit(before)
+                except Exception:  # noqa: BLE001 - lost; the block's own error says more
+                    self.discard()
 
     def _begin(self) -> None:
         self.raw.begin()

@@ -194,13 +194,19 @@ class TransactionsMiddleware:
             with neutral():
                 work = asyncio.ensure_future(router.call(function, transaction, branch, phase))
             self._working.add(work)
-            work.add_done_callback(self._working.discard)
+            work.add_done_callback(self._worked)
             # Cut off by nobody: it would be done again, and again from its beginning.
             await asyncio.shield(work)
         except Exception as error:  # noqa: BLE001  # becomes an answer
             await _answer(send, *_problem(error, name))
         else:
             await _answer(send, 200, {"done": True})
+
+    def _worked(self, work: asyncio.Task[None]) -> None:
+        self._working.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            # It is looked at here, for the case that nobody waits any more; the next attempt tells.
+            logger.debug("transactions.participant_failed error=%s", error)
 
 
 class _Life:

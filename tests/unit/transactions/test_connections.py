@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pymysql
 import pytest
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.transactions.connections import adapt
-from bedstone.transactions.connections_sync import SQLite
+from bedstone.transactions.connections_async import Asyncmy
+from bedstone.transactions.connections_sync import PyMySQL, SQLite
 from bedstone.transactions.databases import database
 from bedstone.transactions.sql import Dialect, Query, Steps
 
@@ -126,5 +128,66 @@ def test_sqlite_url(tmp_path: Path) -> None:
         async with database(url).connect() as db:
             assert db.dialect is Dialect.SQLITE
         assert (tmp_path / "db").exists()
+
+    asyncio.run(main())
+
+
+class Gone:
+    """A blocking connection to a server that goes away after so many words."""
+
+    def __init__(self, words: int) -> None:
+        self.words, self.open = words, True
+
+    def get_autocommit(self) -> bool:
+        return False
+
+    def autocommit(self, _value: object) -> None:
+        self.words -= 1
+        if self.words < 0:
+            raise pymysql.err.OperationalError(2006, "MySQL server has gone away")
+
+    def close(self) -> None:
+        self.open = False
+
+
+class GoneAsync:
+    """Likewise, asynchronous."""
+
+    def __init__(self, words: int) -> None:
+        self.inner = Gone(words)
+
+    @property
+    def connected(self) -> bool:
+        return self.inner.open
+
+    def get_autocommit(self) -> bool:
+        return False
+
+    async def autocommit(self, value: object) -> None:
+        self.inner.autocommit(value)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_a_lost_connection_hides_no_error_of_the_block() -> None:
+    lost = Gone(1)
+    with pytest.raises(UnavailableError, match="what happened"), PyMySQL(lost).alone():
+        raise UnavailableError("what happened")
+    assert not lost.open
+    with pytest.raises(UnavailableError, match="gone away"), PyMySQL(Gone(0)).alone():
+        raise AssertionError
+
+
+def test_an_asynchronous_one_neither() -> None:
+    async def main() -> None:
+        lost = GoneAsync(1)
+        with pytest.raises(UnavailableError, match="what happened"):
+            async with Asyncmy(lost).alone():
+                raise UnavailableError("what happened")
+        assert not lost.connected
+        with pytest.raises(UnavailableError, match="gone away"):
+            async with Asyncmy(GoneAsync(0)).alone():
+                raise AssertionError
 
     asyncio.run(main())

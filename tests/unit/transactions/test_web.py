@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -323,3 +324,33 @@ class TestLifespan:
                 assert (await client.post(URL)).text == "/.bedstone/transactions/it"
 
         asyncio.run(test())
+
+
+def test_a_failure_that_nobody_waits_for_is_no_unhandled_one() -> None:
+    async def scene(service: Service) -> None:
+        unhandled: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, it: unhandled.append(it))
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(transaction: Transaction, branch: Branch, phase: Phase) -> None:
+            begun.set()
+            await go_on.wait()
+            raise UnavailableError("too late")
+
+        service.transactions.participant("slow", slow)
+        content = encode(*transaction(), Phase.CONFIRM)
+        path = "/.bedstone/transactions/slow"
+        call = asyncio.create_task(service.client.post(path, content=content))
+        await begun.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        (work,) = service.app._working
+        go_on.set()
+        await asyncio.wait([work])
+        del work, call
+        gc.collect()
+        await asyncio.sleep(0)
+        assert unhandled == []
+        assert service.app._working == set()
+
+    run(scene)
