@@ -101,6 +101,9 @@ class Load:
             }
             try:
                 answer = await http.post(f"/transfers/{transfer.mode}", json=body)
+            except httpx.ConnectError as error:  # never sent
+                transfer.told, transfer.detail = REFUSED, type(error).__name__
+                await self._pause(dice.uniform(0.5, 1.5))
             except httpx.HTTPError as error:
                 transfer.detail = type(error).__name__
             else:
