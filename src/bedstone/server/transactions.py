@@ -53,13 +53,12 @@ from bedstone.transactions.model import (
     Transaction,
 )
 from bedstone.transactions.repairs import repair, retry
-from bedstone.transactions.web import encode, refusal
+from bedstone.transactions.web import check_answer, encode
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.5
 _LAST_PAUSE = 15.0
 _CALL_TIMEOUT = 30.0
-OK = 200
 
 Locate = Callable[[Database], Awaitable[str]]
 Open = Callable[[str], AbstractAsyncContextManager[Log]]
@@ -242,9 +241,8 @@ def through_mesh(queries: Queries) -> Callable[[str], Participant]:
                     timeout=_CALL_TIMEOUT,
                 ),
             )
-            if result.status != OK:
-                text = base64.b64decode(result.body).decode("utf-8", "replace")
-                raise refusal(result.status, text, branch.resource)
+            text = base64.b64decode(result.body).decode("utf-8", "replace")
+            check_answer(result.status, text, branch.resource)
 
         return call
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import uuid
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -57,6 +58,11 @@ PRUNE: Final = 1000
 """Deadlines that are kept without a look at which have passed."""
 
 
+def new_xid() -> str:
+    """An id that nobody had: milliseconds since the epoch, then chance; so ids sort by age."""
+    return f"{int(time.time() * 1000):011x}{secrets.token_hex(10)}"
+
+
 class Coordinator:
     """Drives the transactions of one process. Enter it before use.
 
@@ -89,7 +95,7 @@ class Coordinator:
         immediate: frozenset[Mode] = IMMEDIATE,
         sleep: Sleep = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        new_id: Callable[[], str] = new_xid,
     ) -> None:
         if not owner or lease <= 0 or poll <= 0:
             raise InvalidError(

@@ -290,13 +290,7 @@ class HttpCaller:
             ) from error
         except httpx.InvalidURL as error:
             raise InvalidError(f"got the resource {branch.resource!r}, expected a URL") from error
-        if response.status_code != 200:
-            raise refusal(response.status_code, response.text, branch.resource)
-        if response.text.replace(" ", "") != DONE:  # an application that answers 200 to anything
-            raise UnavailableError(
-                f"{branch.resource} answered 200, but not as a participant does",
-                hint="see whether the service there uses transactions, or another has its name",
-            )
+        check_answer(response.status_code, response.text, branch.resource)
 
     async def close(self) -> None:
         """Close connections."""
@@ -305,7 +299,22 @@ class HttpCaller:
             self._client = None
 
 
-def refusal(status: int, text: str, resource: str) -> Error:
+def check_answer(status: int, text: str, resource: str) -> None:
+    """Return if it says that the phase is done.
+
+    Raises:
+        Error: what else it says.
+    """
+    if status != 200:
+        raise _refusal(status, text, resource)
+    if text.replace(" ", "") != DONE:  # an application that answers 200 to anything
+        raise UnavailableError(
+            f"{resource} answered 200, but not as a participant does",
+            hint="see whether the service there uses transactions, or another has its name",
+        )
+
+
+def _refusal(status: int, text: str, resource: str) -> Error:
     """The error that an answer other than 200 means."""
     try:
         problem = json.loads(text)
@@ -365,6 +374,8 @@ class _RefusedError(InvalidError):
 def _admit(scope: AsgiScope) -> None:
     if scope["method"] != "POST":
         raise _RefusedError(405, f"got {scope['method']}, expected POST")
+    if b"%" in scope.get("raw_path", b""):  # the proxies decide by the path as it is written
+        raise _RefusedError(400, "got an encoded path, expected the participant's name as it is")
     for name, value in scope["headers"]:
         if name == CALLER.encode() and GATEWAY.fullmatch(value.decode("latin-1")):
             raise _RefusedError(403, "this address is not for requests from outside")

@@ -55,7 +55,7 @@ class PlayedMesh:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, CallRequest]] = []
         self.status = 200
-        self.body: dict[str, object] = {}
+        self.body: dict[str, object] = {"done": True}
 
     async def call(self, app: str, workload: str, request: CallRequest) -> CallResult:
         self.asked.append((app, workload, request))
@@ -270,6 +270,28 @@ def test_the_server_goes_on_where_the_owner_has_died() -> None:
             "/.bedstone/transactions/hold",
         )
         assert json.loads(base64.b64decode(request.body))["phase"] == "confirm"
+
+    run(check)
+
+
+def test_an_answer_that_is_no_participant_s_ends_nothing() -> None:
+    """An application that answers 200 to anything has confirmed nothing."""
+
+    async def check(world: World) -> None:
+        world.mesh.body = {"hello": "world"}
+        now = await world.log.now()
+        branches = (Branch(0, Mode.TCC, URL, b"{}"),)
+        await world.log.begin(
+            Transaction("lost", "transfer", now + 60, now, "accounts/gone", 1, branches=branches)
+        )
+        await world.log.decide("lost", State.COMMITTING)
+        await world.open()
+        async with asyncio.timeout(20):
+            while not (await world.log.get("lost")).branches[0].attempts:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        shown = (await world.ask("/lost")).json()
+        assert shown["transaction"]["state"] == "committing"
+        assert "not as a participant does" in shown["transaction"]["trouble"]
 
     run(check)
 

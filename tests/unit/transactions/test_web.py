@@ -192,6 +192,8 @@ def test_other_methods_and_requests_from_outside_are_refused() -> None:
             headers = {"x-bedstone-caller": f"spiffe://domain/app/{caller}"}
             answer = await service.client.post(URL, content=content, headers=headers)
             assert answer.status_code == status
+        encoded = URL.replace("/.bedstone", "/%2ebedstone")
+        assert (await service.client.post(encoded, content=content)).status_code == 400
         assert len(service.seen) == 1
 
     run(test)
