@@ -10,7 +10,7 @@ from bedstone.testing.simulation.faults import Fate, Strike
 from bedstone.testing.simulation.scenario import simulate
 from bedstone.testing.simulation.transfers import MODES
 
-STEPS = 2_000_000
+STEPS = 1_200_000
 FIRST = 1_000
 """Where these seeds start; the unit tests use those from zero."""
 

@@ -1,4 +1,4 @@
-"""The simulator's own ground: order by seed, virtual time, and processes that die or pause."""
+"""The simulator itself: order by seed, virtual time, processes that die, databases that wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from random import Random
 
 import pytest
 
+from bedstone.errors import UnavailableError, UnknownOutcomeError
+from bedstone.testing.simulation.database import Connection, PostgresError, Server
+from bedstone.testing.simulation.faults import CALM, Fate, Faults, Rates
 from bedstone.testing.simulation.loop import KilledError, Process, SimulationLoop
+from bedstone.testing.simulation.network import Network
+from bedstone.transactions.sql import Dialect, Query
 
 
 async def _append(names: list[str], name: str) -> None:
@@ -179,3 +184,96 @@ def test_nothing_left_to_run_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(RuntimeError, match="nothing can run"):
         loop.run_until_complete(forever())
     loop.end([])
+
+
+SCHEMA = ("CREATE TABLE accounts (id TEXT PRIMARY KEY, balance INT)",)
+
+
+def _server(rates: Rates = CALM) -> Server:
+    loop = SimulationLoop(Random(8))
+    network = Network(loop, Faults(Random(9), rates))
+    server = Server("db", network, SCHEMA, lambda _: None, dialect=Dialect.POSTGRES)
+    server.load("INSERT INTO accounts VALUES ('a', 10)")
+    return server
+
+
+def _close(server: Server) -> None:
+    server.network.loop.end([])
+    server.close()
+
+
+async def _add(db: Connection, amount: int) -> None:
+    await db.begin()
+    await db.execute(
+        Query("UPDATE accounts SET balance = balance + ?2 WHERE id = ?1", ("a", amount))
+    )
+
+
+async def _balance(db: Connection) -> object:
+    return (await db.execute(Query("SELECT balance FROM accounts"))).rows[0][0]
+
+
+def test_local_transactions_wait_for_rows_and_see_what_is_committed() -> None:
+    server = _server()
+
+    async def both() -> None:
+        one, other = server.connect(), server.connect()
+        await _add(one, 1)
+        waiting = asyncio.ensure_future(_add(other, 5))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        assert (await _balance(one), server.read("SELECT balance FROM accounts")) == (11, [(10,)])
+        await one.commit()
+        await waiting
+        assert await _balance(other) == 16
+        await other.rollback()
+
+    server.network.loop.run_until_complete(both())
+    assert server.read("SELECT balance FROM accounts") == [(11,)]
+    assert server.residue() == []
+    _close(server)
+
+
+def test_a_restart_loses_what_is_open_and_keeps_what_is_prepared_with_its_locks() -> None:
+    server = _server()
+
+    async def restart() -> None:
+        one, other = server.connect(), server.connect()
+        await _add(one, 1)
+        await one.execute(Query("PREPARE TRANSACTION 'mine'"))
+        await other.begin()
+        await other.execute(Query("INSERT INTO accounts VALUES (?, ?)", ("b", 1)))
+        server.restart()
+        with pytest.raises(UnavailableError):
+            await other.commit()
+        late = server.connect()
+        with pytest.raises(UnavailableError, match="lock"):
+            await _add(late, 1)
+        await late.rollback()
+        await late.execute(Query("COMMIT PREPARED 'mine'"))
+        with pytest.raises(PostgresError, match="42704"):
+            await late.execute(Query("ROLLBACK PREPARED 'mine'"))
+
+    server.network.loop.run_until_complete(restart())
+    assert server.read("SELECT * FROM accounts") == [("a", 11)]
+    assert server.residue() == []
+    _close(server)
+
+
+@pytest.mark.parametrize(("fate", "balance"), [(Fate.REFUSED, 10), (Fate.UNANSWERED, 11)])
+def test_a_commit_without_an_answer_is_applied_or_not(fate: Fate, balance: int) -> None:
+    server = _server(Rates(statements=((fate, 1.0),)))
+    server.network.faults.active = False
+
+    async def commit() -> None:
+        db = server.connect()
+        await _add(db, 1)
+        server.network.faults.active = True
+        with pytest.raises(UnknownOutcomeError):
+            await db.commit()
+
+    server.network.loop.run_until_complete(commit())
+    server.network.loop.run_while(lambda: True)
+    assert server.read("SELECT balance FROM accounts") == [(balance,)]
+    assert server.residue() == []
+    _close(server)

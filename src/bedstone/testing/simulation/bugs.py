@@ -18,7 +18,7 @@ from typing import Any, Final
 from bedstone.errors import ConflictError, Error, InvalidError
 from bedstone.testing.simulation.edges import Patch, patches
 from bedstone.testing.transaction_log import MemoryLog
-from bedstone.transactions import automatic_sessions, barrier, machine, undo
+from bedstone.transactions import automatic_sessions, barrier, machine, undo, xa_statements
 from bedstone.transactions.automatic_sessions import AsyncSession, Policy
 from bedstone.transactions.barrier import Entered
 from bedstone.transactions.coordinator import Coordinator
@@ -330,6 +330,24 @@ def _undo_forwards(patch: Patch) -> None:
     patch(undo, "apply", apply)
 
 
+def _prepared_too_late(patch: Patch) -> None:
+    def marked(_dialect: Dialect, _xid: str, _number: int) -> Steps[None]:
+        yield from ()
+
+    patch(xa_statements, "_marked", marked)
+
+
+def _prepared_is_committed(patch: Patch) -> None:
+    real = xa_statements.finish
+
+    def finish(dialect: Dialect, xid: str, number: int, phase: Phase) -> Steps[None]:
+        if phase is Phase.CONFIRM:
+            return
+        yield from real(dialect, xid, number, phase)
+
+    patch(xa_statements, "finish", finish)
+
+
 def _outcome_before_attempt(patch: Patch) -> None:
     """A failed branch is written down as done."""
     real = machine.record
@@ -418,6 +436,14 @@ BUGS: Final[dict[str, Bug]] = {
     ),
     "undo-order": Bug(
         "changes of the same second are undone in the wrong order", _undo_forwards, mode="at"
+    ),
+    "prepared-too-late": Bug(
+        "what is prepared after its roll-back stays prepared for ever",
+        _prepared_too_late,
+        mode="xa",
+    ),
+    "prepared-is-committed": Bug(
+        "what is prepared is taken as committed", _prepared_is_committed, mode="xa"
     ),
     "only-own-version": Bug("nobody recovers the work of another version", _only_own_version),
 }

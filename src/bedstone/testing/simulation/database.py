@@ -24,13 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from bedstone.errors import (
-    ConflictError,
-    InvalidError,
-    NotFoundError,
-    UnavailableError,
-    UnknownOutcomeError,
-)
+from bedstone.errors import ConflictError, UnavailableError, UnknownOutcomeError
 from bedstone.testing.simulation.faults import Fate
 from bedstone.testing.simulation.loop import PROCESS, Process
 from bedstone.testing.simulation.network import Network
@@ -44,6 +38,19 @@ LOCK_TIMEOUT: Final = 1.0
 _WRITE = re.compile(
     r"""\s*(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(?:"?main"?\.)?"?(\w+)"?""", re.IGNORECASE
 )
+
+_CLOCK: Final = (
+    "extract(epoch FROM clock_timestamp())",
+    "((julianday('now') - 2440587.5) * 86400.0)",
+)
+
+
+class PostgresError(Exception):
+    """An error that PostgreSQL tells by its code."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
 
 
 class Session:
@@ -68,6 +75,7 @@ class Server:
         network: how it is reached.
         schema: statements that make its tables.
         committed: called with a local transaction's writes when it is committed.
+        dialect: whose SQL it understands: SQLite's own, or of PostgreSQL what is needed to prepare.
         whole: one lock for the whole database, held from the first statement on, as SQLite has:
             for what relies on that where other databases lock rows that are read.
     """
@@ -79,10 +87,12 @@ class Server:
         schema: Sequence[str],
         committed: Callable[[Sequence[Query]], None],
         *,
+        dialect: Dialect = Dialect.SQLITE,
         whole: bool = False,
     ) -> None:
         self.name = name
         self.network = network
+        self.dialect = dialect
         self.prepared: dict[str, Session] = {}
         self._committed = committed
         self._whole = whole
@@ -127,10 +137,13 @@ class Server:
         self._attach(None)
         return self._sqlite.execute(text, parameters).fetchall()
 
-    def residue(self) -> list[str]:
-        """What is open, locked or prepared."""
-        opened = [f"open transaction of {s.client}" for s in self._sessions if s.open]
-        locks = [f"row lock {key}" for key in self._holders]
+    def residue(self, but: str = "") -> list[str]:
+        """What is open, locked or prepared, but for what the node named `but` is at."""
+        mine = {s for s in self._sessions if s.client is not None and s.client.name == but}
+        opened = [
+            f"open transaction of {s.client}" for s in self._sessions if s.open and s not in mine
+        ]
+        locks = [f"row lock {key}" for key, holder in self._holders.items() if holder not in mine]
         return opened + locks + [f"prepared transaction {name}" for name in self.prepared]
 
     def close(self) -> None:
@@ -144,13 +157,40 @@ class Server:
         if session.lost:
             reply((Result(), _lost()))
         elif kind == "execute":
-            self._wait_and_execute(session, query, reply)
+            special = self._special(session, query.text)
+            if special is None:
+                self._wait_and_execute(session, query, reply)
+            else:
+                reply(special)
         else:
             reply(self._command(session, kind, str(query.text)))
 
     def _julian_day(self, _now: str) -> float:
         """SQLite's own clock, on virtual time."""
         return self.network.loop.time() / 86400.0 + 2440587.5
+
+    def _special(self, session: Session, text: str) -> Reply | None:
+        """What PostgreSQL has and SQLite has not; None for what SQLite is asked."""
+        if self.dialect is not Dialect.POSTGRES:
+            return None
+        name = text.partition("'")[2].rstrip("'")
+        answer: Reply | None = None
+        match text.split()[:2]:
+            case ["BEGIN"] | ["SET", _]:
+                answer = Result(), None
+            case ["COMMIT"] | ["ROLLBACK"]:
+                answer = self._command(session, text.lower(), "")
+            case ["SHOW", _]:
+                answer = Result((("100",),)), None
+            case ["SELECT", "1"]:
+                answer = Result(((1,),)), None
+            case ["SELECT", "txid_current()"]:
+                answer = Result((("its",),)), PostgresError("25P02") if session.failed else None
+            case ["PREPARE", "TRANSACTION"]:
+                answer = self._command(session, "prepare", name)
+            case [("COMMIT" | "ROLLBACK") as word, "PREPARED"]:
+                answer = self._command(session, f"{word.lower()} prepared", name)
+        return answer
 
     def _command(self, session: Session, kind: str, name: str) -> Reply:
         match kind:
@@ -172,7 +212,7 @@ class Server:
             case _:
                 found = self.prepared.pop(name, None)
                 if found is None:
-                    return Result(), NotFoundError(f"no prepared transaction {name}")
+                    return Result(), PostgresError("42704")
                 if kind == "commit prepared":
                     self._commit(found)
                 else:
@@ -246,10 +286,11 @@ class Server:
     def _execute(self, session: Session, query: Query) -> Reply:
         session.open = True
         if session.failed:
-            return Result(), InvalidError("the local transaction has failed before")
+            return Result(), PostgresError("25P02")
         self._attach(session)
         try:
-            cursor = self._sqlite.execute(query.text, _values(query))
+            text = query.text.replace(*_CLOCK)
+            cursor = self._sqlite.execute(text, _values(query))
             rows = tuple(cursor.fetchall())
         except sqlite3.IntegrityError as error:
             session.failed = True
@@ -270,7 +311,7 @@ class Server:
         if session is not None:
             self._sqlite.execute("BEGIN")
             for write in session.writes:
-                self._sqlite.execute(write.text, _values(write))
+                self._sqlite.execute(write.text.replace(*_CLOCK), _values(write))
 
 
 class Connection(AsyncConnection):
@@ -280,43 +321,29 @@ class Connection(AsyncConnection):
         branch: whose phase the open local transaction is, as its barrier row says.
     """
 
-    dialect = Dialect.SQLITE
-
     def __init__(self, server: Server, session: Session) -> None:
         super().__init__(self)
+        self.dialect = server.dialect
         self.server = server
         self._session = session
-        self._begun = False
+        self._opened = False
         self.branch: tuple[object, object] = ("", "")
-
-    async def prepare(self, name: str) -> None:
-        """Prepare the local transaction under a global name."""
-        self._begun = False
-        await self._ask("prepare", Query(name))
-
-    async def end_prepared(self, name: str, *, commit: bool) -> None:
-        """Commit a prepared transaction, or roll it back.
-
-        Raises:
-            NotFoundError: there is none of that name (any more).
-        """
-        await self._ask("commit prepared" if commit else "rollback prepared", Query(name))
 
     def in_transaction(self) -> bool:
         """Whether a local transaction is open."""
-        return self._begun
+        return self._opened
 
     async def _begin(self) -> None:
-        self._begun = True
+        self._opened = True
 
     async def _prove(self) -> None: ...
 
     async def _commit(self) -> None:
-        self._begun = False
+        self._opened = False
         await self._ask("commit", Query(""))
 
     async def _rollback(self) -> None:
-        begun, self._begun = self._begun, False
+        begun, self._opened = self._opened, False
         if begun:
             await self._ask("rollback", Query(""))
 
@@ -325,6 +352,9 @@ class Connection(AsyncConnection):
             xid, branch, *_ = _values(query)
             self.branch = xid, branch
         return await self._ask("execute", query)
+
+    async def _discard(self) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Give the connection back; what is open is rolled back."""

@@ -195,6 +195,7 @@ class Town:
             world.network,
             self.style.schema,
             self.oracle.committed,
+            dialect=self.style.dialect,
             whole=self.style.whole,
         )
         for number in range(ACCOUNTS):

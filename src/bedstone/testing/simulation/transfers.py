@@ -34,6 +34,7 @@ from bedstone.transactions.saga import Context, Saga, parallel, saga, sequence, 
 from bedstone.transactions.sql import Dialect, Query
 from bedstone.transactions.sql import Style as SqlStyle
 from bedstone.transactions.tcc import Tcc, tcc
+from bedstone.transactions.xa import xa
 
 ACCOUNTS: Final = "CREATE TABLE accounts (id TEXT PRIMARY KEY, balance INT, reserved INT)"
 EFFECTS: Final = (
@@ -60,12 +61,14 @@ class Style:
         schema: what every bank's database has.
         leftovers: tables that are empty once everything has ended and is swept.
         whole: whether its databases lock as a whole.
+        dialect: whose SQL they understand.
     """
 
     tries: ClassVar[bool] = True
     schema: tuple[str, ...] = (ACCOUNTS, EFFECTS)
     leftovers: tuple[str, ...] = ()
     whole: ClassVar[bool] = False
+    dialect: ClassVar[Dialect] = Dialect.SQLITE
 
     def settle(self, home: Home) -> None:
         """Make participants known in a process: a bank's, or one with the application's code."""
@@ -278,10 +281,51 @@ class AutomaticStyle(Style):
                             yield Effect(xid, branch, Phase.CONFIRM, change)
 
 
+class XaStyle(Style):
+    """XA: local transactions that are prepared, and end as the log says."""
+
+    tries = False
+    schema = (*TccStyle.schema, undo.create_table(Dialect.SQLITE))
+    leftovers = TccStyle.leftovers
+    dialect = Dialect.POSTGRES
+
+    def settle(self, home: Home) -> None:
+        """Every process may end what is prepared."""
+        for letter in "ab":
+            home.tools[letter] = xa(
+                home.databases[letter], name=f"accounts-{letter}", transactions=home.transactions
+            )
+
+    async def transfer(self, home: Home, transfer: Transfer) -> None:
+        """Two local transactions, at the banks or from here."""
+        random = home.world.random
+        here = random.random() < 0.5
+        parts = ((transfer.source, -transfer.amount), (transfer.target, transfer.amount))
+        async with home.transactions.transaction("xa", timeout=random.choice((0.5, 3.0, 10.0))):
+            for account, amount in parts:
+                if here:
+                    async with home.tools[account[0]].xa() as db:
+                        await change(db, Phase.CONFIRM, account, amount)
+                else:
+                    await _ask_bank(home.world, account, amount)
+
+    async def serve(self, home: Home, *request: Any) -> None:
+        """A request that carries a transaction."""
+        xid, remaining, account, amount = request
+        with telemetry.with_transaction(xid), telemetry.deadline(max(remaining, 0.001)):
+            async with home.tools[account[0]].xa() as db:
+                await change(db, Phase.CONFIRM, account, amount)
+
+    async def intrude(self, world: World, xid: str) -> None:
+        """Commit what was never prepared."""
+        await _forge(world, xid, Mode.XA, "xa/accounts-a")
+
+
 MODES: Final[dict[str, Callable[[], Style]]] = {
     "at": AutomaticStyle,
     "saga": SagaStyle,
     "tcc": TccStyle,
+    "xa": XaStyle,
 }
 
 
