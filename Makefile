@@ -20,6 +20,7 @@ up: setup ## run the bank example, meshed, on real engines
 	@$(BIN)/bedstone up examples/bank
 
 test: setup ## pass the tests
+	@sh requirements/system.sh
 	@$(BIN)/python -m pytest
 
 check: lint types imports test ## everything that CI demands
