@@ -146,11 +146,14 @@ def _gives_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
 
-async def _entered(given: Any, stack: AsyncExitStack) -> SyncConnection | AsyncConnection:
+async def _entered(
+    given: Any, stack: AsyncExitStack, *, awaited: bool = False
+) -> SyncConnection | AsyncConnection:
     if isinstance(given, SyncConnection | AsyncConnection):
         return given
     if supported(given):
-        given = await _maybe(given)  # aiosqlite's is awaited to be opened
+        if not awaited:
+            given = await _maybe(given)  # aiosqlite's is awaited to be opened, and only once
         stack.push_async_callback(_close, given)
         return adapt(given)
     if hasattr(given, "__aenter__"):
@@ -158,7 +161,7 @@ async def _entered(given: Any, stack: AsyncExitStack) -> SyncConnection | AsyncC
     if hasattr(given, "__enter__"):
         return adapt(stack.enter_context(given))
     if inspect.isawaitable(given):
-        return await _entered(await given, stack)
+        return await _entered(await given, stack, awaited=True)
     return adapt(given)
 
 

@@ -14,7 +14,7 @@ import pymysql
 import pytest
 
 from bedstone.errors import InvalidError, UnavailableError
-from bedstone.transactions.connections import adapt
+from bedstone.transactions.connections import AsyncConnection, adapt
 from bedstone.transactions.connections_async import Asyncmy
 from bedstone.transactions.connections_sync import PyMySQL, SQLite
 from bedstone.transactions.databases import database
@@ -120,6 +120,20 @@ def test_asynchronous_sources_are_seen() -> None:
     assert database(opens).is_async
     assert not database(blocks).is_async
     assert database(blocks, is_async=True).is_async
+
+
+def test_an_async_function_may_give_an_open_aiosqlite_connection(tmp_path: Path) -> None:
+    import aiosqlite
+
+    async def opened() -> aiosqlite.Connection:
+        return await aiosqlite.connect(tmp_path / "a.db")
+
+    async def main() -> None:
+        async with database(opened).connect() as db:
+            assert isinstance(db, AsyncConnection)
+            assert (await db.execute(Query("SELECT 1"))).rows == [(1,)]
+
+    asyncio.run(main())
 
 
 def test_sqlite_url(tmp_path: Path) -> None:
