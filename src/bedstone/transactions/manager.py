@@ -69,6 +69,16 @@ class _Home:
             or self.process != os.getpid()
         )
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it is being stopped in the running loop: what it works on may still ask it."""
+        return (
+            self.stop.is_set()
+            and self.ready.done()
+            and not self.ended.done()
+            and self.loop is asyncio.get_running_loop()
+        )
+
 
 class Transactions:
     """The distributed transactions of this process. `async with` or `with`, or just used.
@@ -174,7 +184,9 @@ class Transactions:
 
     async def ask(self, question: Callable[[Coordinator, Log], Coroutine[Any, Any, T]]) -> T:
         """Run `question(coordinator, log)` in the manager's own loop."""
-        home = await self._running()
+        home = self._home
+        if home is None or not home.leaving:
+            home = await self._running()
         coordinator, log, _ = home.ready.result()
         if home.loop is asyncio.get_running_loop():
             return await question(coordinator, log)

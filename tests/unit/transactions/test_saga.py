@@ -610,3 +610,17 @@ def test_an_input_or_a_result_that_is_not_json_is_refused(tmp_path: Path) -> Non
         assert it.rows() == []
 
     run(tmp_path, test)
+
+
+def test_a_saga_that_waits_does_not_revive_a_manager_that_is_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        log = MemoryLog()
+        async with world(tmp_path, log) as it:
+            xid = await it.saga(sequence(event("paid"))).start()
+        await asyncio.sleep(0)
+        assert await log.leases() == {}
+        with pytest.raises(InvalidError, match="not started"):
+            _ = it.transactions.coordinator
+        assert (await log.get(xid)).state is State.ACTIVE
+
+    asyncio.run(main())
