@@ -131,7 +131,7 @@ def test_an_async_function_may_give_an_open_aiosqlite_connection(tmp_path: Path)
     async def main() -> None:
         async with database(opened).connect() as db:
             assert isinstance(db, AsyncConnection)
-            assert (await db.execute(Query("SELECT 1"))).rows == [(1,)]
+            assert (await db.execute(Query("SELECT 1"))).rows == ((1,),)
 
     asyncio.run(main())
 
