@@ -196,6 +196,7 @@ class ConnectionProxy(Proxy):
             return
         db = self._session.db
         if not db.in_transaction():
+            self._session.owner.prepare(db)
             db.begin()
             with self._outermost():
                 yield self

@@ -91,6 +91,7 @@ class _Blocks(Proxy):
     async def _enter(self) -> str:
         """Begin a block; the name of its savepoint, empty for the outermost."""
         if not self._session.db.in_transaction():
+            await self._session.owner.prepare_async(self._session.db)
             await self._session.db.begin()
             return ""
         self._depth += 1

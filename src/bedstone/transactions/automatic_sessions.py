@@ -56,7 +56,7 @@ class Owner(Protocol):
     def catalogue(self, dialect: Dialect) -> Catalogue:
         """What is known of its tables."""
 
-    def prepare(self, connection: SyncConnection | None) -> None:
+    def prepare(self, connection: SyncConnection) -> None:
         """Make Bedstone's tables where they are missing."""
 
     async def prepare_async(self, connection: AsyncConnection | None) -> None:
@@ -190,9 +190,9 @@ class SyncSession(Session):
 
     def _open(self, statement: Statement, *, autocommit: bool) -> bool:
         """Open a local transaction for a write; whether it is this statement's alone."""
+        self.owner.prepare(self.db)
         if statement.action not in WRITES:
             return False
-        self.owner.prepare(self.db)
         if self.db.in_transaction():
             return False
         self.db.begin()
@@ -323,9 +323,9 @@ class AsyncSession(Session):
             await self.commit()
 
     async def _open(self, statement: Statement, *, autocommit: bool) -> bool:
+        await self.owner.prepare_async(self.db)
         if statement.action not in WRITES:
             return False
-        await self.owner.prepare_async(self.db)
         if self.db.in_transaction():
             return False
         await self.db.begin()

@@ -150,10 +150,10 @@ class _Events:
                 )
 
     def _prepare(self, state: _State) -> None:
-        if state.db.raw.dialect.is_async:
+        if not state.db.raw.dialect.is_async:
+            self._owner.prepare(state.db)
+        elif not self._owner.prepared(state.db):
             state.wait(self._owner.prepare_async(None))
-        else:
-            self._owner.prepare(None)
 
     def _check(self, state: _State, scope: Scope, locks: list[str]) -> None:
         if not state.db.raw.dialect.is_async:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -186,7 +186,8 @@ class TwoPhaseMessage:
         manager = self._messages.transactions
         payload = packed(self._messages.message(subject, data, headers))
         branch = Branch(0, Mode.SAGA, manager.resource(self.name), payload)
-        async with self.database.connect() as db:
+        async with AsyncExitStack() as stack:
+            db = await stack.enter_async_context(self.database.connect())
             if not isinstance(db, AsyncConnection):
                 raise InvalidError(f"got a blocking connection of {self.database.name}")
             await self._prepare(db)
@@ -200,13 +201,13 @@ class TwoPhaseMessage:
                     raise TransactionAbortedError(f"transaction {begun.xid} was given up before")
                 yield db.raw
             except BaseException:
-                await self._free(db)
+                await self._free(db, stack)
                 await whole(self._given_up(begun))
                 raise
             try:
                 await db.commit()
             except BaseException as error:
-                await self._free(db)
+                await self._free(db, stack)
                 if not isinstance(error, UnknownOutcomeError):
                     await whole(self._given_up(begun))
                     raise
@@ -214,10 +215,12 @@ class TwoPhaseMessage:
                 return
         await whole(self._commit(begun))
 
-    async def _free(self, db: AsyncConnection) -> None:
-        """End what is open, so that the database can be asked what became of it."""
+    async def _free(self, db: AsyncConnection, stack: AsyncExitStack) -> None:
+        """End what is open, and give the connection up: asking back takes one, maybe the same."""
         with suppress(Exception):  # a connection that can't has lost its transaction
             await db.rollback()
+        with suppress(Exception):
+            await stack.aclose()
 
     async def _given_up(self, begun: Transaction) -> None:
         """`_settle`, where the block has an error of its own, which says it all."""

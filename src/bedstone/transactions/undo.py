@@ -146,6 +146,14 @@ def forget(dialect: Dialect, xids: Sequence[str]) -> Steps[int]:
     return gone
 
 
+def present(dialect: Dialect) -> Steps[bool]:
+    """Whether the tables of AT and of the barrier are there."""
+    for table in (barrier.TABLE, TABLE):
+        if not (yield Query(_EXISTS[dialect], (table,))).rows:
+            return False
+    return True
+
+
 def ensure(dialect: Dialect) -> Steps[None]:
     """Make the tables of AT and of the barrier; in a transaction of their own."""
     yield from barrier.ensure(dialect)
