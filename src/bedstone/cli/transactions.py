@@ -304,7 +304,17 @@ def _value(image: Any, name: str) -> str:
 
 
 def _detail(detail: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {brief(str(value), 80)}" for key, value in detail.items())
+    return ", ".join(_told(key, value) for key, value in detail.items() if value is not False)
+
+
+def _told(key: str, value: Any) -> str:
+    match key, value:
+        case (("deadline" | "until"), float()):
+            return f"{key} {_time(value)}"
+        case _, True:
+            return key
+        case _:
+            return f"{key} {brief(str(value), 80)}"
 
 
 def _time(at: float) -> str:

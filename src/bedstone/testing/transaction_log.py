@@ -279,7 +279,7 @@ class MemoryLog:
         found = self.world.transactions.get(xid)
         if found is None:
             raise UnknownTransactionError(
-                f"no transaction {xid!r}", hint="`bedstone tx list` shows those that are known"
+                f"no transaction {xid!r}", hint="`bedstone tx ls` shows those that are known"
             )
         return found
 

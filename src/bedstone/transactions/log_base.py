@@ -216,5 +216,5 @@ def known(found: Transaction | None, xid: str) -> Transaction:
 def unknown(xid: str) -> UnknownTransactionError:
     """What asking for an id that the log does not hold gets."""
     return UnknownTransactionError(
-        f"no transaction {xid[:80]!a}", hint="`bedstone tx list` shows those that are known"
+        f"no transaction {xid[:80]!a}", hint="`bedstone tx ls` shows those that are known"
     )

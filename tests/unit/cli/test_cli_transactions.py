@@ -70,7 +70,8 @@ DETAIL = TransactionDetail(
         ),
     ),
     events=(
-        TransactionEvent(at=NOW - 61, kind="begun", detail={"name": "transfer"}),
+        TransactionEvent(at=NOW - 61, kind="begun", detail={"name": "transfer", "deadline": 1e9}),
+        TransactionEvent(at=NOW - 40, kind="decided", detail={"late": False, "state": "aborting"}),
         TransactionEvent(at=NOW - 31, kind="stuck", branch=1, detail={"error": "a dirty row"}),
     ),
 )
@@ -106,6 +107,8 @@ def test_show_has_the_time_line_the_three_images_and_what_to_do(
     assert "bedstone tx retry 01jd3k7" in out
     assert "bedstone tx repair 01jd3k7 --branch 1 --why TEXT" in out
     assert re.search(r"1 +stuck +error a dirty row", out)
+    assert re.search(r"begun +name transfer, deadline 2001-09-0", out), "a time that people read"
+    assert re.search(r"decided +state aborting$", out, re.MULTILINE)
     assert "abababababab" in out
     shown = command("tx", "show", "01jd3k7", "-o", "json").out
     assert TransactionDetail.model_validate(json.loads(shown)) == DETAIL
