@@ -2,10 +2,12 @@
 
 After Elle (Kingsbury and Alvaro, VLDB 2020). Registers are lists that are appended to, or are
 written (then every value is written once, and the order of writes must be given). Pure.
+`python -m bedstone.testing.histories FILE.jsonl` checks a recorded history (see `history_files`).
 
 Rules:
 - Every appended or written value is unique per register, so that a read tells whose write it saw.
 - What is found is proved by the history; what is not found may still be there.
+- What an aborted transaction appended, and took back, is no version: reading it is G1a alone.
 - Edges of the dependency graph: WW (its write was overwritten or appended to by), WR (its write was
   read by), RW (it read what came before a write of).
 
@@ -22,7 +24,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -30,6 +32,7 @@ from itertools import combinations, pairwise
 from typing import Final
 
 from bedstone.errors import InvalidError
+from bedstone.testing.history_graph import Edge, Graph, Step, cycles
 
 
 class Kind(StrEnum):
@@ -39,14 +42,6 @@ class Kind(StrEnum):
     WRITE = "write"
     READ = "read"
     READ_LIST = "read-list"
-
-
-class Edge(StrEnum):
-    """How one transaction comes before another."""
-
-    WW = "ww"
-    WR = "wr"
-    RW = "rw"
 
 
 class Level(StrEnum):
@@ -106,16 +101,6 @@ class Txn:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One edge of a witness."""
-
-    source: str
-    edge: Edge
-    target: str
-    register: str
-
-
-@dataclass(frozen=True, slots=True)
 class Anomaly:
     """One anomaly.
 
@@ -164,7 +149,10 @@ def anomalies(
     found = [*view.anomalies, *_aborted_reads(view), *_intermediate_reads(view)]
     found += _lost_updates(view)
     graph = _graph(view)
-    found += _cycles(graph)
+    found += [
+        Anomaly(name, cycle, tuple(dict.fromkeys(step.source for step in cycle)))
+        for name, cycle in cycles(graph)
+    ]
     return tuple(found)
 
 
@@ -178,16 +166,34 @@ class _View:
     def committed(self) -> Iterable[Txn]:
         return (txn for txn in self.history if txn.committed)
 
+    def aborted(self, register: str, value: int) -> bool:
+        """Whether the value's transaction is known to have aborted."""
+        writer = self.writers.get((register, value))
+        return writer is not None and not writer.committed
+
+    def installed(self, operation: Operation) -> tuple[int, ...]:
+        """What a read saw of others, oldest first; of a list without what was taken back."""
+        match operation.kind:
+            case Kind.READ if operation.value is not None:
+                return (operation.value,)
+            case Kind.READ_LIST:
+                register = operation.register
+                return tuple(it for it in operation.seen if not self.aborted(register, it))
+            case _:
+                return ()
+
 
 def _view(history: Sequence[Txn], given: Mapping[str, Sequence[int]]) -> _View:
     view = _View(history)
-    longest: dict[str, tuple[int, ...]] = {}
     for txn in history:
         for operation in txn.operations:
             _note(view, txn, operation)
-            if operation.kind is Kind.READ_LIST and txn.committed:
-                before = longest.get(operation.register, ())
-                short, long = sorted((before, operation.seen), key=len)
+    longest: dict[str, tuple[int, ...]] = {}
+    for txn in view.committed():
+        for operation in txn.operations:
+            if operation.kind is Kind.READ_LIST:
+                before, seen = longest.get(operation.register, ()), view.installed(operation)
+                short, long = sorted((before, seen), key=len)
                 if long[: len(short)] != short:
                     detail = f"{operation.register}: {short} and {long}"
                     view.anomalies.append(Anomaly("incompatible-order", (), (txn.name,), detail))
@@ -200,7 +206,10 @@ def _view(history: Sequence[Txn], given: Mapping[str, Sequence[int]]) -> _View:
     }
     if missing := sorted(written - set(given)):
         raise InvalidError(f"registers {missing} are written, and the order is not given")
-    view.orders = longest | {register: tuple(order) for register, order in given.items()}
+    view.orders = longest | {
+        register: tuple(value for value in order if not view.aborted(register, value))
+        for register, order in given.items()
+    }
     return view
 
 
@@ -213,40 +222,38 @@ def _note(view: _View, txn: Txn, operation: Operation) -> None:
     view.writers[key] = txn
 
 
-def _external_reads(txn: Txn) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """What a transaction read of others: the register, and the versions that it saw, last last."""
+def _external_reads(txn: Txn) -> Iterable[Operation]:
+    """The reads whose answer others gave: before it wrote the register itself."""
     own: set[str] = set()
     for operation in txn.operations:
-        match operation.kind:
-            case Kind.APPEND | Kind.WRITE:
-                own.add(operation.register)
-            case Kind.READ if operation.register not in own:
-                yield operation.register, () if operation.value is None else (operation.value,)
-            case Kind.READ_LIST if operation.register not in own:
-                yield operation.register, operation.seen
-            case _:
-                pass
+        if operation.kind in {Kind.APPEND, Kind.WRITE}:
+            own.add(operation.register)
+        elif operation.register not in own:
+            yield operation
+
+
+def _seen(operation: Operation) -> tuple[int, ...]:
+    if operation.kind is Kind.READ:
+        return () if operation.value is None else (operation.value,)
+    return operation.seen
 
 
 def _aborted_reads(view: _View) -> Iterable[Anomaly]:
     for txn in view.committed():
-        for register, seen in _external_reads(txn):
-            for value in seen:
-                writer = view.writers.get((register, value))
-                if writer is not None and not writer.committed:
-                    detail = f"{txn.name} read {value} of {register}, which {writer.name} aborted"
-                    yield Anomaly("G1a", (), (writer.name, txn.name), detail)
+        for operation in _external_reads(txn):
+            for value in _seen(operation):
+                if view.aborted(operation.register, value):
+                    writer = view.writers[operation.register, value].name
+                    detail = f"{txn.name} read {value} of {operation.register}, aborted: {writer}"
+                    yield Anomaly("G1a", (), (writer, txn.name), detail)
 
 
 def _intermediate_reads(view: _View) -> Iterable[Anomaly]:
     for txn in view.committed():
-        for register, seen in _external_reads(txn):
-            if not seen:
-                continue
-            writer = view.writers.get((register, seen[-1]))
-            if writer is None or writer is txn:
-                continue
-            if _last(writer, register) != seen[-1]:
+        for operation in _external_reads(txn):
+            seen, register = _seen(operation), operation.register
+            writer = view.writers.get((register, seen[-1])) if seen else None
+            if writer is not None and _last(writer, register) != seen[-1]:
                 detail = f"{txn.name} read {seen[-1]} of {register} within {writer.name}"
                 yield Anomaly("G1b", (), (writer.name, txn.name), detail)
 
@@ -263,7 +270,8 @@ def _last(txn: Txn, register: str) -> int | None:
 def _lost_updates(view: _View) -> Iterable[Anomaly]:
     readers: dict[tuple[str, int | None], list[Txn]] = defaultdict(list)
     for txn in view.committed():
-        for register, seen in dict(_external_reads(txn)).items():
+        latest = {it.register: view.installed(it) for it in _external_reads(txn)}
+        for register, seen in latest.items():
             if _last(txn, register) is not None:
                 readers[register, seen[-1] if seen else None].append(txn)
     for (register, value), found in readers.items():
@@ -272,11 +280,8 @@ def _lost_updates(view: _View) -> Iterable[Anomaly]:
             yield Anomaly("lost-update", (), (one.name, other.name), detail)
 
 
-_Graph = dict[str, dict[str, dict[Edge, str]]]
-
-
-def _graph(view: _View) -> _Graph:
-    graph: _Graph = {txn.name: {} for txn in view.committed()}
+def _graph(view: _View) -> Graph:
+    graph: Graph = {txn.name: {} for txn in view.committed()}
 
     def add(source: Txn | None, edge: Edge, target: Txn | None, register: str) -> None:
         if source and target and source.committed and target.committed and source is not target:
@@ -292,7 +297,8 @@ def _graph(view: _View) -> _Graph:
                 register,
             )
     for txn in view.committed():
-        for register, seen in _external_reads(txn):
+        for operation in _external_reads(txn):
+            register, seen = operation.register, view.installed(operation)
             if seen:
                 add(writers.get((register, seen[-1])), Edge.WR, txn, register)
             for value in _following(view, register, seen):
@@ -312,55 +318,7 @@ def _following(view: _View, register: str, seen: tuple[int, ...]) -> Sequence[in
     return [value for name, value in view.writers if name == register and value not in order]
 
 
-def _cycles(graph: _Graph) -> Iterable[Anomaly]:
-    for name, allowed, must in (
-        ("G0", {Edge.WW}, Edge.WW),
-        ("G1c", {Edge.WW, Edge.WR}, Edge.WR),
-    ):
-        for step in _edges(graph, {must}):
-            if (back := _path(graph, step.target, step.source, allowed)) is not None:
-                yield _anomaly(name, (step, *back))
-                break
-    single: Anomaly | None = None
-    several: Anomaly | None = None
-    for step in _edges(graph, {Edge.RW}):
-        back = _path(graph, step.target, step.source, {Edge.WW, Edge.WR})
-        if back is not None:
-            single = single or _anomaly("G-single", (step, *back))
-            continue
-        back = _path(graph, step.target, step.source, set(Edge))
-        if back is not None and several is None:
-            several = _anomaly("G2-item", (step, *back))
-    yield from (found for found in (single, several) if found is not None)
+if __name__ == "__main__":
+    from bedstone.testing.history_files import main
 
-
-def _anomaly(name: str, cycle: tuple[Step, ...]) -> Anomaly:
-    return Anomaly(name, cycle, tuple(dict.fromkeys(step.source for step in cycle)))
-
-
-def _edges(graph: _Graph, kinds: set[Edge]) -> Iterable[Step]:
-    for source, targets in graph.items():
-        for target, edges in targets.items():
-            for edge, register in edges.items():
-                if edge in kinds:
-                    yield Step(source, edge, target, register)
-
-
-def _path(graph: _Graph, start: str, end: str, allowed: set[Edge]) -> tuple[Step, ...] | None:
-    """A shortest way by allowed edges; those without RW are preferred where there are several."""
-    came: dict[str, Step] = {}
-    queue = deque([start])
-    while queue:
-        here = queue.popleft()
-        for target, edges in graph[here].items():
-            kind = next((edge for edge in Edge if edge in edges and edge in allowed), None)
-            if kind is None or target in came or target == start:
-                continue
-            came[target] = Step(here, kind, target, edges[kind])
-            if target == end:
-                way = [came[end]]
-                while way[0].source != start:
-                    way.insert(0, came[way[0].source])
-                return tuple(way)
-            queue.append(target)
-    return None
+    raise SystemExit(main())
