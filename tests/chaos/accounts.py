@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MODES = ("tcc", "saga", "at", "xa", "message", "outbox")
-GROUPS = 12
+GROUPS = 40
 """Groups of each mode; money stays within one."""
 OPENING = 100_000
 POOR = 60

@@ -242,6 +242,39 @@ def test_the_decision_that_is_not_written_is_made_by_asking_back(shop: Shop) -> 
     run(shop, test)
 
 
+class Narrow(Shop):
+    """Whose pool has one connection, for all that go on at once."""
+
+    def start(self) -> None:
+        self.slots = asyncio.Semaphore(1)
+        super().start()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self.slots, super().connect() as db:
+            yield db
+
+
+def test_asking_back_needs_no_second_connection_of_the_pool(tmp_path: Path) -> None:
+    shop = Narrow(tmp_path)
+
+    async def order(item: str) -> None:
+        async with shop.placed("orders.placed", {"item": item}) as db:
+            await db.execute("INSERT INTO orders VALUES (?)", (item,))
+            if item != "lamp":
+                raise RuntimeError(item)
+
+    async def test() -> None:
+        items = ["lamp", "desk", "chair", "shelf"]
+        told = await asyncio.gather(*map(order, items), return_exceptions=True)
+        assert list(map(str, told)) == ["None", "desk", "chair", "shelf"]
+        await shop.ended()
+        assert shop.items() == ["lamp"]
+        assert await shop.sent() == [{"item": "lamp"}]
+
+    run(shop, test)
+
+
 def test_a_blocking_database_is_refused(shop: Shop) -> None:
     with pytest.raises(InvalidError, match="blocks"):
         TwoPhaseMessage(lambda: sqlite3.connect(":memory:"), shop.messages, name="x")
