@@ -255,6 +255,18 @@ def _try(dialect: Dialect, xid: str, branch: str) -> Steps[Entered]:
 
 
 def _confirm(dialect: Dialect, xid: str, branch: str) -> Steps[Entered]:
+    if dialect is not Dialect.MYSQL:
+        # Mostly all is as it should be, and one statement is enough; whatever it is otherwise is
+        # looked at from the beginning: the TRY may have come between.
+        inserted = yield Query(
+            f"INSERT INTO {TABLE} (xid, branch, phase, written_by, at) "  # noqa: S608
+            f"SELECT xid, branch, 'confirm', 'confirm', {_NOW[dialect]} FROM {TABLE} "
+            "WHERE xid = ? AND branch = ? AND phase = ? AND written_by = 'try' "
+            "ON CONFLICT DO NOTHING",
+            _try_key(xid, branch),
+        )
+        if inserted.count == 1:
+            return Entered.PROCEED
     if (yield from _writer(dialect, xid, branch)) != Phase.TRY:
         return Entered.NOT_TRIED
     fresh = yield from _insert(dialect, xid, branch, Phase.CONFIRM, Phase.CONFIRM)

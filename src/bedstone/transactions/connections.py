@@ -187,8 +187,11 @@ class AsyncConnection(ABC):
         self.raw = raw
         self._begun = False
 
-    async def begin(self) -> None:
+    async def begin(self, *, ours: bool = False) -> None:
         """Open a local transaction, at the latest with the next statement.
+
+        Args:
+            ours: the next statement comes by `execute`; drivers that can send both together.
 
         Raises:
             InvalidError: one is open.
@@ -196,7 +199,7 @@ class AsyncConnection(ABC):
         """
         _refuse_open(open_=self.in_transaction())
         with translated():
-            await self._begin()
+            await (self._begin_with_next() if ours else self._begin())
         self._begun = True
 
     async def commit(self) -> None:
@@ -272,6 +275,9 @@ class AsyncConnection(ABC):
 
     @abstractmethod
     async def _begin(self) -> None: ...
+
+    async def _begin_with_next(self) -> None:
+        await self._begin()
 
     @abstractmethod
     async def _commit(self) -> None: ...

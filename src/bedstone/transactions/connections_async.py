@@ -20,7 +20,7 @@ from bedstone.transactions.connections_sync import (
     psycopg_status,
     sqlite_implicit,
 )
-from bedstone.transactions.sql import Dialect, Query, Result, Style
+from bedstone.transactions.sql import Dialect, Query, Result, Style, literal
 from bedstone.transactions.sqlalchemy_dialects import NO_PARAMETERS, dialect_of, refuse_autocommit
 
 _GIVES_ROWS = re.compile(
@@ -81,7 +81,9 @@ class Psycopg(AsyncConnection):
 class Asyncpg(AsyncConnection):
     """`asyncpg.Connection`, or what its pool gives. No rows, no columns' names.
 
-    The local transaction is asyncpg's own, so that `raw.transaction()` inside it is a savepoint.
+    A local transaction of ours is entered in asyncpg's own books, so that `raw.transaction()`
+    inside it is a savepoint; its BEGIN and COMMIT are sent from here: the one together with what
+    follows, the other so that its answer is seen, which is ROLLBACK for one that has failed.
     """
 
     dialect = Dialect.POSTGRES
@@ -89,6 +91,7 @@ class Asyncpg(AsyncConnection):
     def __init__(self, raw: Any) -> None:
         super().__init__(raw)
         self._transaction: Any = None
+        self._due = False
 
     def in_transaction(self) -> bool:
         """Ask what the server said last."""
@@ -99,30 +102,58 @@ class Asyncpg(AsyncConnection):
         await transaction.start()
         self._transaction = transaction
 
-    async def _commit(self) -> None:
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            await transaction.commit()
-        elif await self.raw.execute("COMMIT") != "COMMIT":
+    async def _begin_with_next(self) -> None:
+        self._due = True
+
+    async def _prove(self) -> None:
+        if self._begun and not self._due and not self.in_transaction():
             raise failed_before()
 
+    async def _commit(self) -> None:
+        if not self._due:
+            try:
+                answer = await self.raw.execute("COMMIT")
+            finally:
+                self._ended()
+            if answer != "COMMIT":
+                raise failed_before()
+        self._due = False
+
     async def _rollback(self) -> None:
-        transaction, self._transaction = self._transaction, None
-        if self.raw.is_closed():
-            return
-        if transaction is not None:  # also when the server has ended it: asyncpg counts too
-            await transaction.rollback()
-        elif self.in_transaction():
+        self._due = False
+        self._ended()
+        if not self.raw.is_closed() and self.in_transaction():
             await self.raw.execute("ROLLBACK")
+
+    def _ended(self) -> None:
+        """Take our transaction out of asyncpg's books."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None and transaction._connection._top_xact is transaction:  # noqa: SLF001
+            transaction._connection._top_xact = None  # noqa: SLF001
 
     async def _execute(self, query: Query) -> Result:
         text, parameters = bound(query, Style.NUMBERED)
+        if self._due:
+            self._due = False
+            together = None if query.native or _GIVES_ROWS.match(text) else literal(query)
+            if together is not None:
+                return await self._open(together)
+            await self._begin()
         arguments = tuple(parameters or ())
         if not _GIVES_ROWS.match(text):
             return Result(count=_counted(await self.raw.execute(text, *arguments)))
         records = await self.raw.fetch(text, *arguments)
         columns = tuple(records[0].keys()) if records else ()
         return Result(tuple(tuple(record) for record in records), columns, len(records))
+
+    async def _open(self, text: str) -> Result:
+        """Begin, and run a statement without parameters, in one round trip."""
+        from asyncpg.transaction import TransactionState  # type: ignore[import-untyped]
+
+        transaction = self._transaction = self.raw.transaction()
+        transaction._state = TransactionState.STARTED  # noqa: SLF001
+        transaction._connection._top_xact = transaction  # noqa: SLF001
+        return Result(count=_counted(await self.raw.execute(f"BEGIN; {text}")))
 
 
 class Asyncmy(AsyncConnection):

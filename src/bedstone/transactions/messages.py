@@ -195,7 +195,7 @@ class TwoPhaseMessage:
                 lambda coordinator, _: coordinator.begin(self.name, FOREVER, [branch])
             )
             try:
-                await db.begin()
+                await db.begin(ours=True)
                 entered = await db.run(barrier.enter(db.dialect, begun.xid, BRANCH, Phase.TRY))
                 if entered is not Entered.PROCEED:
                     raise TransactionAbortedError(f"transaction {begun.xid} was given up before")
@@ -291,7 +291,7 @@ class TwoPhaseMessage:
             if not isinstance(db, AsyncConnection):
                 raise InvalidError(f"got a blocking connection of {self.database.name}")
             await self._prepare(db)
-            await db.begin()
+            await db.begin(ours=True)
             cancel = barrier.enter(db.dialect, transaction.xid, BRANCH, Phase.CANCEL)
             entered = await db.run(cancel)
             if entered is Entered.PROCEED:  # the row is there: keep it, without a cancel beside it

@@ -107,7 +107,8 @@ def _action(dialect: Dialect, step: Step, branch: str, context: Context) -> Talk
         case Entered.PROCEED:
             value = yield Call(step.action, context)
             text = encode(f"the result of step {step.name}", value)
-            yield from barrier.store_result(dialect, xid, branch, Phase.TRY, text)
+            if value is not None:  # which a row without a result gives back
+                yield from barrier.store_result(dialect, xid, branch, Phase.TRY, text)
             return json.loads(text)
         case Entered.SUSPENDED:
             raise TransactionDecidedError(
@@ -151,7 +152,7 @@ async def _local(database: Database, talk: Callable[[Dialect], Talk], threads: T
             # MySQL has committed it, and with it the transaction that `commit` would prove
             await (db.rollback() if db.dialect is Dialect.MYSQL else db.commit())
             _prepared.add(database)
-        await db.begin()
+        await db.begin(ours=True)
         value = await _converse(db, talk(db.dialect))
         await db.commit()
         return value

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -98,9 +99,38 @@ def rendered(query: Query, style: Style) -> tuple[str, tuple[object, ...]]:
     parameters: Any = query.parameters
     if not parameters:
         return query.text, ()
+    return _marked(query.text, style), tuple(parameters)
+
+
+def literal(query: Query) -> str | None:
+    """A query of ours for PostgreSQL, its parameters in its text; None where that is not safe.
+
+    Safe are printable ASCII and bytes: their literals mean the same under every setting.
+    """
+    parts = [_quoted(value) for value in query.parameters]
+    if None in parts:
+        return None
+    values = iter(parts)
+    return _MARKS.sub(
+        lambda found: found[0] if found["mark"] is None else str(next(values)), query.text
+    )
+
+
+def _quoted(value: object) -> str | None:
+    match value:
+        case str() if value.isascii() and value.isprintable():
+            return "E'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+        case bytes():
+            return f"decode('{value.hex()}', 'hex')"
+    return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _marked(text: str, style: Style) -> str:
+    """A text of ours with a driver's marks; there are few of them, again and again."""
     if style is Style.QMARK:
-        return query.text, tuple(parameters)
-    text = query.text.replace("%", "%%") if style is Style.FORMAT else query.text
+        return text
+    text = text.replace("%", "%%") if style is Style.FORMAT else text
     number = 0
 
     def mark(found: re.Match[str]) -> str:
@@ -110,4 +140,4 @@ def rendered(query: Query, style: Style) -> tuple[str, tuple[object, ...]]:
         number += 1
         return "%s" if style is Style.FORMAT else f"${number}"
 
-    return _MARKS.sub(mark, text), tuple(parameters)
+    return _MARKS.sub(mark, text)

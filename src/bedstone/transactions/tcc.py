@@ -200,7 +200,7 @@ class Action:
                 # MySQL has committed it, and with it the transaction that `commit` would prove
                 await (db.rollback() if db.dialect is Dialect.MYSQL else db.commit())
                 self._prepared = True
-            await db.begin()
+            await db.begin(ours=True)
             entered = await db.run(barrier.enter(db.dialect, xid, str(branch.number), phase))
             result = None
             if _proceeds(entered, xid, branch, phase):
