@@ -142,7 +142,8 @@ class Saga(Definition):
             every step is repeated until it succeeds.
         input: what it gets as a part of another saga, from that one's context.
         output: what it returns, from its context; by default its results by name.
-        compensation_attempts: how often a compensation is tried before a person is asked.
+        compensation_attempts: how often a compensation may fail before a person is asked; where
+            somebody is only away (a connection, a time-out), it is tried for ever.
     """
 
     def __init__(

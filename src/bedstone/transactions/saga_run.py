@@ -20,9 +20,9 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from bedstone.errors import Error, InvalidError
+from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.telemetry import context as telemetry
-from bedstone.transactions import machine, saga_machine, saga_step
+from bedstone.transactions import machine, saga_machine, saga_step, sql_errors
 from bedstone.transactions.asking import Asker
 from bedstone.transactions.errors import (
     StuckError,
@@ -338,7 +338,7 @@ class Life(Record):
         await saga_step.undo(step, key, context, self._threads)
 
     async def _not_undone(self, leaf: Leaf, error: Exception) -> None:
-        """Count a failed compensation.
+        """Count a failed compensation, unless what it failed for passes by itself.
 
         Raises:
             StuckError: it was one too many.
@@ -346,6 +346,8 @@ class Life(Record):
         told = _told(error)
         extra = {"xid": self.xid, "step": leaf.path, "reason": told}
         _log.warning("a saga's compensation failed", extra=extra, exc_info=error)
+        if _passes(error):
+            return
         self.note(leaf, Mark.NOT_UNDONE, error=told)
         await self.write()
         times = self.history.troubles[leaf.path]
@@ -446,3 +448,9 @@ def _told(error: Exception) -> str:
 
 def _task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(work, name=f"saga {name}")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether somebody was only away: no person is needed for that, however often it happens."""
+    away = (UnavailableError, UnknownOutcomeError, OSError, TimeoutError)
+    return isinstance(error, away) or isinstance(sql_errors.meaning(error), away)

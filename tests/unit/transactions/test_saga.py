@@ -319,7 +319,7 @@ def test_a_compensation_that_keeps_failing_needs_a_person(tmp_path: Path) -> Non
 
         async def undo(_: Context) -> None:
             if broken:
-                raise OSError
+                raise ValueError
             it.calls.append("-x")
 
         async def act(_: Context) -> int:
@@ -342,6 +342,33 @@ def test_a_compensation_that_keeps_failing_needs_a_person(tmp_path: Path) -> Non
         with pytest.raises(TransactionAbortedError):
             await book.result(xid)
         assert it.calls == ["a", "f", "-x", "-a"]
+
+    run(tmp_path, test)
+
+
+def test_a_compensation_waits_for_who_is_only_away(tmp_path: Path) -> None:
+    """However often: no person is needed for a broken connection."""
+
+    async def test(it: World) -> None:
+        failures = [ConnectionRefusedError(), TimeoutError(), UnavailableError("away"), OSError()]
+
+        async def undo(_: Context) -> None:
+            if failures:
+                raise failures.pop()
+            it.calls.append("-x")
+
+        async def act(_: Context) -> int:
+            return 5
+
+        body = sequence(step("x", act, undo), it.remote("f", TransactionAbortedError("no")))
+        book = it.saga(body, compensation_attempts=2)
+        with pytest.raises(TransactionAbortedError, match="f failed"):
+            await book.run(1)
+        (xid,) = it.log.world.transactions
+        with pytest.raises(TransactionAbortedError):
+            await book.result(xid)
+        assert failures == []
+        assert it.calls == ["f", "-x"]
 
     run(tmp_path, test)
 
