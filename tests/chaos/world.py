@@ -141,7 +141,12 @@ class World:
         if self._wanted:
             try:
                 self.mariadb = self._stack.enter_context(
-                    mariadb_server(innodb_lock_wait_timeout=3, max_connections=300)
+                    mariadb_server(
+                        innodb_lock_wait_timeout=3,
+                        max_connections=300,
+                        # Data survives a kill of the process, not of the machine.
+                        innodb_flush_log_at_trx_commit=2,
+                    )
                 )
             except UnavailableError as error:
                 self.missing = f"{error.message}; {error.hint}"

@@ -16,15 +16,11 @@ class Pool:
     Args:
         opening: makes one.
         size: how many at most.
-        keep: whether one is used again.
     """
 
-    def __init__(
-        self, opening: Callable[[], Awaitable[Any]], size: int, *, keep: bool = True
-    ) -> None:
+    def __init__(self, opening: Callable[[], Awaitable[Any]], size: int) -> None:
         self._opening = opening
         self._slots = asyncio.Semaphore(size)
-        self._keep = keep
         self._idle: list[Any] = []
 
     @asynccontextmanager
@@ -34,8 +30,7 @@ class Pool:
             connection = None
             while self._idle and connection is None:
                 connection = self._idle.pop()
-                # PostgreSQL says nothing to an idle connection but goodbye.
-                if connection.closed or select.select([connection.fileno()], [], [], 0)[0]:
+                if not await _alive(connection):
                     await _close(connection)
                     connection = None
             if connection is None:
@@ -43,7 +38,7 @@ class Pool:
             try:
                 yield connection
             finally:
-                if self._keep and not connection.closed and _idle(connection):
+                if _idle(connection):
                     self._idle.append(connection)
                 else:
                     await _close(connection)
@@ -74,7 +69,25 @@ async def mariadb(url: str) -> Any:
 
 
 def _idle(connection: Any) -> bool:
-    return not connection.info.transaction_status
+    """Whether it is open, and in no transaction."""
+    if _is_postgres(connection):
+        return not connection.closed and not connection.info.transaction_status
+    return connection.connected and not connection.get_transaction_status()
+
+
+async def _alive(connection: Any) -> bool:
+    """Whether its server is still there."""
+    if _is_postgres(connection):  # it says nothing to an idle connection but goodbye
+        return not connection.closed and not select.select([connection.fileno()], [], [], 0)[0]
+    try:
+        await connection.ping(reconnect=False)
+    except Exception:  # noqa: BLE001 - any of the driver's
+        return False
+    return True
+
+
+def _is_postgres(connection: Any) -> bool:
+    return type(connection).__module__.startswith("psycopg")
 
 
 async def _close(connection: Any) -> None:

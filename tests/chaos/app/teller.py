@@ -127,7 +127,7 @@ def _step(bank: str, side: str, sign: int) -> Any:
         await take_back(db, given["id"], given[side], sign * given["amount"])
 
     return step(
-        side, act, undo, database=VAULTS[bank].connection, fails_on=(RefusedError,), timeout=5.0
+        side, act, undo, database=VAULTS[bank].connection, fails_on=(RefusedError,), timeout=10.0
     )
 
 

@@ -167,6 +167,6 @@ def vault(name: str) -> Vault | None:
     """The vault of a bank, if this workload may use its database."""
     if name == "mary":
         url = os.environ["CHAOS_MARIADB_URL"]
-        return Vault(name, Pool(lambda: mariadb(url), SIZE, keep=False)) if url else None
+        return Vault(name, Pool(lambda: mariadb(url), SIZE)) if url else None
     url = os.environ.get(f"{name.upper()}_DB_URL", "")
     return Vault(name, Pool(lambda: postgres(url), SIZE)) if url else None
