@@ -7,6 +7,8 @@ Rules:
 - Who joins (an inner block, or a service whose request carries the id) never commits. Its failure
   dooms the whole: in the same process by a mark, in another service by an ABORTING in the log,
   so that a caller that overlooks an answer of 500 can't commit the half of it.
+- A branch that may be in the log although its enlistment failed (cut off, no answer) dooms the
+  whole: nobody would run its TRY.
 - A TRY runs inside `attempt()`: it is cut off at the deadline, and when it fails the transaction is
   doomed. A block that ends while a TRY still runs aborts.
 - The decision is shielded: a task that is cancelled while deciding is cancelled after it.
@@ -24,7 +26,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from bedstone.errors import Error, InvalidError
+from bedstone.errors import Error, InvalidError, UnknownOutcomeError
 from bedstone.telemetry import context as telemetry
 from bedstone.transactions.errors import (
     TransactionAbortedError,
@@ -135,18 +137,28 @@ class Scope:
         """
         self._check_time()
         xid = self._id()
-        found = await self.transactions.ask(
-            lambda coordinator, _: coordinator.register(xid, branches)
-        )
+        try:
+            found = await self.transactions.ask(
+                lambda coordinator, _: coordinator.register(xid, branches)
+            )
+        except BaseException as error:
+            if not _refused(error):
+                await whole(self._fail(error))
+            raise
         return tuple(found)
 
     def enlist_sync(self, *branches: Branch) -> tuple[Branch, ...]:
         """`enlist` for blocking code."""
         self._check_time()
         xid = self._id()
-        found = self.transactions.ask_sync(
-            lambda coordinator, _: coordinator.register(xid, branches)
-        )
+        try:
+            found = self.transactions.ask_sync(
+                lambda coordinator, _: coordinator.register(xid, branches)
+            )
+        except BaseException as error:
+            if not _refused(error):
+                self._fail_sync(error)
+            raise
         return tuple(found)
 
     def rollback_only(self, reason: str) -> None:
@@ -400,6 +412,11 @@ class Scope:
 
     def _begun_here(self) -> bool:
         return not self._root.joined
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether a registration that failed has certainly left nothing in the log."""
+    return isinstance(error, Error) and not isinstance(error, UnknownOutcomeError)
 
 
 def _reason(cause: BaseException) -> str:
