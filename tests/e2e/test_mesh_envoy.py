@@ -143,9 +143,12 @@ def test_connection_that_ends_mid_request_has_an_unknown_outcome() -> None:
             async with client(web) as http:
                 posted = await http.post("http://risk/", content=b"x")
                 assert tries == ["POST"], "a request that may have been applied is not repeated"
+                inside = {"x-bedstone-transaction": "t1"}
+                put = await http.put("http://risk/", content=b"x", headers=inside)
+                assert tries == ["POST", "PUT"], "twice, it would be two branches"
                 got = await http.get("http://risk/")
-                assert tries == ["POST", "GET", "GET", "GET"]
-            for reply in (posted, got):
+                assert tries == ["POST", "PUT", "GET", "GET", "GET"]
+            for reply in (posted, put, got):
                 assert reply.status_code == 502
                 assert reply.headers["x-bedstone-outcome"] == "unknown"
                 assert reply.json()["code"] == "unknown_outcome"

@@ -31,7 +31,7 @@ from bedstone.control.mesh.protos import (
 )
 from bedstone.control.mesh.replies import NOT_APPLIED, body, header
 from bedstone.model.spec import Gateway
-from bedstone.telemetry.context import CALLER, OUTCOME, TIMEOUT_IN
+from bedstone.telemetry.context import CALLER, OUTCOME, TIMEOUT_IN, TRANSACTION
 
 DEFAULT_TIMEOUT = 60.0
 RBAC_FILTER = "envoy.filters.http.rbac"
@@ -39,6 +39,8 @@ _IDEMPOTENT = {
     "name": ":method",
     "string_match": {"safe_regex": {"regex": "GET|HEAD|PUT|DELETE|OPTIONS|TRACE"}},
 }
+_NO_TRANSACTION = {"name": TRANSACTION, "present_match": False}
+"""Done twice inside a transaction, a request is two branches of it: both would be committed."""
 _NOT_APPLIED = [{"name": OUTCOME, "string_match": {"exact": NOT_APPLIED}}]
 ORIGIN = "x-bedstone-origin"
 """Set and removed within one proxy; see `listeners`."""
@@ -96,7 +98,7 @@ def service_routes(
     """The routes to one service, for requests that `match` (default: all)."""
     match = match or {"prefix": "/"}
     timeout = callee.timeout if timeout is None else timeout
-    idempotent = {**match, "headers": [_IDEMPOTENT]}
+    idempotent = {**match, "headers": [_IDEMPOTENT, _NO_TRANSACTION]}
     routes: list[dict[str, Any]] = []
     if callee.protocol != "http":
         # a gRPC stream may be long: its own `grpc-timeout` bounds it, and a declared timeout
