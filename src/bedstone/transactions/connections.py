@@ -319,27 +319,36 @@ def supported(raw: Any) -> bool:
     return _adapter(raw) is not None
 
 
-@contextmanager
-def translated(*, committing: bool = False, native: bool = False) -> Iterator[None]:
+class translated:  # noqa: N801 - a word in a `with`; a class, for it is around every statement
     """Give a driver's errors their meaning."""
-    try:
-        yield
-    except Exception as error:
-        known = None if native else meaning(error, committing=committing)
-        if known is None:
-            raise
-        raise known from error
+
+    __slots__ = ("_committing", "_native")
+
+    def __init__(self, *, committing: bool = False, native: bool = False) -> None:
+        self._committing = committing
+        self._native = native
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not self._native:
+            known = meaning(error, committing=self._committing)
+            if known is not None:
+                raise known from error
 
 
-@contextmanager
-def proving() -> Iterator[None]:
+class proving:  # noqa: N801
     """Tell a transaction that the server has given up from other errors."""
-    try:
-        yield
-    except Exception as error:
-        if state(error) == _FAILED or number(error) == _NO_SAVEPOINT:
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and (
+            state(error) == _FAILED or number(error) == _NO_SAVEPOINT
+        ):
             raise failed_before() from error
-        raise
 
 
 def failed_before() -> InvalidError:

@@ -263,6 +263,10 @@ class Transactions:
         return home.ready.result()
 
     async def _running(self) -> _Home:
+        home = self._home
+        if home is not None and home.ready.done() and home.usable:
+            home.ready.result()
+            return home
         with self._guard:
             home = self._home
             if home is None or not home.usable:
