@@ -38,6 +38,7 @@ from bedstone.testing.databases import postgres_server
 from bedstone.transactions import Tcc, Transactions, automatic, saga, tcc, together, use, xa
 from bedstone.transactions.broker_nats import NatsBroker
 from bedstone.transactions.consuming import Consumer
+from bedstone.transactions.errors import LockConflictError
 from bedstone.transactions.log_postgres import PostgresLog
 from bedstone.transactions.messages import Messages, TwoPhaseMessage
 from bedstone.transactions.saga import Saga, parallel, step
@@ -75,16 +76,17 @@ class Bank:
 
     def __init__(self, first: Any, second: Any) -> None:
         self.pools = (first, second)
-        self.debit = tcc(_Hold, _of(first), name="debit")
-        self.credit = tcc(_Promise, _of(second), name="credit")
-        self.automatic = [automatic(_of(p), name=n) for p, n in zip(self.pools, "ab", strict=True)]
-        self.xa = [xa(_of(p), name=n) for p, n in zip(self.pools, "ab", strict=True)]
+        self.debit = tcc(_Hold, first, name="debit")
+        self.credit = tcc(_Promise, second, name="credit")
+        named = list(zip(self.pools, "ab", strict=True))
+        self.automatic = [automatic(pool, name=name, lock_wait=1.0) for pool, name in named]
+        self.xa = [xa(pool, name=name) for pool, name in named]
         self.saga = saga(
             Saga(
                 "transfer",
                 parallel(
-                    step("debit", _debit, undo=_undo_debit, database=_of(first)),
-                    step("credit", _credit, undo=_undo_credit, database=_of(second)),
+                    step("debit", _debit, undo=_undo_debit, database=first),
+                    step("credit", _credit, undo=_undo_credit, database=second),
                 ),
             )
         )
@@ -108,8 +110,11 @@ class Bank:
         await self.saga.run({"giver": giver, "taker": taker})
 
     async def in_at(self, giver: int, taker: int, manager: Transactions) -> None:
-        async with manager.transaction("transfer"):
-            await asyncio.gather(self._recorded(0, -1, giver), self._recorded(1, 1, taker))
+        while True:
+            with suppress(LockConflictError):  # two that waited for each other, in both databases
+                async with manager.transaction("transfer"):
+                    await asyncio.gather(self._recorded(0, -1, giver), self._recorded(1, 1, taker))
+                return
 
     async def _recorded(self, place: int, amount: int, account: int) -> None:
         async with self.automatic[place].connect() as db, db.transaction():
@@ -170,15 +175,6 @@ async def _credit(db: Any, context: Any) -> None:
 
 async def _undo_credit(db: Any, context: Any) -> None:
     await db.execute(MOVE, -1, context.input["taker"])
-
-
-def _of(pool: Any) -> Callable[[], Any]:
-    @asynccontextmanager
-    async def connection() -> AsyncIterator[Any]:
-        async with pool.acquire() as db:
-            yield db
-
-    return connection
 
 
 class Meter:
@@ -267,12 +263,10 @@ async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
     numbers = itertools.count()
     async with broker() as nats, AsyncExitStack() as stack:
         await nats.declare("bank", "bank.>")
-        source = TwoPhaseMessage(_of(bank.pools[0]), Messages(nats, name="bank"), name="debit")
+        source = TwoPhaseMessage(bank.pools[0], Messages(nats, name="bank"), name="debit")
         group = await stack.enter_async_context(asyncio.TaskGroup())
         consumers = [
-            group.create_task(
-                Consumer(_of(bank.pools[1]), nats, "bank.credit", "credit", credit).run()
-            )
+            group.create_task(Consumer(bank.pools[1], nats, "bank.credit", "credit", credit).run())
             for _ in range(8)
         ]
 
