@@ -6,6 +6,7 @@ Rules:
 - Outside of a transaction everything goes to the driver as it is; attributes are always its own.
 - Inside, what would pass by the recording (COPY, scripts, procedures, prepared statements) is
   refused. What is not named here goes to the driver.
+- What may commit by itself (`autocommit`, `begin`) is refused while something is recorded.
 - Rows that had to be read for the images are given to the developer from memory.
 """
 
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from bedstone.errors import InvalidError
-from bedstone.transactions.automatic_sessions import WRITES, Ran, SyncSession, inside
+from bedstone.transactions.automatic_sessions import WRITES, Ran, Session, SyncSession, inside
 from bedstone.transactions.connections import SyncConnection, adapt
 from bedstone.transactions.sql import Dialect, Result, Style
 from bedstone.transactions.statement_text import refused
@@ -40,11 +41,14 @@ _UNSEEN = {
     "stream",
     "tpc_begin",
 }
+_COMMITTING = {"autocommit", "begin", "isolation_level", "set_autocommit"}
+"""What some driver commits by: the local transaction that is open would pass the recording by."""
 _STYLES = {
     Dialect.POSTGRES: Style.FORMAT,
     Dialect.MYSQL: Style.FORMAT,
     Dialect.SQLITE: Style.QMARK,
 }
+_DRIVERS = {"aiosqlite", "asyncmy", "asyncpg", "psycopg", "pymysql", "sqlalchemy", "sqlite3"}
 _CLOSING = {"psycopg", "pymysql", "asyncmy", "aiosqlite"}
 
 
@@ -71,7 +75,9 @@ def wrapped(owner: Automatic, raw: Any) -> Any:
 
 
 def _module(raw: object) -> str:
-    return type(raw).__module__.partition(".")[0]
+    """The driver that a connection or a cursor is of, also one of a class derived from its own."""
+    modules = (kind.__module__.partition(".")[0] for kind in type(raw).__mro__)
+    return next((module for module in modules if module in _DRIVERS), "")
 
 
 class Proxy:
@@ -88,12 +94,22 @@ class Proxy:
         if name.startswith("_"):
             super().__setattr__(name, value)
         else:  # autocommit, row_factory, …
+            self._keep_open(name)
             setattr(self._target, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in _UNSEEN and inside():
             raise refused(f"what {name} writes is not seen", "use execute")
-        return getattr(self._target, name)
+        value = getattr(self._target, name)
+        if callable(value):
+            self._keep_open(name)
+        return value
+
+    def _keep_open(self, name: str) -> None:
+        """Refuse what may commit, while something is recorded."""
+        session: Session | None = self.__dict__.get("_session")
+        if name in _COMMITTING and session is not None and session.recording:
+            raise refused(f"{name} may commit what is open", "commit or roll back first")
 
 
 def implicit(raw: Any) -> bool:

@@ -103,6 +103,8 @@ class Recorder:
         """
         if self.broken is not None:
             raise InvalidError(self.broken, hint="roll back the local transaction")
+        if statement.action is Action.BEGIN and self.changes:
+            raise refused("MySQL commits what is open first", "commit or roll back before it")
         yield from self._catalogue.check(statement.functions)
         if statement.action not in {Action.INSERT, Action.UPDATE, Action.DELETE}:
             return None
