@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -189,9 +190,9 @@ class SyncSession(Session):
             self.commit()
 
     def _open(self, statement: Statement, *, autocommit: bool) -> bool:
-        """Open a local transaction for a write; whether it is this statement's alone."""
+        """Open a local transaction for what locks; whether it is this statement's alone."""
         self.owner.prepare(self.db)
-        if statement.action not in WRITES:
+        if statement.action not in WRITES | {Action.LOCK}:
             return False
         if self.db.in_transaction():
             return False
@@ -207,15 +208,20 @@ class SyncSession(Session):
         run: Callable[[str], Ran],
     ) -> None:
         recorder = self.recorder_of(scope)
+        locks: list[str] = []
         if statement.action is Action.LOCK:
-            self.check(scope, self.db.run(recorder.locking(statement, parameters, self.owner.name)))
+            locks = self.db.run(recorder.locking(statement, parameters, self.owner.name))
+            self.check(scope, locks)
         if statement.action in {Action.SAVEPOINT, Action.ROLLBACK_TO, Action.RELEASE}:
             run(text)
             recorder.marked(statement)
             return
         taken = self.db.run(recorder.before(statement, parameters))
         if taken is None:
-            run(text)
+            count, _ = run(text)
+            if statement.action is Action.LOCK and came_between(locks, count):
+                steps = recorder.locking(statement, parameters, self.owner.name)
+                self.check(scope, self.db.run(steps))
             return
         count, returned = run(appended(text, taken.suffix))
         self.db.run(recorder.after(taken, parameters, count, returned))
@@ -324,7 +330,7 @@ class AsyncSession(Session):
 
     async def _open(self, statement: Statement, *, autocommit: bool) -> bool:
         await self.owner.prepare_async(self.db)
-        if statement.action not in WRITES:
+        if statement.action not in WRITES | {Action.LOCK}:
             return False
         if self.db.in_transaction():
             return False
@@ -340,16 +346,21 @@ class AsyncSession(Session):
         run: Callable[[str], Awaitable[Ran]],
     ) -> None:
         recorder = self.recorder_of(scope)
+        locks: list[str] = []
         if statement.action is Action.LOCK:
             steps = recorder.locking(statement, parameters, self.owner.name)
-            await unlocked(self.owner.policy, scope, await self.db.run(steps))
+            locks = await self.db.run(steps)
+            await unlocked(self.owner.policy, scope, locks)
         if statement.action in {Action.SAVEPOINT, Action.ROLLBACK_TO, Action.RELEASE}:
             await run(text)
             recorder.marked(statement)
             return
         taken = await self.db.run(recorder.before(statement, parameters))
         if taken is None:
-            await run(text)
+            count, _ = await run(text)
+            if statement.action is Action.LOCK and came_between(locks, count):
+                steps = recorder.locking(statement, parameters, self.owner.name)
+                await unlocked(self.owner.policy, scope, await self.db.run(steps))
             return
         count, returned = await run(appended(text, taken.suffix))
         await self.db.run(recorder.after(taken, parameters, count, returned))
@@ -422,6 +433,11 @@ async def registered(policy: Policy, scope: Scope, branch: Branch) -> Branch:
             await asyncio.sleep(pause)
         else:
             return numbered
+
+
+def came_between(locks: list[str], count: int) -> bool:
+    """Whether a locking read gave rows that were not there when its locks were asked for."""
+    return len(locks) < count < sys.maxsize  # an unbuffered cursor doesn't know
 
 
 def appended(text: str, suffix: str) -> str:
