@@ -53,6 +53,7 @@ from bedstone.transactions.model import (
     Transaction,
 )
 from bedstone.transactions.repairs import repair, retry
+from bedstone.transactions.router import check_resource
 from bedstone.transactions.web import check_answer, encode
 
 _log = logging.getLogger(__name__)
@@ -229,6 +230,9 @@ def through_mesh(queries: Queries) -> Callable[[str], Participant]:
                     f"{branch.resource} is reached only by a process with the application's code",
                     hint="start the workload that registered it",
                 )
+            check_resource(
+                branch.resource
+            )  # the operator may call everything; the log's writers not
             body = encode(transaction, branch, phase)
             result = await queries.call(
                 app,

@@ -4,7 +4,7 @@ Owns `Router`, the one `Participant` that a process's coordinator calls.
 
 Rules:
 - What is registered here under the resource's name is called here, also when the resource is this
-  service's own URL; everything else that is a URL is posted to.
+  service's own URL; every other URL of a participant is posted to, and no other URL.
 - Phase two runs outside of any transaction and deadline: it must end whatever the request that
   decided it does. Its trace goes on.
 - Blocking functions run in threads of the router's own, so that callers that fill the loop's
@@ -22,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-from bedstone.errors import InvalidError, NotFoundError
+from bedstone.errors import DeniedError, InvalidError, NotFoundError
 from bedstone.telemetry import context as telemetry
 from bedstone.transactions.model import Branch, Participant, Phase, Transaction
 
@@ -34,6 +35,7 @@ LOCAL = "local:"
 PATH = "/.bedstone/transactions/"
 THREADS = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_DOTS = {".", ".."}
 
 
 def check_name(name: str) -> str:
@@ -42,11 +44,40 @@ def check_name(name: str) -> str:
     Raises:
         InvalidError: it is none.
     """
-    if len(name) > 200 or _NAME.fullmatch(name) is None:
+    if not _is_name(name):
         raise InvalidError(
             f"got the participant name {name[:80]!r}, expected up to 200 of A-Z a-z 0-9 . _ - /"
         )
     return name
+
+
+def check_resource(resource: str) -> None:
+    """Refuse a URL that is no participant's: whoever may write the log names it, and we call it.
+
+    Raises:
+        DeniedError: it leads elsewhere; what it names would be asked with our rights.
+    """
+    if not _is_resource(resource):
+        raise DeniedError(
+            f"got the resource {resource.rpartition('@')[2][:200]!r}, "
+            f"expected http://SERVICE{PATH}NAME",
+            hint="find out who registered the branch: nothing but participants is called",
+        )
+
+
+def _is_resource(resource: str) -> bool:
+    try:
+        parts = urlsplit(resource)
+    except ValueError:
+        return False
+    _, found, name = parts.path.partition(PATH)
+    plain = not (parts.query or parts.fragment or parts.username or "%" in parts.path)
+    return parts.scheme in {"http", "https"} and bool(found) and plain and _is_name(name)
+
+
+def _is_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(name) <= 200 and _NAME.fullmatch(name) is not None and _DOTS.isdisjoint(parts)
 
 
 def resource_of(address: str | None, name: str) -> str:
@@ -120,12 +151,14 @@ class Router:
 
         Raises:
             NotFoundError: nobody here or elsewhere has the resource.
+            DeniedError: the resource is no participant's address.
         """
         with neutral():
             function = self._here(branch.resource)
             if function is not None:
                 await self.call(function, transaction, branch, phase)
             elif branch.resource.startswith(("http://", "https://")):
+                check_resource(branch.resource)
                 await self._remote()(transaction, branch, phase)
             else:
                 raise NotFoundError(

@@ -296,6 +296,27 @@ def test_an_answer_that_is_no_participant_s_ends_nothing() -> None:
     run(check)
 
 
+def test_the_server_calls_participants_alone_whatever_the_log_names() -> None:
+    """It calls as the operator, who may reach everything: who writes the log must not use that."""
+
+    async def check(world: World) -> None:
+        now = await world.log.now()
+        branches = (Branch(0, Mode.TCC, "http://accounts/admin/delete", b"{}"),)
+        await world.log.begin(
+            Transaction("lost", "transfer", now + 60, now, "accounts/gone", 1, branches=branches)
+        )
+        await world.log.decide("lost", State.COMMITTING)
+        await world.open()
+        async with asyncio.timeout(20):
+            while not (await world.log.get("lost")).branches[0].attempts:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert world.mesh.asked == []
+        shown = (await world.ask("/lost")).json()
+        assert "expected http://SERVICE" in shown["transaction"]["trouble"]
+
+    run(check)
+
+
 def test_a_log_that_cannot_be_opened_is_said_and_opened_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -214,10 +214,11 @@ class TestRouter:
         self.call(self.router(posted), resource)
         assert posted[0].startswith("bedstone-participant")
 
-    @pytest.mark.parametrize("path", ["me/.bedstone/transactions/there", "you/here", "me/here"])
-    def test_any_other_url_is_posted_to(self, posted: list[str], path: str) -> None:
-        self.call(self.router(posted), f"http://{path}")
-        assert posted == [f"http://{path}"]
+    @pytest.mark.parametrize("path", ["me/", "you/", "me/below/"])
+    def test_any_other_participant_is_posted_to(self, posted: list[str], path: str) -> None:
+        url = f"http://{path}.bedstone/transactions/there"
+        self.call(self.router(posted), url)
+        assert posted == [url]
 
     @pytest.mark.parametrize("resource", ["local:there", "here", "ftp://me/here", ""])
     def test_what_nobody_has_is_said(self, posted: list[str], resource: str) -> None:
