@@ -1,11 +1,13 @@
 """Transactions as the API shows them. Pure.
 
-A payload may hold what is private: only its digest leaves the log.
+A payload may hold what is private, and so may what a saga's steps return and what signals bring:
+only their digests leave the log. A stuck branch's report is for the person who must decide.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 from bedstone.model.api import (
@@ -15,6 +17,8 @@ from bedstone.model.api import (
     TransactionSummary,
 )
 from bedstone.transactions.model import Branch, Event, Transaction
+
+_PRIVATE = {"payload", "result"}
 
 
 def summary(transaction: Transaction) -> TransactionSummary:
@@ -43,7 +47,8 @@ def detail(app: str, transaction: Transaction, events: Sequence[Event]) -> Trans
         transaction=summary(transaction),
         branches=tuple(_branch(branch) for branch in transaction.branches),
         events=tuple(
-            TransactionEvent(at=e.at, kind=e.kind, branch=e.branch, detail=e.detail) for e in events
+            TransactionEvent(at=e.at, kind=e.kind, branch=e.branch, detail=_digested(e.detail))
+            for e in events
         ),
     )
 
@@ -64,6 +69,19 @@ def proposer(events: Sequence[Event], branch: int, who: str) -> str | None:
     return None
 
 
+def _digested(detail: dict[str, object]) -> dict[str, object]:
+    """An event's detail with the digest of what a saga's step returned or a signal brought."""
+    shown = dict(detail)
+    for name in _PRIVATE & shown.keys():
+        if shown[name] is not None:
+            shown[name] = f"sha256:{_digest(json.dumps(shown[name], sort_keys=True).encode())}"
+    return shown
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _branch(branch: Branch) -> BranchDetail:
     return BranchDetail(
         number=branch.number,
@@ -71,7 +89,7 @@ def _branch(branch: Branch) -> BranchDetail:
         resource=branch.resource,
         state=str(branch.state),
         attempts=branch.attempts,
-        payload_digest=hashlib.sha256(branch.payload).hexdigest(),
+        payload_digest=_digest(branch.payload),
         locks=branch.locks,
         error=branch.error,
         stuck=branch.stuck,

@@ -26,7 +26,7 @@ from bedstone.server.changes import Changes
 from bedstone.server.transactions import Transactions, through_mesh
 from bedstone.store import Put, Store, open_store
 from bedstone.testing.transaction_log import MemoryLog
-from bedstone.transactions.model import Branch, Mode, Outcome, State, Transaction
+from bedstone.transactions.model import Branch, Event, Mode, Outcome, State, Transaction
 from bedstone.transactions.model import BranchState as End
 
 URL = "http://accounts/.bedstone/transactions/hold"
@@ -180,6 +180,27 @@ def test_one_is_shown_whole_but_for_its_payload() -> None:
         assert [e["kind"] for e in shown["events"]] == ["begun", "registered", "decided", "stuck"]
         missing = await world.ask("/nothing")
         assert missing.status_code == 404, "never to be read as finished"
+
+    run(check)
+
+
+def test_what_steps_return_and_signals_bring_is_shown_by_its_digest() -> None:
+    async def check(world: World) -> None:
+        await world.open()
+        now = await world.log.now()
+        branches = (Branch(0, Mode.SAGA, URL, b"{}"),)
+        saga = Transaction("s", "trip", now + 60, now, "accounts/1", 1, branches=branches)
+        await world.log.begin(saga)
+        done = Event(now, "step", 1, {"path": "pay", "mark": "done", "result": {"card": "secret"}})
+        await world.log.journal("s", "accounts/1", 1, [done])
+        await world.log.amend("s", Event(now, "signal", 1, {"name": "paid", "payload": "secret"}))
+        answer = await world.ask("/s")
+        assert "secret" not in answer.text
+        step, signal = answer.json()["events"][-2:]
+        assert step["detail"]["path"] == "pay"
+        assert step["detail"]["result"].startswith("sha256:")
+        assert signal["detail"]["payload"].startswith("sha256:")
+        assert step["detail"]["result"] != signal["detail"]["payload"]
 
     run(check)
 
