@@ -34,6 +34,7 @@ _OBJECTS = (
     ("A probe by a command", "ExecProbe", ""),
     ("`workloads.NAME.limits`", "Limits", "`bedstone doctor` says what this machine can."),
     ("`databases.NAME`", "DatabaseSpec", ""),
+    ("`transactions`", "TransactionsSpec", ""),
 )
 
 
@@ -177,11 +178,42 @@ def failures() -> Iterator[str]:
         )
 
 
+def transactions() -> Iterator[str]:
+    """What can go wrong with a transaction."""
+    from bedstone import errors as general
+    from bedstone.transactions import errors
+
+    yield "| class | is a | code | meaning |\n|---|---|---|---|"
+    for kind in vars(errors).values():
+        if not (inspect.isclass(kind) and issubclass(kind, general.Error)):
+            continue
+        if kind.__module__ == errors.__name__:
+            meaning = (inspect.getdoc(kind) or "").splitlines()[0]
+            base = kind.__mro__[1].__name__
+            yield f"| `{kind.__name__}` | `{base}` | `{kind.code}` | {meaning} |"
+
+
+def statements() -> Iterator[str]:
+    """What automatic mode refuses by its first word."""
+    from bedstone.transactions import statements
+
+    by_reason: dict[str, list[str]] = {}
+    for word, reason in statements.REASONS.items():
+        by_reason.setdefault(reason, []).append(word)
+    yield "| refused | why |\n|---|---|"
+    for reason, words in by_reason.items():
+        yield f"| {', '.join(f'`{word}`' for word in words)} | {reason} |"
+    words = sorted(statements.SCHEMA_CHANGES)
+    yield f"| {', '.join(f'`{word}`' for word in words)} | it changes the schema |"
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "manifest": manifest,
     "commands": commands,
     "routes": routes,
     "failures": failures,
+    "transactions": transactions,
+    "statements": statements,
 }
 
 

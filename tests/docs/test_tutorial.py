@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,36 +16,10 @@ from typing import Any
 import pytest
 
 from bedstone.testing.domain import Domain, free_port
+from bedstone.testing.shown import missing
 
 PORT = "8080"
 PATIENCE = 30.0
-
-
-def pattern(line: str) -> str:
-    """An expected line as a regular expression: `…` is anything, a space is some."""
-    words = [re.escape(word) for word in re.split(r"\s+|…", line.strip())]
-    gaps = re.findall(r"\s+|…", line.strip())
-    text = words[0]
-    for gap, word in zip(gaps, words[1:], strict=True):
-        text += (".*" if gap == "…" else r"\s*") + word
-    return text
-
-
-def missing(expected: list[str], output: str) -> str | None:
-    """The first expected line that the output does not have; None if it has all.
-
-    In any order: which of two parts is ready first differs from run to run.
-    """
-    rest = [line.strip() for line in output.splitlines()]
-    for line in expected:
-        wanted = line.strip()
-        if wanted in {"", "…"}:
-            continue
-        found = next((entry for entry in rest if re.fullmatch(pattern(wanted), entry)), None)
-        if found is None:
-            return line
-        rest.remove(found)
-    return None
 
 
 class Reader:

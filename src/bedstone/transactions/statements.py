@@ -122,7 +122,7 @@ _VOLATILE = re.compile(
 )
 _READS = {"SELECT", "WITH", "VALUES", "TABLE", "SHOW", "DESCRIBE", "DESC", "EXPLAIN"}
 _WRITES = {"INSERT", "UPDATE", "DELETE"}
-_REASONS = {
+REASONS = {
     "REPLACE": "REPLACE deletes rows that it does not name",
     "MERGE": "MERGE decides row by row what it does",
     "COPY": "COPY says not which rows it writes",
@@ -144,7 +144,7 @@ _REASONS = {
     "LOCK": "locks on tables are not known to other databases' transactions",
     "XA": "XA has its own mode",
 }
-_DDL = {"CREATE", "ALTER", "DROP", "GRANT", "REVOKE", "RENAME", "COMMENT", "REINDEX", "VACUUM"}
+SCHEMA_CHANGES = {"CREATE", "ALTER", "DROP", "GRANT", "REVOKE", "RENAME", "COMMENT", "REINDEX", "VACUUM"}
 _LOCAL = re.compile(
     r"SET\s+(LOCAL\s+(statement_timeout|lock_timeout)\b|TRANSACTION\b)[^;]*;?\s*", re.IGNORECASE
 )
@@ -179,10 +179,10 @@ def analyse(text: str, dialect: Dialect, style: Style, *, bound: bool = True) ->
         return Statement(Action.BEGIN)
     if dialect is Dialect.POSTGRES and _LOCAL.fullmatch(stripped):
         return Statement(Action.READ)
-    if word in _DDL:
+    if word in SCHEMA_CHANGES:
         raise refused(f"{word} changes the schema, which no image of rows gives back")
-    if word in _REASONS:
-        raise refused(_REASONS[word])
+    if word in REASONS:
+        raise refused(REASONS[word])
     if word == "EXPLAIN" and re.search(r"\banaly[sz]e\b", text, re.IGNORECASE):
         raise refused("EXPLAIN ANALYZE runs the statement")
     if word in {"SHOW", "DESCRIBE", "DESC", "EXPLAIN"} and ";" not in stripped[:-1]:
