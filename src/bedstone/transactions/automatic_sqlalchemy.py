@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bedstone.errors import InvalidError
@@ -49,7 +50,9 @@ def instrument(owner: Automatic, engine: Any) -> None:
     events = _Events(owner)
     event.listen(target, "before_cursor_execute", events.before, retval=True)
     event.listen(target, "after_cursor_execute", events.after)
-    for name in ("commit", "rollback", "savepoint", "rollback_savepoint", "release_savepoint"):
+    for name in ("begin", "commit", "rollback"):
+        event.listen(target, name, getattr(events, name))
+    for name in ("savepoint", "rollback_savepoint", "release_savepoint"):
         event.listen(target, name, getattr(events, name))
     event.listen(target, "prepare_twophase", events.prepare_twophase)
     event.listen(target, "handle_error", events.handle_error)
@@ -197,6 +200,12 @@ class _Events:
         columns = tuple(column[0] for column in cursor.description)
         return Result(tuple(tuple(row) for row in rows), columns, len(rows))
 
+    def begin(self, connection: Any) -> None:
+        """What fails from here on is no commit of the transaction before."""
+        state = connection.info.get(_KEY)
+        if state is not None and not state.busy:
+            state.enlisted = None
+
     def commit(self, connection: Any) -> None:
         state = connection.info.get(_KEY)
         if state is None or not state.recording:
@@ -221,19 +230,21 @@ class _Events:
             state.busy = False
             state.recorder = None
 
-    def _doom(self, state: Any, error: BaseException | None) -> None:
+    def _doom(self, state: _State, error: BaseException) -> None:
         """What was enlisted and is not committed must not be confirmed."""
         scope, state.enlisted = state.enlisted, None
         if scope is None or isinstance(error, LockConflictError):
             return
-        try:
-            scope.rollback_only("a local transaction could not be committed")
-        except InvalidError:  # the transaction is the caller's; it gets the error
-            return
+        if state.db.raw.dialect.is_async:
+            state.wait(scope.doom(error))
+        else:
+            scope.doom_sync(error)
 
     def handle_error(self, context: Any) -> None:
         state = context.connection.info.get(_KEY) if context.connection is not None else None
         if state is not None and state.enlisted is not None and not state.busy:
+            with suppress(Exception):  # first: it may hold rows that the CANCEL waits for
+                context.connection.connection.rollback()
             self._doom(state, context.original_exception)
 
     def rollback(self, connection: Any) -> None:

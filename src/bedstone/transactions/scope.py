@@ -143,7 +143,7 @@ class Scope:
             )
         except BaseException as error:
             if not _refused(error):
-                await whole(self._fail(error))
+                await whole(self.doom(error))
             raise
         return tuple(found)
 
@@ -157,7 +157,7 @@ class Scope:
             )
         except BaseException as error:
             if not _refused(error):
-                self._fail_sync(error)
+                self.doom_sync(error)
             raise
         return tuple(found)
 
@@ -187,7 +187,7 @@ class Scope:
             async with asyncio.timeout(self.remaining()) as timer:
                 yield
         except BaseException as error:
-            await whole(self._fail(error))
+            await whole(self.doom(error))
             if isinstance(error, TimeoutError) and timer.expired():
                 raise self._late() from error
             raise
@@ -202,7 +202,7 @@ class Scope:
         try:
             yield
         except BaseException as error:
-            self._fail_sync(error)
+            self.doom_sync(error)
             raise
         finally:
             self._root._trying -= 1  # noqa: SLF001
@@ -230,7 +230,7 @@ class Scope:
         if self.joined:
             cause = error or self._mark()
             if cause is not None:
-                await whole(self._fail(cause))
+                await whole(self.doom(cause))
             if error is None and cause is not None and self._root is self:
                 raise cause
             return
@@ -266,7 +266,7 @@ class Scope:
         if self.joined:
             cause = error or self._mark()
             if cause is not None:
-                self._fail_sync(cause)
+                self.doom_sync(cause)
             if error is None and cause is not None and self._root is self:
                 raise cause
             return
@@ -383,8 +383,8 @@ class Scope:
         )
         logger.warning("transaction.abort_failed xid=%s error=%s", self.xid, failed)
 
-    async def _fail(self, cause: BaseException) -> None:
-        """Doom the whole because a part failed."""
+    async def doom(self, cause: BaseException) -> None:
+        """See to it that the whole aborts, because a part failed: by a mark, or in the log."""
         if self._begun_here():
             self.rollback_only(_reason(cause))
             return
@@ -395,7 +395,8 @@ class Scope:
         except Error as failed:
             self._vetoed(cause, failed)
 
-    def _fail_sync(self, cause: BaseException) -> None:
+    def doom_sync(self, cause: BaseException) -> None:
+        """`doom` for blocking code."""
         if self._begun_here():
             self.rollback_only(_reason(cause))
             return
