@@ -12,8 +12,9 @@ Operations: `["append", REGISTER, VALUE]`, `["write", …]`, `["read", REGISTER,
 `["read-list", REGISTER, [VALUE, …]]`.
 
 Rules:
-- What is unknown counts as committed if a committed transaction read it; else it is left out, and
-  proves nothing. So does one that only began.
+- An unknown one may be told by a further line. What stays unknown counts as committed if a
+  committed transaction read it; else it is left out, and proves nothing. So does one that only
+  began.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def parsed(lines: Iterable[str]) -> tuple[list[Txn], Orders]:
                 f"line {number} is no event of a history",
                 hint='each line is like {"type": "ok", "name": "T1", "operations": []}',
             ) from error
-    return [*known, *_observed(known, unknown)], orders
+    told = {txn.name for txn in known}
+    left = [txn for txn in unknown if txn.name not in told]
+    return [*known, *_observed(known, left)], orders
 
 
 def _txn(event: Mapping[str, object], *, committed: bool) -> Txn:
