@@ -1,10 +1,11 @@
 """Keeps a coordinator alive in the log: its lease, what it takes over, what is due.
 
-Owns two endless tasks. One renews the lease and takes over from the dead; the other looks for what
-is due and hands it on. They are two so that a slow look never costs the lease.
+Owns two endless tasks. One renews the lease and takes over from the dead; the other asks the log's
+time, looks for what is due and hands it on. They are two so that a slow read never costs the lease.
 
 Rules:
 - A failure is logged and followed by a longer rest; nothing ends these tasks but their owner.
+- Renewals follow each other by a third of the lease, however long each takes.
 - The lease counts from before the renewal was sent, so that it ends here before it does in the log,
   whose clock need not be known.
 """
@@ -128,6 +129,7 @@ class Keeper:
         self._sleep = sleep
         self._jitter = jitter
         self._until = -math.inf
+        self._asked = -math.inf
         self._term = 0
         self._looking = Rest(sleep)
         self.wake = self._looking.wake
@@ -156,13 +158,19 @@ class Keeper:
             )
         if taken or broken:
             self.wake()
-        await self._asker.refresh()
-        return 0.0 if limit and len(taken) >= limit else self._lease / 3
+        if limit and len(taken) >= limit:
+            return 0.0
+        spent = asyncio.get_running_loop().time() - sent
+        return max(0.0, self._lease / 3 - spent)
 
     async def look(self, work: Work) -> float:
         """Start what is due; returns seconds until the next look."""
         if self.term() is None:
             return min(self._poll, self._lease / 3)
+        now = asyncio.get_running_loop().time()
+        if now >= self._asked + self._lease / 3:
+            await self._asker.refresh()
+            self._asked = now
         limit = work.room()
         if limit:
             work.start_due(await self._log.owned(self._owner, limit))
