@@ -268,6 +268,7 @@ class SyncSession(Session):
             try:
                 number = str(self.registered(scope, recorder).number)
                 self.db.run(save(self.dialect, scope.xid, number, recorder.record()))
+                scope.check_time()
                 self.db.commit()
             except LockConflictError as error:
                 conflict = error

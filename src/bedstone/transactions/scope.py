@@ -135,7 +135,7 @@ class Scope:
             TransactionDecidedError: too late; don't do the work.
             LockConflictError: another transaction holds one of their locks.
         """
-        self._check_time()
+        self.check_time()
         xid = self._id()
         try:
             found = await self.transactions.ask(
@@ -149,7 +149,7 @@ class Scope:
 
     def enlist_sync(self, *branches: Branch) -> tuple[Branch, ...]:
         """`enlist` for blocking code."""
-        self._check_time()
+        self.check_time()
         xid = self._id()
         try:
             found = self.transactions.ask_sync(
@@ -181,7 +181,7 @@ class Scope:
         Raises:
             TransactionTimeoutError: the deadline passed.
         """
-        self._check_time()
+        self.check_time()
         self._root._trying += 1  # noqa: SLF001
         try:
             async with asyncio.timeout(self.remaining()) as timer:
@@ -197,7 +197,7 @@ class Scope:
     @contextmanager
     def attempt_sync(self) -> Iterator[None]:
         """`attempt` for blocking code, which can't be cut off: the time is checked before it."""
-        self._check_time()
+        self.check_time()
         self._root._trying += 1  # noqa: SLF001
         try:
             yield
@@ -326,7 +326,15 @@ class Scope:
             raise InvalidError("the transaction block is not entered yet, expected to be inside")
         return self.xid
 
-    def _check_time(self) -> None:
+    def check_time(self) -> None:
+        """Refuse to go on after the deadline.
+
+        Blocking code asks again once its TRY holds the barrier's row: a process that was paused
+        before that may wake after the CANCEL, and after its mark was swept.
+
+        Raises:
+            TransactionTimeoutError: the deadline has passed.
+        """
         if self.remaining() <= 0:
             raise self._late()
 

@@ -219,6 +219,8 @@ class Action:
             entered = db.run(barrier.enter(db.dialect, xid, str(branch.number), phase))
             result = None
             if _proceeds(entered, xid, branch, phase):
+                if phase is Phase.TRY:
+                    current().check_time()
                 result = self._methods[phase](db.raw, **arguments)
             db.commit()
             return result
