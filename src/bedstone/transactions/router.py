@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 from bedstone.errors import DeniedError, InvalidError, NotFoundError
 from bedstone.telemetry import context as telemetry
-from bedstone.transactions.model import Branch, Participant, Phase, Transaction
+from bedstone.transactions.errors import FencedError, TransactionDecidedError
+from bedstone.transactions.model import Branch, Mode, Participant, Phase, State, Transaction
 
 Function = Callable[[Transaction, Branch, Phase], Awaitable[None] | None]
 """What does phase two, asynchronous or blocking."""
@@ -36,6 +37,11 @@ PATH = "/.bedstone/transactions/"
 THREADS = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = {".", ".."}
+_WHEN = {
+    Phase.TRY: State.ACTIVE,
+    Phase.CONFIRM: State.COMMITTING,
+    Phase.CANCEL: State.ABORTING,
+}
 
 
 def check_name(name: str) -> str:
@@ -63,6 +69,36 @@ def check_resource(resource: str) -> None:
             f"expected http://SERVICE{PATH}NAME",
             hint="find out who registered the branch: nothing but participants is called",
         )
+
+
+def proved(
+    found: Transaction, name: str, number: int, phase: Phase, epoch: int
+) -> tuple[Transaction, Branch]:
+    """The transaction and branch of a message, as the log has them; who sent it may err, or lie.
+
+    Args:
+        found: the transaction, as the log has it.
+        name: the participant that is asked.
+        number: the branch that is named.
+        phase: what is asked.
+        epoch: the sender's.
+
+    Raises:
+        DeniedError: the branch is not that participant's.
+        FencedError: another coordinator owns the transaction.
+        TransactionDecidedError: the log does not say that this phase is due.
+    """
+    branch = next((it for it in found.branches if it.number == number), None)
+    if branch is None or branch.resource.partition(PATH)[2] != name:
+        raise DeniedError(f"transaction {found.xid} has no branch {number} of participant {name!r}")
+    if epoch != found.epoch:
+        raise FencedError(f"transaction {found.xid} is in epoch {found.epoch}, got {epoch}")
+    tried_again = phase is not Phase.TRY or branch.mode is Mode.SAGA
+    if found.state is not _WHEN[phase] or not tried_again:
+        raise TransactionDecidedError(
+            f"got {phase} for branch {number} of transaction {found.xid}, which is {found.state}"
+        )
+    return found, branch
 
 
 def _is_resource(resource: str) -> bool:

@@ -9,12 +9,14 @@ payload}}` and, for the participant's use, `name`, `deadline`, `created`, `owner
 |---|---|
 | 200 | `{"done": true}`: done; a 200 that does not say so is none of a participant's |
 | 400, 413, 415 | not such a message |
-| 403 | it came through the gateway, from outside |
-| 404 | no participant of that name; the caller tries again, and shows it |
-| 409 | `code: stuck` with `report`, or `code: aborted`, or any other conflict |
+| 403 | it came through the gateway, from outside; or the branch is another participant's |
+| 404 | no participant or transaction of that name; the caller tries again, and shows it |
+| 409 | `code: stuck` with `report`, or `code: aborted`, or the phase is not due by the log |
 | 503 | later; with `code: waiting`, at `until` |
 
 Rules:
+- The log says what is done, and with which payload; the message only says what to look for. So who
+  can reach the endpoint and not write the log can do no more than ask for what is due anyway.
 - An answer that is not 200 is a failed attempt; only `stuck`, `waiting` and `aborted` mean more.
 - Errors that are not Bedstone's are told by their kind alone; the log of the service has the rest.
 - The participant runs outside of the deadline of the request that calls it: what is half done would
@@ -43,7 +45,7 @@ from bedstone.errors import (
 from bedstone.telemetry.context import CALLER
 from bedstone.transactions.errors import StuckError, TransactionAbortedError, WaitingError
 from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
-from bedstone.transactions.router import PATH, neutral
+from bedstone.transactions.router import PATH, neutral, proved
 
 if TYPE_CHECKING:
     from bedstone.transactions.manager import Transactions
@@ -190,6 +192,9 @@ class TransactionsMiddleware:
                     f"this service has no participant {name!r}",
                     hint="deploy the code that registers it, or repair the branch",
                 )
+            number, epoch, xid = branch.number, transaction.epoch, transaction.xid
+            found = await self._transactions.ask(lambda _, log: log.get(xid))
+            transaction, branch = proved(found, name, number, phase, epoch)
             router = await self._transactions.router()
             with neutral():
                 work = asyncio.ensure_future(router.call(function, transaction, branch, phase))

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedstone.errors import InvalidError, NotFoundError, UnavailableError, UnknownOutcomeError
+from bedstone.errors import (
+    ConflictError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 from bedstone.telemetry import context as telemetry
 from bedstone.testing.transaction_log import MemoryLog
 from bedstone.transactions.errors import StuckError, TransactionAbortedError, WaitingError
@@ -23,11 +31,15 @@ from bedstone.transactions.web import HttpCaller, TransactionsMiddleware, decode
 
 ADDRESS = "http://accounts"
 URL = f"{ADDRESS}/.bedstone/transactions/it"
+PAYLOAD = b'{"arguments": {"amount": 5}}'
 
 
 def transaction(payload: bytes = b"{}", resource: str = URL) -> tuple[Transaction, Branch]:
     branch = Branch(3, Mode.TCC, resource, payload)
-    return Transaction("x-1", "transfer", 5.0, 4.0, "owner", 2, State.COMMITTING, (branch,)), branch
+    whole = Transaction(
+        "x-1", "transfer", 5.0, 4.0, "owner", 2, State.COMMITTING, (branch,), 253402300800.0
+    )
+    return whole, branch
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -40,7 +52,9 @@ class Service:
     """A service, and a caller of it by HTTP."""
 
     def __init__(self) -> None:
-        self.transactions = Transactions(MemoryLog(), address=ADDRESS)
+        self.log = MemoryLog()
+        self.know(transaction(PAYLOAD)[0])
+        self.transactions = Transactions(self.log, address=ADDRESS)
         self.app = TransactionsMiddleware(application, self.transactions)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url=ADDRESS)
@@ -49,6 +63,10 @@ class Service:
         self.error: Exception | None = None
         self.context = telemetry.RequestContext()
         self.transactions.participant("it", self.participant)
+
+    def know(self, whole: Transaction) -> None:
+        """Let the log have it so."""
+        self.log.world.transactions[whole.xid] = whole
 
     async def participant(self, transaction: Transaction, branch: Branch, phase: Phase) -> None:
         self.seen.append((transaction, branch, phase))
@@ -90,7 +108,7 @@ def test_any_other_json_is_refused(value: Any) -> None:
 
 def test_a_participant_elsewhere_is_called() -> None:
     async def test(service: Service) -> None:
-        whole, branch = transaction(b'{"arguments": {"amount": 5}}')
+        whole, branch = transaction(PAYLOAD)
         await service.caller(whole, branch, Phase.CONFIRM)
         ((there, part, phase),) = service.seen
         assert (there.xid, there.epoch, there.name) == ("x-1", 2, "transfer")
@@ -99,11 +117,61 @@ def test_a_participant_elsewhere_is_called() -> None:
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("change", "phase", "kind"),
+    [
+        ({"state": State.ABORTING}, Phase.CONFIRM, ConflictError),
+        ({"state": State.COMMITTED}, Phase.CONFIRM, ConflictError),
+        ({"state": State.ACTIVE}, Phase.CANCEL, ConflictError),
+        ({"state": State.ACTIVE}, Phase.TRY, ConflictError),
+        ({"epoch": 3}, Phase.CONFIRM, ConflictError),
+        ({"branches": ()}, Phase.CONFIRM, DeniedError),
+        ({"branches": (Branch(3, Mode.TCC, f"{URL}/other"),)}, Phase.CONFIRM, DeniedError),
+        ({"xid": "x-2"}, Phase.CONFIRM, NotFoundError),
+    ],
+)
+def test_what_the_log_does_not_say_is_not_done(
+    change: dict[str, Any], phase: Phase, kind: type[Exception]
+) -> None:
+    """A message can be forged, late, or another domain's: the log has the last word."""
+
+    async def test(service: Service) -> None:
+        whole, branch = transaction(PAYLOAD)
+        service.log.world.transactions.clear()
+        service.know(replace(whole, **change))
+        with pytest.raises(kind):
+            await service.caller(whole, branch, phase)
+        assert service.seen == []
+
+    run(test)
+
+
+def test_the_payload_is_the_logs_and_never_the_messages() -> None:
+    async def test(service: Service) -> None:
+        whole, branch = transaction(b'{"arguments": {"amount": 1000000}}')
+        await service.caller(whole, branch, Phase.CONFIRM)
+        ((_, part, _),) = service.seen
+        assert part.payload == PAYLOAD
+
+    run(test)
+
+
+def test_a_sagas_try_goes_on_where_it_is_due() -> None:
+    async def test(service: Service) -> None:
+        whole, branch = transaction()
+        saga = replace(branch, mode=Mode.SAGA)
+        service.know(replace(whole, state=State.ACTIVE, deadline=1e12, branches=(saga,)))
+        await service.caller(whole, saga, Phase.TRY)
+        assert [phase for _, _, phase in service.seen] == [Phase.TRY]
+
+    run(test)
+
+
 def test_it_runs_outside_of_the_callers_transaction_and_deadline() -> None:
     async def test(service: Service) -> None:
         token = telemetry.enter(telemetry.RequestContext(deadline=1e18, transaction="x"))
         try:
-            await service.caller(*transaction(), Phase.CANCEL)
+            await service.caller(*transaction(), Phase.CONFIRM)
         finally:
             telemetry.leave(token)
         assert service.context == telemetry.RequestContext()
@@ -340,7 +408,9 @@ def test_a_failure_that_nobody_waits_for_is_no_unhandled_one() -> None:
             raise UnavailableError("too late")
 
         service.transactions.participant("slow", slow)
-        content = encode(*transaction(), Phase.CONFIRM)
+        whole, branch = transaction(resource=f"{ADDRESS}/.bedstone/transactions/slow")
+        service.know(whole)
+        content = encode(whole, branch, Phase.CONFIRM)
         path = "/.bedstone/transactions/slow"
         call = asyncio.create_task(service.client.post(path, content=content))
         await begun.wait()
