@@ -226,18 +226,18 @@ class Scope:
         trace: TracebackType | None,
     ) -> None:
         left = self.remaining()
-        self._entered.close()
+        torn = self._leave()
         if self.joined:
-            cause = error or self._mark()
+            cause = error or torn or self._mark()
             if cause is not None:
                 await whole(self.doom(cause))
-            if error is None and cause is not None and self._root is self:
+            if error is None and cause is not None and (torn or self._root is self):
                 raise cause
             return
         if error is not None:
             await whole(self._abandon(error))
             return
-        refusal = self._refusal(left)
+        refusal = torn or self._refusal(left)
         if refusal is not None:
             await whole(self._abandon(refusal))
             raise refusal
@@ -262,15 +262,15 @@ class Scope:
         trace: TracebackType | None,
     ) -> None:
         left = self.remaining()
-        self._entered.close()
+        torn = self._leave()
         if self.joined:
-            cause = error or self._mark()
+            cause = error or torn or self._mark()
             if cause is not None:
                 self.doom_sync(cause)
-            if error is None and cause is not None and self._root is self:
+            if error is None and cause is not None and (torn or self._root is self):
                 raise cause
             return
-        refusal = error or self._refusal(left)
+        refusal = error or torn or self._refusal(left)
         if refusal is None:
             self.transactions.ask_sync(lambda coordinator, _: self._committed(coordinator))
             return
@@ -320,6 +320,19 @@ class Scope:
         left = telemetry.current().remaining()
         if left is None or left > 0:
             self._entered.enter_context(telemetry.deadline(self._timeout))
+
+    def _leave(self) -> InvalidError | None:
+        """Leave the context; an error where it is not the one that was entered."""
+        try:
+            self._entered.close()
+        except ValueError:
+            return InvalidError(
+                f"the block of transaction {self.xid} is left in another context than it was "
+                "entered in: what ran in between was no part of it",
+                hint="write the block around the calls themselves; a dependency that blocks is "
+                "entered in a thread of its own, so make it `async def`",
+            )
+        return None
 
     def _id(self) -> str:
         if not self.xid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -366,3 +367,33 @@ def test_a_block_is_entered_once() -> None:
 def test_a_timeout_is_more_than_nothing(timeout: float) -> None:
     with pytest.raises(InvalidError, match="time-out"):
         transaction(timeout=timeout)
+
+
+def test_a_block_that_is_left_in_another_context_aborts_and_says_why() -> None:
+    """So is a blocking dependency of a web framework: what it surrounds does not see it."""
+
+    async def test(it: World) -> None:
+        scope = transaction()
+
+        async def enter() -> None:
+            await scope.__aenter__()
+
+        async def leave() -> None:
+            await scope.__aexit__(None, None, None)
+
+        await asyncio.create_task(enter())
+        with pytest.raises(InvalidError, match="left in another context"):
+            await asyncio.create_task(leave())
+        assert it.states == [State.ABORTED]
+
+    run(test)
+
+
+def test_a_blocking_one_likewise() -> None:
+    log = MemoryLog()
+    with Transactions(log) as transactions:
+        scope = transactions.transaction()
+        contextvars.copy_context().run(scope.__enter__)
+        with pytest.raises(InvalidError, match="left in another context"):
+            contextvars.copy_context().run(scope.__exit__, None, None, None)
+        assert log.world.transactions[scope.xid].state in {State.ABORTING, State.ABORTED}
