@@ -227,7 +227,7 @@ class XaMode(Mode):
     ) -> None:
         super().__init__(transactions, places)
         self._reading = reading
-        self._banks = {
+        self.banks = {
             it.name: xa(it.source, name=it.name, transactions=transactions) for it in places
         }
 
@@ -237,7 +237,7 @@ class XaMode(Mode):
         async with AsyncExitStack() as stack:
 
             async def opening(where: str) -> Any:
-                return await stack.enter_async_context(self._banks[where].xa())
+                return await stack.enter_async_context(self.banks[where].xa())
 
             yield SqlSession(opening, self._reading, notes)
 

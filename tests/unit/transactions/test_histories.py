@@ -6,7 +6,6 @@ import pytest
 
 from bedstone.errors import InvalidError
 from bedstone.testing.histories import (
-    Edge,
     Level,
     Operation,
     Txn,
@@ -17,6 +16,7 @@ from bedstone.testing.histories import (
     strongest_level,
     write,
 )
+from bedstone.testing.history_graph import Edge
 
 
 def history(*operations: tuple[Operation, ...], aborted: str = "") -> list[Txn]:
@@ -103,6 +103,33 @@ CLEAN = {
     ),
     "own writes are no anomaly": history((append("x", 1), read_list("x", 1), append("x", 2))),
     "an abort that nobody saw": history((append("x", 1),), (read_list("x"),), aborted="1"),
+    "not G0: the same order everywhere": history(
+        (append("x", 1), append("y", 1)),
+        (append("x", 2), append("y", 2)),
+        (read_list("x", 1, 2), read_list("y", 1, 2)),
+    ),
+    "not G1a: the reader came before": history((append("x", 1),), (read_list("x"),), aborted="1"),
+    "not G1b: the last of it was read": history(
+        (append("x", 1), append("x", 2)), (read_list("x", 1, 2),)
+    ),
+    "not G1c: one way alone": history(
+        (append("x", 1), read_list("y")), (append("y", 1), read_list("x", 1))
+    ),
+    "not G-single: all of it was read": history(
+        (append("x", 1), append("y", 1)), (read_list("x", 1), read_list("y", 1))
+    ),
+    "not lost-update: the second read the first": history(
+        (read_list("x"), append("x", 1)), (read_list("x", 1), append("x", 2))
+    ),
+    "not lost-update: they wrote others": history(
+        (read_list("x"), append("y", 1)), (read_list("x"), append("z", 1))
+    ),
+    "not G2-item: the second saw the first": history(
+        (read_list("x"), append("y", 1)), (read_list("y", 1), append("x", 1))
+    ),
+    "not incompatible: one is longer": history(
+        (append("x", 1),), (append("x", 2),), (read_list("x", 1),), (read_list("x", 1, 2),)
+    ),
     "an aborted reader proves nothing": history(
         (append("x", 1),), (append("x", 2), read_list("x", 1, 2)), (read_list("x", 1),), aborted="2"
     ),
@@ -133,3 +160,39 @@ def test_write_skew_of_registers() -> None:
 def test_a_value_written_twice_is_refused() -> None:
     with pytest.raises(InvalidError, match="written twice"):
         anomalies(history((append("x", 1),), (append("x", 1),)))
+
+
+def test_what_was_taken_back_is_no_version() -> None:
+    """Reading it is G1a, and no more: the order of what was committed is one."""
+    made = history(
+        (append("x", 1),),
+        (append("x", 2),),
+        (read_list("x", 1, 2),),
+        (append("x", 3),),
+        (read_list("x", 1, 3),),
+        aborted="2",
+    )
+    assert {anomaly.name for anomaly in anomalies(made)} == {"G1a"}
+
+
+def test_what_was_written_and_taken_back_is_in_no_order() -> None:
+    made = history((write("r", 1),), (write("r", 2),), (write("r", 3),), aborted="2")
+    reader = Txn("reader", (read("r", 1),))
+    late = Txn("late", (read("r", 2),))
+    assert anomalies([*made, reader], {"r": (1, 2, 3)}) == ()
+    assert {it.name for it in anomalies([*made, late], {"r": (1, 2, 3)})} == {"G1a"}
+
+
+def test_a_long_clean_history_is_checked() -> None:
+    made = history(*((read_list("x", *range(n)), append("x", n)) for n in range(500)))
+    assert anomalies(made) == ()
+
+
+def test_a_cycle_within_a_long_history_is_found() -> None:
+    made = history(*((read_list("x", *range(n)), append("x", n)) for n in range(200)))
+    made += [
+        Txn("one", (read_list("y"), append("z", 1))),
+        Txn("other", (read_list("z"), append("y", 1))),
+    ]
+    (found,) = anomalies(made)
+    assert (found.name, set(found.transactions)) == ("G2-item", {"one", "other"})
