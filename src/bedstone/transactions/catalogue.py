@@ -115,16 +115,22 @@ def quote(dialect: Dialect, name: str) -> str:
     return mark + name.replace(mark, mark * 2) + mark
 
 
-def stamp(dialect: Dialect, name: Name) -> Steps[tuple[str, ...]]:
-    """What changes when the table or the session's view of it does."""
+def stamp(
+    dialect: Dialect, name: Name, settings: tuple[str, ...] = ()
+) -> Steps[tuple[tuple[str, ...], dict[str, str]]]:
+    """What changes when the table or the session's view of it does; and settings (PostgreSQL)."""
     match dialect:
         case Dialect.POSTGRES:
-            result = yield Query(_POSTGRES_STAMP, (_regclass(name),))
+            shown = "".join(f", current_setting('{setting}')" for setting in settings)
+            text = _POSTGRES_STAMP.replace(" AS triggers", shown)
+            result = yield Query(text, (_regclass(name),))
         case Dialect.MYSQL:
             result = yield Query(_MYSQL_STAMP, (name.schema, name.table) * 3)
         case Dialect.SQLITE:
             result = yield Query("SELECT CAST(schema_version AS TEXT) FROM pragma_schema_version")
-    return tuple(_text(value) for row in result.rows for value in row)
+    values = tuple(_text(value) for row in result.rows for value in row)
+    first = len(values) - len(settings) if values else 0
+    return values[:first], dict(zip(settings, values[first:], strict=bool(values)))
 
 
 def describe(dialect: Dialect, name: Name) -> Steps[Table]:
@@ -182,7 +188,7 @@ def _grouped(rows: list[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
 _POSTGRES_STAMP = """
 SELECT c.oid::text, c.xmin::text, current_setting('search_path'),
   (SELECT count(*)::text || ':' || coalesce(max(t.oid::bigint), 0)::text
-   FROM pg_trigger t WHERE t.tgrelid = c.oid)
+   FROM pg_trigger t WHERE t.tgrelid = c.oid) AS triggers
 FROM pg_class c WHERE c.oid = to_regclass(CAST(? AS text))"""
 _POSTGRES_TABLE = """
 SELECT c.oid::text, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,

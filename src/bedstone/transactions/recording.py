@@ -19,7 +19,7 @@ from bedstone.transactions.images import ROWS, Capture, Change, Key, capture, ke
 from bedstone.transactions.sql import Dialect, Result, Steps
 from bedstone.transactions.statement_text import refused
 from bedstone.transactions.statements import Action, Name, Statement
-from bedstone.transactions.undo import Record, settings
+from bedstone.transactions.undo import Record, exact, settings
 
 _KNOWN = 1000
 
@@ -32,14 +32,17 @@ class Catalogue:
     _tables: dict[tuple[Name, tuple[str, ...]], Table] = field(default_factory=dict)
     _harmless: set[tuple[str, ...]] = field(default_factory=set)
 
-    def table(self, name: Name) -> Steps[Table]:
-        """The table's description, read again when it has changed."""
-        place = (name, (yield from stamp(self.dialect, name)))
+    def table(
+        self, name: Name, settings: tuple[str, ...] = ()
+    ) -> Steps[tuple[Table, dict[str, str]]]:
+        """The table's description, read again when it has changed; and the session's settings."""
+        seen, found = yield from stamp(self.dialect, name, settings)
+        place = (name, seen)
         if place not in self._tables:
             if len(self._tables) >= _KNOWN:
                 self._tables.clear()
             self._tables[place] = yield from describe(self.dialect, name)
-        return self._tables[place]
+        return self._tables[place], found
 
     def check(self, functions: tuple[str, ...]) -> Steps[None]:
         """Refuse functions that may write.
@@ -108,8 +111,6 @@ class Recorder:
         yield from self._catalogue.check(statement.functions)
         if statement.action not in {Action.INSERT, Action.UPDATE, Action.DELETE}:
             return None
-        if self._settings is None:
-            self._settings = yield from settings(self._catalogue.dialect)
         table = yield from self._table(statement)
         return (yield from capture(table, statement, parameters, self._limit))
 
@@ -144,7 +145,11 @@ class Recorder:
         if name is None:
             raise refused("it names no table")
         if name not in self._tables:
-            self._tables[name] = yield from self._catalogue.table(name)
+            asked = settings(self._catalogue.dialect) if self._settings is None else ()
+            table, found = yield from self._catalogue.table(name, asked)
+            if asked:
+                self._settings = exact(found)
+            self._tables[name] = table
         return self._tables[name]
 
     def marked(self, statement: Statement) -> None:

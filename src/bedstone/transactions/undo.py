@@ -68,6 +68,15 @@ _NOW = {
     Dialect.SQLITE: "((julianday('now') - 2440587.5) * 86400.0)",
 }
 
+_SAVE = f"""
+WITH entered AS (
+    INSERT INTO {barrier.TABLE} (xid, branch, phase, written_by, at)
+    VALUES (?, ?, 'try', 'try', {_NOW[Dialect.POSTGRES]}) ON CONFLICT DO NOTHING
+    RETURNING xid, branch, at
+)
+INSERT INTO {TABLE} (xid, branch, images, at)
+SELECT xid, branch, CAST(? AS text), at FROM entered RETURNING 1"""  # noqa: S608
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -170,17 +179,19 @@ def ensure(dialect: Dialect) -> Steps[None]:
         ) from error
 
 
-def settings(dialect: Dialect) -> Steps[dict[str, str]]:
-    """How the session writes values.
+def settings(dialect: Dialect) -> tuple[str, ...]:
+    """The names of what says how the session writes values."""
+    return _SETTINGS if dialect is Dialect.POSTGRES else ()
+
+
+def exact(found: dict[str, str]) -> dict[str, str]:
+    """Accept a session's settings.
 
     Raises:
-        InvalidError: it writes them inexactly.
+        InvalidError: it writes values inexactly.
     """
-    if dialect is not Dialect.POSTGRES:
-        return {}
-    asked = ", ".join(f"current_setting('{name}')" for name in _SETTINGS)
-    result = yield Query(f"SELECT {asked}")
-    found = dict(zip(_SETTINGS, (str(value) for value in result.rows[0]), strict=True))
+    if not found:
+        return found
     if int(found["extra_float_digits"]) < 1:
         raise InvalidError(
             f"got extra_float_digits = {found['extra_float_digits']}, expected 1 or more",
@@ -195,6 +206,10 @@ def save(dialect: Dialect, xid: str, branch: str, record: Record) -> Steps[None]
     Raises:
         TransactionDecidedError: the branch is cancelled already; roll back.
     """
+    if (
+        dialect is Dialect.POSTGRES and (yield Query(_SAVE, (xid, branch, record.encoded()))).rows
+    ):  # both rows in one statement; where there is one already, look at it
+        return
     entered = yield from barrier.enter(dialect, xid, branch, Phase.TRY)
     if entered is not Entered.PROCEED:
         raise TransactionDecidedError(

@@ -15,7 +15,7 @@ from bedstone.transactions import undo
 from bedstone.transactions.connections import SyncConnection, adapt
 from bedstone.transactions.errors import StuckError, TransactionDecidedError
 from bedstone.transactions.images import Change
-from bedstone.transactions.sql import Dialect, Result
+from bedstone.transactions.sql import Dialect
 
 SQLITE = Dialect.SQLITE
 _CHANGES = (
@@ -202,7 +202,8 @@ def test_a_trigger_that_changes_what_is_given_back_is_found(
 
 
 def test_inexact_numbers_are_refused() -> None:
-    steps = undo.settings(Dialect.POSTGRES)
-    next(steps)
+    names = undo.settings(Dialect.POSTGRES)
+    exact = dict(zip(names, ("ISO, MDY", "postgres", "UTC", "hex", "1"), strict=True))
+    assert undo.exact(exact) == exact
     with pytest.raises(InvalidError, match="extra_float_digits"):
-        steps.send(Result((("ISO, MDY", "postgres", "UTC", "hex", "0"),)))
+        undo.exact(exact | {"extra_float_digits": "0"})
