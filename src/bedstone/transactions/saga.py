@@ -266,14 +266,13 @@ class Saga(Definition):
         xid = transaction.xid
         end = service.go(coordinator, transaction)
         try:
-            look = _FIRST_LOOK
             while True:
-                await asyncio.wait([end], timeout=look)
+                await asyncio.wait([end], timeout=_LAST_LOOK)
+                ended = end.done() or (await log.get(xid)).state.ended
                 if end.done():
                     return end.result()
-                if (await log.get(xid)).state.ended:
+                if ended:
                     return await self._result(log, xid)
-                look = _LAST_LOOK
         finally:
             service.forget(xid)
 

@@ -153,11 +153,7 @@ class Life(Record):
             StuckError: a database has forgotten a step.
         """
         await self._recall()
-        missing = [
-            leaf.path
-            for leaf in saga_machine.leaves(self.plan)
-            if leaf.path not in self.history.ended
-        ]
+        missing = self.missing()
         if missing:
             raise StuckError(
                 f"saga {self._name} of transaction {self.xid} succeeded, and {missing[0]} is not "
@@ -167,6 +163,14 @@ class Life(Record):
                 "`bedstone tx repair`",
             )
         await self.write()
+
+    def missing(self) -> list[str]:
+        """What of a saga that succeeded is not known here to have ended."""
+        return [
+            leaf.path
+            for leaf in saga_machine.leaves(self.plan)
+            if leaf.path not in self.history.ended
+        ]
 
     def output(self) -> Any:
         """What the saga returns, once it succeeded."""

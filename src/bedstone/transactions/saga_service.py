@@ -149,6 +149,8 @@ class Service:
                     self._lives[xid] = transaction.epoch, life
             case Phase.CONFIRM:
                 self._lives.pop(xid, None)
+                if not life.missing():
+                    self._tell(xid, life)  # it need not wait for the history's last lines
                 try:
                     await life.complete()
                 finally:
