@@ -16,9 +16,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from bedstone.errors import InvalidError
 from bedstone.transactions.sql import Dialect, Query, Result, Steps
@@ -302,12 +302,9 @@ def adapt(raw: Any) -> SyncConnection | AsyncConnection:
     """
     if isinstance(raw, SyncConnection | AsyncConnection):
         return raw
-    found = _adapter(raw)
-    if found is not None:
-        module, name = found
-        made: SyncConnection | AsyncConnection
-        made = getattr(importlib.import_module(module), name)(raw)
-        return made
+    adapter = _adapter(raw)
+    if adapter is not None:
+        return adapter(raw)
     raise InvalidError(
         f"got a {type(raw).__module__}.{type(raw).__qualname__}, expected a connection",
         hint=f"pass a connection of {SUPPORTED}",
@@ -361,12 +358,13 @@ def failed_before() -> InvalidError:
     )
 
 
-def _adapter(raw: Any) -> tuple[str, str] | None:
-    for kind in type(raw).__mro__:
-        found = _ADAPTERS.get((kind.__module__.partition(".")[0], kind.__name__))
-        if found is not None:
-            return found
-    return None
+def _adapter(raw: Any) -> _Adapter | None:
+    kind = type(raw)
+    if kind not in _known:
+        names = [(it.__module__.partition(".")[0], it.__name__) for it in kind.__mro__]
+        found = next((_ADAPTERS[name] for name in names if name in _ADAPTERS), None)
+        _known[kind] = found and getattr(importlib.import_module(found[0]), found[1])
+    return _known[kind]
 
 
 def _refuse_open(*, open_: bool) -> None:
@@ -375,3 +373,8 @@ def _refuse_open(*, open_: bool) -> None:
             "the connection is in a transaction, expected one that is not",
             hint="commit or roll back first, or use a connection of its own",
         )
+
+
+_Adapter: TypeAlias = Callable[[Any], SyncConnection | AsyncConnection]
+_known: dict[type, _Adapter | None] = {}
+"""Adapters of the kinds of connections that have been seen."""
