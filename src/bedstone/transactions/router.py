@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -132,13 +134,19 @@ def neutral() -> Iterator[None]:
 
 
 class Threads:
-    """Runs blocking functions in a few threads of its own, in the caller's context."""
+    """Runs blocking functions in a few threads of its own, in the caller's context.
 
-    def __init__(self, size: int = THREADS) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="bedstone-participant")
+    A process that was forked gets new ones: those of its parent are not there.
+    """
+
+    def __init__(self, size: int = THREADS, name: str = "bedstone-participant") -> None:
+        self._make = functools.partial(ThreadPoolExecutor, size, thread_name_prefix=name)
+        self._pool, self._process = self._make(), os.getpid()
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a blocking function; a cancelled caller leaves it running to its end."""
+        if self._process != os.getpid():
+            self._pool, self._process = self._make(), os.getpid()
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, context.run, function, *arguments)

@@ -14,14 +14,10 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
 import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -34,12 +30,12 @@ from bedstone.transactions.databases import database as as_database
 from bedstone.transactions.errors import StuckError, TransactionDecidedError
 from bedstone.transactions.manager import Transactions, current, process, register
 from bedstone.transactions.model import Branch, Mode, Phase, Transaction
-from bedstone.transactions.router import is_async
+from bedstone.transactions.router import Threads, is_async
 from bedstone.transactions.scope import Scope
 from bedstone.transactions.sql import Dialect
 
 PREFIX = "tcc/"
-_THREADS = 32
+_THREADS = Threads(32, "bedstone-try")
 
 
 class Tcc(ABC):
@@ -177,10 +173,7 @@ class Action:
         """Run TRY as `branch`."""
         if self._async:
             return await self._run_async(xid, branch, Phase.TRY, arguments)
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            _pool(), context.run, self._run, xid, branch, Phase.TRY, arguments
-        )
+        return await _THREADS.run(self._run, xid, branch, Phase.TRY, arguments)
 
     async def _second_async(self, transaction: Transaction, branch: Branch, phase: Phase) -> None:
         await self._run_async(transaction.xid, branch, phase, _arguments(branch))
@@ -382,8 +375,3 @@ def _proceeds(entered: Entered, xid: str, branch: Branch, phase: Phase) -> bool:
                 hint="was the database restored from a backup? do by hand what the payload says, "
                 "then `bedstone tx repair`",
             )
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="bedstone-try")

@@ -137,6 +137,28 @@ class TestHome:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_fork_has_threads_of_its_own_for_what_blocks(tmp_path: Path) -> None:
+    """Servers that load the application and then fork: what ran before must not hang after."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, os, sys\n"
+        "from bedstone.transactions.router import Threads\n"
+        "threads = Threads()\n"
+        "async def work():\n"
+        "    async with asyncio.timeout(10):\n"
+        "        return await threads.run(os.getpid)\n"
+        "assert asyncio.run(work()) == os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    os._exit(0 if asyncio.run(work()) == os.getpid() else 3)\n"
+        "_, status = os.wait()\n"
+        "sys.exit(os.waitstatus_to_exitcode(status))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_instances_of_a_workload_take_over_from_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
