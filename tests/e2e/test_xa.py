@@ -200,17 +200,16 @@ def test_client_dies(
                 await now(db.begin())
             else:
                 await now(db.execute(statements.start(world.xid, 1)))
-            identity: object = None
             if step >= 1:
-                entered, identity = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
+                entered = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
                 assert entered is Entered.PROCEED
             if step >= 2:
                 await now(db.execute(world.insert(1)))
             if step == 3:  # half of the preparation, in MariaDB
-                preparation = statements.prepare(db.dialect, world.xid, 1, identity)
+                preparation = statements.prepare(db.dialect, world.xid, 1)
                 await now(db.execute(next(preparation)))
             if step == 4:
-                await now(db.run(statements.prepare(db.dialect, world.xid, 1, identity)))
+                await now(db.run(statements.prepare(db.dialect, world.xid, 1)))
             await now(db.discard())
         if phase is Phase.CONFIRM and step < 4:
             with pytest.raises(UnavailableError, match="not finished"):
@@ -238,7 +237,7 @@ def test_late_prepare(kind: str, servers: dict[str, DatabaseServer]) -> None:
                 await now(db.begin())
             else:
                 await now(db.execute(statements.start(world.xid, 1)))
-            entered, _ = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
+            entered = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
             assert entered is Entered.SUSPENDED
             await now(db.discard())
         assert await world.prepared() == []
@@ -257,11 +256,11 @@ def test_cancel_while_under_way(kind: str, servers: dict[str, DatabaseServer]) -
                 await now(db.begin())
             else:
                 await now(db.execute(statements.start(world.xid, 1)))
-            _, identity = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
+            await now(db.run(statements.tried(db.dialect, world.xid, 1)))
             await now(db.execute(world.insert(1)))
             with pytest.raises(UnavailableError):
                 await world.alone(lambda d: statements.finish(d, world.xid, 1, Phase.CANCEL))
-            await now(db.run(statements.prepare(db.dialect, world.xid, 1, identity)))
+            await now(db.run(statements.prepare(db.dialect, world.xid, 1)))
             await now(db.discard())
         assert await world.prepared() == [world.xid]
         await world.finish(Phase.CANCEL)
@@ -299,9 +298,9 @@ async def _prepare(world: World) -> None:
             await now(db.begin())
         else:
             await now(db.execute(statements.start(world.xid, 1)))
-        _, identity = await now(db.run(statements.tried(db.dialect, world.xid, 1)))
+        await now(db.run(statements.tried(db.dialect, world.xid, 1)))
         await now(db.execute(world.insert(1)))
-        await now(db.run(statements.prepare(db.dialect, world.xid, 1, identity)))
+        await now(db.run(statements.prepare(db.dialect, world.xid, 1)))
         await now(db.discard())
 
 

@@ -114,16 +114,13 @@ class XA:
                     if db.dialect is Dialect.MYSQL:
                         await db.execute(statements.start(scope.xid, branch.number))
                     else:
-                        await db.begin()
-                    entered, identity = await db.run(
-                        statements.tried(db.dialect, scope.xid, branch.number)
-                    )
+                        await db.begin(ours=True)
+                    tried = statements.tried(db.dialect, scope.xid, branch.number)
+                    entered = await db.run(tried)
                     _check(entered, scope.xid, branch.number)
                     yield db.raw
                     with proving():
-                        await db.run(
-                            statements.prepare(db.dialect, scope.xid, branch.number, identity)
-                        )
+                        await db.run(statements.prepare(db.dialect, scope.xid, branch.number))
                 finally:
                     await self._leave(db)
 
@@ -144,13 +141,11 @@ class XA:
                         db.execute(statements.start(scope.xid, branch.number))
                     else:
                         db.begin()
-                    entered, identity = db.run(
-                        statements.tried(db.dialect, scope.xid, branch.number)
-                    )
+                    entered = db.run(statements.tried(db.dialect, scope.xid, branch.number))
                     _check(entered, scope.xid, branch.number)
                     yield db.raw
                     with proving():
-                        db.run(statements.prepare(db.dialect, scope.xid, branch.number, identity))
+                        db.run(statements.prepare(db.dialect, scope.xid, branch.number))
                 finally:
                     self._leave_sync(db)
 

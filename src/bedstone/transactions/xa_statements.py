@@ -28,6 +28,10 @@ from bedstone.transactions.sql_errors import state as sqlstate
 PREFIX = "bedstone:"
 FORMAT = 0x42445354  # "BDST", the formatID of ours in MariaDB
 
+_OURS = (
+    f"SELECT 1 FROM {barrier.TABLE} WHERE xid = ? AND branch = ? AND phase = 'try' "  # noqa: S608
+    "AND CAST(xmin AS text) = CAST(txid_current() % 4294967296 AS text)"
+)
 _XID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GID = re.compile(rf"{PREFIX}([A-Za-z0-9._-]{{1,64}}):([0-9]+)")
 _XAER_NOTA, _XAER_RMFAIL = 1397, 1399
@@ -74,13 +78,12 @@ def start(xid: str, number: int) -> Query:
     return Query(f"XA START {mysql_xid(xid, number)}")
 
 
-def tried(dialect: Dialect, xid: str, number: int) -> Steps[tuple[Entered, object]]:
-    """Enter TRY; and the local transaction's own id in PostgreSQL, to know it again."""
-    entered = yield from barrier.enter(dialect, xid, str(number), Phase.TRY)
-    return entered, (yield from _identity(dialect))
+def tried(dialect: Dialect, xid: str, number: int) -> Steps[Entered]:
+    """Enter TRY, first thing in the local transaction."""
+    return (yield from barrier.enter(dialect, xid, str(number), Phase.TRY))
 
 
-def prepare(dialect: Dialect, xid: str, number: int, identity: object) -> Steps[None]:
+def prepare(dialect: Dialect, xid: str, number: int) -> Steps[None]:
     """Prepare what was begun; it survives this connection and a restart of the server.
 
     Raises:
@@ -90,8 +93,9 @@ def prepare(dialect: Dialect, xid: str, number: int, identity: object) -> Steps[
         yield Query(f"XA END {mysql_xid(xid, number)}")
         yield Query(f"XA PREPARE {mysql_xid(xid, number)}")
         return
-    # PostgreSQL answers PREPARE with ROLLBACK, and no error, for one that has failed.
-    if (yield from _identity(dialect)) != identity:
+    # It is the one that was begun if it has written the try row. One that has failed refuses the
+    # question; PREPARE would be answered with ROLLBACK, and no error.
+    if not (yield Query(_OURS, (xid, str(number)))).rows:
         raise InvalidError(
             f"the local transaction of branch {number} of {xid} was ended inside the block",
             hint="leave commit and rollback to Bedstone inside `xa()`",
@@ -139,12 +143,6 @@ def _checked(xid: str) -> str:
     if not _XID.fullmatch(xid):
         raise InvalidError(f"got transaction id {xid!r}, expected 1 to 64 of [A-Za-z0-9._-]")
     return xid
-
-
-def _identity(dialect: Dialect) -> Steps[object]:
-    if dialect is not Dialect.POSTGRES:
-        return None
-    return (yield Query("SELECT txid_current()")).rows[0][0]
 
 
 def _end(dialect: Dialect, xid: str, number: int, phase: Phase) -> Steps[bool]:
