@@ -266,8 +266,10 @@ async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
         source = TwoPhaseMessage(bank.pools[0], Messages(nats, name="bank"), name="debit")
         group = await stack.enter_async_context(asyncio.TaskGroup())
         consumers = [
-            group.create_task(Consumer(bank.pools[1], nats, "bank.credit", "credit", credit).run())
-            for _ in range(8)
+            group.create_task(
+                Consumer(bank.pools[1], nats, "bank.credit", "credit", credit, batch=4).run()
+            )
+            for _ in range(16)
         ]
 
         async def transfer(giver: int, taker: int) -> None:

@@ -117,6 +117,12 @@ def enter(dialect: Dialect, xid: str, branch: str, phase: Phase) -> Steps[Entere
             return _cancel(dialect, xid, branch)
 
 
+def enter_once(dialect: Dialect, xid: str, branch: str, value: bytes) -> Steps[bool]:
+    """Enter TRY of what has no other phase, with what `result` is to give; whether it is new."""
+    _check(xid, branch)
+    return (yield from _insert(dialect, xid, branch, Phase.TRY, Phase.TRY, value))
+
+
 def result(dialect: Dialect, xid: str, branch: str, phase: Phase) -> Steps[bytes | None]:
     """What `store_result` kept; None where nothing was."""
     del dialect
@@ -220,14 +226,17 @@ def _try_key(xid: str, branch: str) -> tuple[str, str, str]:
     return xid, branch, str(Phase.TRY)
 
 
-def _insert(dialect: Dialect, xid: str, branch: str, phase: Phase, by: Phase) -> Steps[bool]:
+def _insert(
+    dialect: Dialect, xid: str, branch: str, phase: Phase, by: Phase, value: bytes | None = None
+) -> Steps[bool]:
     """Insert a row; whether it was not there. Waits while another transaction inserts it."""
     ignore = "IGNORE " if dialect is Dialect.MYSQL else ""
     clause = "" if dialect is Dialect.MYSQL else " ON CONFLICT DO NOTHING"
+    column, mark, values = ("", "", ()) if value is None else ("result, ", "?, ", (value,))
     inserted = yield Query(
-        f"INSERT {ignore}INTO {TABLE} (xid, branch, phase, written_by, at) "  # noqa: S608
-        f"VALUES (?, ?, ?, ?, {_NOW[dialect]}){clause}",
-        (xid, branch, str(phase), str(by)),
+        f"INSERT {ignore}INTO {TABLE} (xid, branch, phase, written_by, {column}at) "  # noqa: S608
+        f"VALUES (?, ?, ?, ?, {mark}{_NOW[dialect]}){clause}",
+        (xid, branch, str(phase), str(by), *values),
     )
     return inserted.count == 1
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from bedstone.errors import (
     DeniedError,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 _log = logging.getLogger(__name__)
+
+_REST: Final = 0.02
+"""Seconds to wait for messages that are there, and that another consumer may take."""
 
 
 class NatsBroker:
@@ -154,9 +157,14 @@ class NatsSubscription:
         """As `Subscription.take`."""
         async with _translated("taking messages", reading=True):
             try:
-                found = await self._pulled.fetch(limit, timeout=wait)
+                found = await self._pulled.fetch(1, timeout=wait)
             except TimeoutError:
                 return ()
+            # Asked for several, the client waits its whole time for the last of them.
+            more = min(limit - 1, found[0].metadata.num_pending)
+            if more > 0:
+                with suppress(TimeoutError):  # another consumer was quicker
+                    found += await self._pulled.fetch(more, timeout=_REST)
         return tuple(NatsDelivery.of(message, self._timeout) for message in found)
 
     async def floor(self) -> int:

@@ -26,7 +26,6 @@ from typing import Any, Final
 from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.transactions import barrier
 from bedstone.transactions import message_tables as tables
-from bedstone.transactions.barrier import Entered
 from bedstone.transactions.broker import Broker, Delivery, Message, Subscription, barrier_key
 from bedstone.transactions.connections import AsyncConnection
 from bedstone.transactions.databases import Source
@@ -164,7 +163,7 @@ class Consumer:
         async with self._database.connect() as found:
             db = _checked(found)
             await self._prepare(db)
-            await db.begin()
+            await db.begin(ours=True)
             if await db.run(_enter(db.dialect, self._branch, delivery)):
                 await self._handler(db.raw, delivery.message)
             await db.commit()
@@ -191,7 +190,7 @@ class Consumer:
         )
         async with self._database.connect() as found:
             db = _checked(found)
-            await db.begin()
+            await db.begin(ours=True)
             if await db.run(_enter(db.dialect, self._branch, delivery)):
                 await db.run(tables.bury(letter))
             await db.commit()
@@ -216,12 +215,8 @@ class Consumer:
 def _enter(dialect: Dialect, branch: str, delivery: Delivery) -> Steps[bool]:
     """Whether the message is new; its place in the stream is kept for `_purge`."""
     key = barrier_key(delivery.message.id)
-    entered = yield from barrier.enter(dialect, key, branch, Phase.TRY)
-    if entered is not Entered.PROCEED:
-        return False
     place = str(delivery.sequence).encode()
-    yield from barrier.store_result(dialect, key, branch, Phase.TRY, place)
-    return True
+    return (yield from barrier.enter_once(dialect, key, branch, place))
 
 
 def _purge(branch: str, floor: int, older_than: float, limit: int) -> Steps[int]:
