@@ -144,7 +144,17 @@ REASONS = {
     "LOCK": "locks on tables are not known to other databases' transactions",
     "XA": "XA has its own mode",
 }
-SCHEMA_CHANGES = {"CREATE", "ALTER", "DROP", "GRANT", "REVOKE", "RENAME", "COMMENT", "REINDEX", "VACUUM"}
+SCHEMA_CHANGES = {
+    "CREATE",
+    "ALTER",
+    "DROP",
+    "GRANT",
+    "REVOKE",
+    "RENAME",
+    "COMMENT",
+    "REINDEX",
+    "VACUUM",
+}
 _LOCAL = re.compile(
     r"SET\s+(LOCAL\s+(statement_timeout|lock_timeout)\b|TRANSACTION\b)[^;]*;?\s*", re.IGNORECASE
 )
