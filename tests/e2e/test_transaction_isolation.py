@@ -64,6 +64,14 @@ CLAIMS = {
     "at-locking-one-local-transaction": Claim(
         lambda t, p: AutomaticMode(t, p, LOCKING, each=False), Level.SERIALIZABLE
     ),
+    "at-mariadb": Claim(
+        AutomaticMode, Level.READ_UNCOMMITTED, servers=("postgres_url", "mariadb_url")
+    ),
+    "at-locking-mariadb": Claim(
+        lambda t, p: AutomaticMode(t, p, LOCKING),
+        Level.READ_COMMITTED,
+        servers=("mariadb_url", "mariadb_url"),
+    ),
     "xa": Claim(XaMode, Level.READ_COMMITTED),
     "xa-repeatable-read": Claim(XaMode, Level.READ_COMMITTED, LOST, REPEATABLE),
     "xa-serializable": Claim(XaMode, Level.READ_COMMITTED, LOST, SERIALIZABLE),
@@ -120,13 +128,14 @@ def scripted(
     server: str,
     body: Callable[[Script], Awaitable[None]],
     isolation: str = COMMITTED,
+    log: str = "",
 ) -> None:
     """Run a script over two databases of one server."""
 
     async def run() -> None:
         async with (
             places([server, server], isolation) as found,
-            Transactions(new_database(server)) as transactions,
+            Transactions(new_database(log or server)) as transactions,
         ):
             await body(Script(make(transactions, found)))
 
@@ -292,6 +301,17 @@ def test_xa_locking_reads_prevent_write_skew(postgres_url: str) -> None:
         assert await script.found() == (Level.SERIALIZABLE, set())
 
     scripted(lambda t, p: XaMode(t, p, " FOR SHARE"), postgres_url, body)
+
+
+def test_xa_serializable_mariadb_prevents_write_skew(postgres_url: str, mariadb_url: str) -> None:
+    """Its plain reads lock, and all blocks last until the work is done."""
+
+    async def body(script: Script) -> None:
+        with pytest.raises(Exception, match="Lock wait timeout"):
+            await _skew(script)
+        assert await script.found() == (Level.SERIALIZABLE, set())
+
+    scripted(XaMode, mariadb_url, body, SERIALIZABLE, postgres_url)
 
 
 def test_tcc_write_skew_and_what_reserving_reads_do(postgres_url: str) -> None:

@@ -184,9 +184,15 @@ class SqlSession:
     """Statements on one connection for each database, opened when it is first used."""
 
     def __init__(
-        self, opening: Callable[[str], Awaitable[Any]], suffix: str, notes: list[Operation]
+        self,
+        opening: Callable[[str], Awaitable[Any]],
+        suffix: str,
+        notes: list[Operation],
+        *,
+        each: bool = False,
     ) -> None:
         self._opening = opening
+        self._each = each
         self._connections: dict[str, Any] = {}
         self._suffix = suffix
         self._notes = notes
@@ -194,7 +200,9 @@ class SqlSession:
     async def read(self, name: str) -> None:
         """Read a register."""
         where, _, identity = name.partition("/")
-        found = await rows(await self._connection(where), selecting(identity, self._suffix))
+        db = await self._connection(where)
+        found = await rows(db, selecting(identity, self._suffix))
+        await self._ended(db)
         self._notes.append(noted_read(name, found[0]))
 
     async def change(self, name: str, value: int) -> None:
@@ -206,6 +214,12 @@ class SqlSession:
             await db.execute(changing(identity, value))
         else:
             await rows(db, changing(identity, value))
+        await self._ended(db)
+
+    async def _ended(self, db: Any) -> None:
+        """Commit what a driver has begun for one statement; asyncpg commits by itself."""
+        if self._each and hasattr(db, "commit") and not hasattr(db, "fetch"):
+            await db.commit()
 
     async def _connection(self, where: str) -> Any:
         if where not in self._connections:
@@ -247,7 +261,7 @@ class AutomaticMode(Mode):
 
     Args:
         transactions: the manager.
-        places: where; PostgreSQL.
+        places: where; with `each` also MariaDB.
         reading: what reads end with: nothing, or ` FOR UPDATE`.
         each: whether each statement is a local transaction; else there is one for each database,
             which is committed when the work is done.
@@ -280,7 +294,7 @@ class AutomaticMode(Mode):
                     await stack.enter_async_context(db.transaction())
                 return db
 
-            yield SqlSession(opening, self._reading, notes)
+            yield SqlSession(opening, self._reading, notes, each=self._each)
 
 
 class HeldError(Exception):
