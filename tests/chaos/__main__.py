@@ -75,6 +75,8 @@ async def run(options: argparse.Namespace) -> int:
             say(f"seed {options.seed}: {len(wrong)} things are wrong")
             for line in [*wrong[:60], "the killer:", *map(str, killer.deeds)]:
                 say(line)
+            for line in await audit.concerned():
+                say(line)
             say(world.domain.logs())
         if options.output:
             Path(options.output).write_text(json.dumps(numbers))

@@ -84,10 +84,12 @@ def opened(url: str, bank: str) -> None:
         db.commit()
 
 
-def asked(url: str, question: str, *, snapshot: bool = False) -> list[tuple[Any, ...]]:
+def asked(
+    url: str, question: str, *parameters: object, snapshot: bool = False
+) -> list[tuple[Any, ...]]:
     """Ask a database something."""
     with closing(connected(url)) as db, closing(db.cursor()) as cursor:
         if snapshot and url.startswith("mysql"):
             cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-        cursor.execute(question)
+        cursor.execute(question, parameters or None)
         return [tuple(row) for row in cursor.fetchall()]

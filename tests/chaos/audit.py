@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from bedstone.transactions.sweeper import Sweeper
 LOG = "bedstone"
 _LEFT = ("bedstone_undo", "bedstone_outbox", "bedstone_dead")
 _SHOWN = 12
+_TRANSFER = re.compile(r"\b[a-z]+-\d{6}-[0-9a-f]{12}\b")
+_XID = re.compile(r"\b[0-9a-f]{31,32}\b")
 
 
 @dataclass
@@ -67,8 +70,35 @@ class Audit:
         await self._swept()
         await self._counted()
 
-    async def _asked(self, bank: str, question: str) -> list[tuple[Any, ...]]:
-        return await asyncio.to_thread(asked, self.world.url(bank), question)
+    async def concerned(self) -> list[str]:
+        """What the log has of the transactions that something is wrong with."""
+        text = "\n".join(self.wrong)
+        names = sorted(set(_TRANSFER.findall(text)))[:_SHOWN]
+        xids = sorted(set(_XID.findall(text)))[:_SHOWN]
+        rows = await self._asked(
+            "north",
+            f"SELECT xid, name, state, owner, epoch, branches FROM {LOG}.transactions "
+            "WHERE xid = ANY(%s) OR name = ANY(%s) OR branches LIKE ANY(%s)",
+            xids,
+            names,
+            [f"%{name}%" for name in names],
+        )
+        lines = []
+        for row in rows[: 2 * _SHOWN]:
+            lines.append(f"transaction {row}"[:1500])
+            lines += [
+                f"  {at:.3f} {kind} {branch or ''} {detail[:300]}"
+                for at, kind, branch, detail in await self._asked(
+                    "north",
+                    f"SELECT at, kind, branch, detail FROM {LOG}.transaction_events "
+                    "WHERE xid = %s ORDER BY position",
+                    row[0],
+                )
+            ]
+        return lines
+
+    async def _asked(self, bank: str, question: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return await asyncio.to_thread(asked, self.world.url(bank), question, *parameters)
 
     async def _unfinished(self) -> list[str]:
         """What is still under way, in the log, the databases and the broker."""

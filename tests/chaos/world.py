@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -174,13 +173,6 @@ class World:
                 with suppress(OSError):
                     shutil.copytree(self.domain.state / "logs", keep, dirs_exist_ok=True)
             self.domain.discard()
-
-
-def listening(port: int) -> bool:
-    """Whether somebody listens on loopback."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def _without_mary(manifest: Path) -> None:

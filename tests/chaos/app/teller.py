@@ -94,7 +94,7 @@ async def change(mode: str, transfer: Transfer, place: Place, amount: int) -> No
 
 async def by_tcc(transfer: Transfer, progress: Progress) -> None:
     """Both parts are tried side by side."""
-    async with transaction("tcc", timeout=TIMEOUT):
+    async with transaction(transfer.id, timeout=TIMEOUT):
         async with asyncio.TaskGroup() as group:
             for place, amount in transfer.sides():
                 group.create_task(change("tcc", transfer, place, amount))
@@ -103,7 +103,7 @@ async def by_tcc(transfer: Transfer, progress: Progress) -> None:
 
 async def by_at(transfer: Transfer, progress: Progress) -> None:
     """One part after the other."""
-    async with transaction("at", timeout=TIMEOUT):
+    async with transaction(transfer.id, timeout=TIMEOUT):
         for place, amount in transfer.sides():
             await change("at", transfer, place, amount)
         progress.deciding = True
@@ -111,7 +111,7 @@ async def by_at(transfer: Transfer, progress: Progress) -> None:
 
 async def by_xa(transfer: Transfer, progress: Progress) -> None:
     """One part after the other."""
-    async with transaction("xa", timeout=TIMEOUT):
+    async with transaction(transfer.id, timeout=TIMEOUT):
         for place, amount in transfer.sides():
             await change("xa", transfer, place, amount)
         progress.deciding = True
@@ -166,7 +166,8 @@ def _credit(transfer: Transfer) -> tuple[str, dict[str, Any]]:
 
 async def by_message(transfer: Transfer, progress: Progress) -> None:
     """A local debit and a two-phase message, whose consumer credits."""
-    async with PLACED[transfer.giver.bank](*_credit(transfer)) as db:
+    named = {"transfer": transfer.id}
+    async with PLACED[transfer.giver.bank](*_credit(transfer), headers=named) as db:
         await move(db, transfer.id, transfer.giver.account, -transfer.amount)
         progress.deciding = True
 
@@ -253,9 +254,8 @@ async def _locked(mode: str, places: list[Place]) -> int:
     async with AsyncExitStack() as stack:
         for bank in sorted({place.bank for place in places}):
             one = VAULTS[bank]
-            db = await stack.enter_async_context(
-                one.at.connect() if mode == "at" else one.connection()
-            )
+            raw = await stack.enter_async_context(one.reading())
+            db = one.at.wrap(raw) if mode == "at" else raw
             taken.append(db)
             accounts = sorted(place.account for place in places if place.bank == bank)
             marks = ", ".join(["%s"] * len(accounts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from bedstone.transactions import Tcc, Transactions, automatic, tcc, use, xa
 
 TRANSACTIONS = use(Transactions(lease=float(os.environ["CHAOS_LEASE"])))
 LOCK_WAIT = 2.0
-SIZE = 10
+SIZE, READERS = 10, 4
 Opening: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -125,12 +125,14 @@ class Vault:
 
     Args:
         name: the bank's.
-        pool: its connections.
+        opening: makes a connection.
     """
 
-    def __init__(self, name: str, pool: Pool) -> None:
+    def __init__(self, name: str, opening: Callable[[], Awaitable[Any]]) -> None:
+        pool, readers = Pool(opening, SIZE), Pool(opening, READERS)
         self.name = name
         self.connection: Opening = pool.connection
+        self.reading: Opening = readers.connection
         self.debit = tcc(Debit, pool.connection, name=f"debit-{name}")
         self.credit = tcc(Credit, pool.connection, name=f"credit-{name}")
         self.at = automatic(pool.connection, name=name, lock_wait=LOCK_WAIT)
@@ -167,6 +169,6 @@ def vault(name: str) -> Vault | None:
     """The vault of a bank, if this workload may use its database."""
     if name == "mary":
         url = os.environ["CHAOS_MARIADB_URL"]
-        return Vault(name, Pool(lambda: mariadb(url), SIZE)) if url else None
+        return Vault(name, lambda: mariadb(url)) if url else None
     url = os.environ.get(f"{name.upper()}_DB_URL", "")
-    return Vault(name, Pool(lambda: postgres(url), SIZE)) if url else None
+    return Vault(name, lambda: postgres(url)) if url else None
