@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from bedstone.testing.histories import Level, anomalies
@@ -368,6 +370,31 @@ def test_at_a_locking_read_keeps_its_rows_from_the_question_to_the_answer(
             assert tried == ["refused"]
 
     asyncio.run(run())
+
+
+def test_at_a_blocking_locking_read_keeps_its_rows_too(postgres_url: str) -> None:
+    url = new_database(postgres_url)
+    with psycopg.connect(url, autocommit=True) as made:
+        made.execute(
+            "CREATE TABLE registers (id text PRIMARY KEY, list text, value int, holder text)"
+        )
+        made.execute("INSERT INTO registers VALUES ('l0', '', NULL, '')")
+    log = Between()
+    tried: list[str] = []
+
+    async def write() -> None:
+        async with await psycopg.AsyncConnection.connect(url) as db:
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await rows(db, selecting("l0", f"{LOCKING} NOWAIT"))
+        tried.append("refused")
+
+    with Transactions(log) as transactions:
+        source = functools.partial(psycopg.connect, url, autocommit=True)
+        bank = automatic(source, name="bank", transactions=transactions)
+        with transactions.transaction("reader"), bank.connect_sync() as db:
+            log.then = write
+            assert len(db.execute(selecting("l0", LOCKING)).fetchall()) == 1
+    assert tried == ["refused"]
 
 
 def test_at_a_locking_read_refuses_rows_that_came_in_between(postgres_url: str) -> None:
