@@ -40,8 +40,7 @@ async def main(urls: list[str], clients: int, seconds: float) -> None:
 
     @DBOS.workflow()  # type: ignore[untyped-decorator, unused-ignore]
     async def transfer(giver: int, taker: int) -> None:
-        await move(0, -1, giver)
-        await move(1, 1, taker)
+        await asyncio.gather(move(0, -1, giver), move(1, 1, taker))
 
     DBOS.launch()
     times: list[float] = []
