@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from bedstone.testing.histories import Level, anomalies
 from bedstone.testing.history_files import main as check_files
@@ -25,10 +27,12 @@ from bedstone.testing.history_modes import (
     TccMode,
     XaMode,
     changing,
+    place,
+    prepare,
     rows,
     selecting,
 )
-from bedstone.testing.history_recording import Load, record
+from bedstone.testing.history_recording import IDS, Load, record
 from bedstone.testing.history_scripts import Script, new_database, places
 from bedstone.testing.transaction_log import MemoryLog
 from bedstone.transactions.automatic import automatic
@@ -397,6 +401,38 @@ def test_at_a_blocking_locking_read_keeps_its_rows_too(postgres_url: str) -> Non
     assert tried == ["refused"]
 
 
+async def _came_between(
+    transactions: Transactions,
+    log: Between,
+    change: Callable[[str], Awaitable[object]],
+    read: Callable[[str], Awaitable[object]],
+) -> None:
+    """A row comes into a locking read's condition while its locks are asked for."""
+    go, written, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def write() -> None:
+        await go.wait()
+        async with transactions.transaction("writer"):
+            await change(changing("l0", 9))
+            written.set()
+            await done.wait()
+
+    async def between() -> None:
+        go.set()
+        await written.wait()
+
+    async def reads() -> None:
+        log.then = between
+        async with transactions.transaction("reader"):
+            await read(f"SELECT id FROM registers WHERE value > 5 OR id = 'l1'{LOCKING}")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        with pytest.raises(LockConflictError):
+            await reads()
+        done.set()
+
+
 def test_at_a_locking_read_refuses_rows_that_came_in_between(postgres_url: str) -> None:
     async def run() -> None:
         log = Between()
@@ -405,31 +441,31 @@ def test_at_a_locking_read_refuses_rows_that_came_in_between(postgres_url: str) 
             Transactions(log) as transactions,
         ):
             bank = automatic(where.source, name="bank", transactions=transactions)
-            query = f"SELECT id FROM registers WHERE value > 5 OR id = 'l1'{LOCKING}"
 
-            go, written, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+            async def execute(query: str) -> None:
+                async with bank.connect() as db:
+                    await db.execute(query)
 
-            async def write() -> None:
-                await go.wait()
-                async with transactions.transaction("writer"):
-                    async with bank.connect() as db:
-                        await db.execute(changing("l0", 9))
-                    written.set()
-                    await done.wait()
+            await _came_between(transactions, log, execute, execute)
 
-            async def between() -> None:
-                go.set()
-                await written.wait()
+    asyncio.run(run())
 
-            async def reads() -> None:
-                log.then = between
-                async with transactions.transaction("reader"), bank.connect() as db:
-                    await rows(db, query)
 
-            async with asyncio.TaskGroup() as group:
-                group.create_task(write())
-                with pytest.raises(LockConflictError):
-                    await reads()
-                done.set()
+def test_at_a_locking_read_of_an_engine_refuses_them_too(postgres_url: str) -> None:
+    url = new_database(postgres_url)
+
+    async def run() -> None:
+        log = Between()
+        engine = create_async_engine(f"postgresql+psycopg{url.removeprefix('postgresql')}")
+        async with place("a", url) as where, Transactions(log) as transactions:
+            await prepare(where, IDS)
+            automatic(engine, name="bank", transactions=transactions)
+
+            async def execute(query: str) -> None:
+                async with engine.begin() as connection:
+                    await connection.execute(text(query))
+
+            await _came_between(transactions, log, execute, execute)
+        await engine.dispose()
 
     asyncio.run(run())

@@ -20,6 +20,7 @@ from bedstone.transactions.automatic_sessions import (
     Session,
     SyncSession,
     appended,
+    came_between,
     registered,
     unlocked,
 )
@@ -69,6 +70,7 @@ class _State(SyncSession):
         self.db = db
         self.busy = False
         self.taken: list[tuple[Capture, Any]] = []
+        self.reading: tuple[Statement, Any, list[str]] | None = None
         self.enlisted: Scope | None = None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -119,7 +121,7 @@ class _Events:
         self, state: _State, scope: Scope, text: str, parameters: Any, context: Any, *, many: bool
     ) -> tuple[str, Any]:
         connection = state.db.raw
-        state.taken = []
+        state.taken, state.reading = [], None
         style = getattr(context, "execute_style", None)
         if getattr(style, "name", "") == "INSERTMANYVALUES":
             raise refused(
@@ -134,6 +136,7 @@ class _Events:
         elif statement.action is Action.LOCK:
             locks = state.db.run(recorder.locking(statement, parameters, self._owner.name))
             self._check(state, scope, locks)
+            state.reading = (statement, parameters, locks)
         for each in parameters if many else [parameters]:
             taken = state.db.run(recorder.before(statement, each))
             if taken is not None:
@@ -175,7 +178,10 @@ class _Events:
     ) -> None:
         del text, parameters, executemany
         state = connection.info.get(_KEY)
-        if state is None or state.busy or not state.taken:
+        if state is None or state.busy:
+            return
+        self._again(state, cursor.rowcount)
+        if not state.taken:
             return
         taken, state.taken = state.taken, []
         recorder: Recorder = state.recorder
@@ -189,6 +195,21 @@ class _Events:
                 state.db.run(recorder.after(one, parameters_, count, returned))
         finally:
             state.busy = False
+
+    def _again(self, state: _State, count: int) -> None:
+        """After a locking read: ask also for the locks of rows that came in between."""
+        reading, state.reading = state.reading, None
+        if reading is None or state.recorder is None:
+            return
+        statement, parameters, locks = reading
+        scope = self._owner.scope()
+        if scope is not None and came_between(locks, count):
+            state.busy = True
+            try:
+                steps = state.recorder.locking(statement, parameters, self._owner.name)
+                self._check(state, scope, state.db.run(steps))
+            finally:
+                state.busy = False
 
     def _returned(self, cursor: Any, context: Any, *, hidden: bool) -> Result:
         from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
