@@ -83,7 +83,7 @@ async def put_transfer(transfer_id: Id, transfer: Transfer, response: Response) 
     if giver == taker:
         raise ProblemError(422, "Same Account", "money can only go to another account")
     response.status_code = 200
-    stored = await _stored(transfer_id, home(giver))
+    stored = await _stored(transfer_id, LEDGER) or await _stored(transfer_id, SAVED)
     if stored is None:
         await move(transfer_id, giver, taker, amount)
         response.status_code = 201

@@ -60,6 +60,9 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.5
 _LAST_PAUSE = 15.0
 _CALL_TIMEOUT = 30.0
+_HOPELESS = 10
+"""Failed attempts after which a person may say that a branch has ended: its participant may be gone
+for good."""
 
 Locate = Callable[[Database], Awaitable[str]]
 Open = Callable[[str], AbstractAsyncContextManager[Log]]
@@ -137,6 +140,9 @@ class Transactions:
             except Error as error:
                 hosted.reason = error.message
                 _log.info("transaction log", extra={"app": app, "reason": error.message})
+            except Exception:  # noqa: BLE001 - a bug here must not end the others' control plane
+                hosted.reason = "an error of ours; see bedstone logs engine:server"
+                _log.exception("transaction log", extra={"app": app})
             finally:
                 hosted.log = None
             await asyncio.sleep(pause)
@@ -168,7 +174,7 @@ class Transactions:
         """Record a branch as repaired, or that somebody proposes it.
 
         Raises:
-            ConflictError: the branch is not stuck.
+            ConflictError: the branch is not stuck, nor has it failed often.
         """
         log = self._log(app)
         transaction = await log.get(xid)
@@ -258,9 +264,10 @@ def _stuck(transaction: Transaction, number: int) -> Branch:
     if branch is None:
         known = ", ".join(str(b.number) for b in transaction.branches) or "none"
         raise NotFoundError(f"transaction {transaction.xid} has no branch {number}, it has {known}")
-    if branch.stuck is None:
+    if branch.stuck is None and branch.attempts < _HOPELESS:
         raise ConflictError(
-            f"branch {number} of transaction {transaction.xid} is not stuck",
-            hint="only a branch that waits for a person can be repaired",
+            f"branch {number} of transaction {transaction.xid} is not stuck, and has failed "
+            f"{branch.attempts} times",
+            hint=f"one that waits for a person, or has failed {_HOPELESS} times, can be repaired",
         )
     return branch

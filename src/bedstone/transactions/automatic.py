@@ -28,7 +28,7 @@ from typing import Any
 
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.telemetry import context as telemetry
-from bedstone.transactions import undo
+from bedstone.transactions import barrier, undo
 from bedstone.transactions.automatic_sessions import Policy
 from bedstone.transactions.connections import AsyncConnection, SyncConnection
 from bedstone.transactions.databases import Database, Source, database
@@ -185,7 +185,8 @@ class Automatic:
             db.begin()
             try:
                 if phase is Phase.CONFIRM:
-                    db.run(undo.confirm(db.dialect, [(transaction.xid, number)]))
+                    with _patient(branch):
+                        db.run(undo.confirm(db.dialect, [(transaction.xid, number)]))
                 else:
                     db.run(undo.cancel(db.dialect, transaction.xid, number, branch.resource))
                 db.commit()
@@ -196,7 +197,8 @@ class Automatic:
     async def _second_async(self, transaction: Transaction, branch: Branch, phase: Phase) -> None:
         number = str(branch.number)
         if phase is Phase.CONFIRM:
-            await self._confirming.confirm((transaction.xid, number))
+            with _patient(branch):
+                await self._confirming.confirm((transaction.xid, number))
             return
         async with self.database.connect() as found:
             db = _asynchronous(found)
@@ -276,6 +278,17 @@ class _Confirming:
             except BaseException:
                 await db.rollback()
                 raise
+
+
+@contextmanager
+def _patient(branch: Branch) -> Iterator[None]:
+    """A local transaction that is not there yet may still be under way."""
+    try:
+        yield
+    except StuckError as error:
+        if branch.attempts >= barrier.UNDER_WAY:
+            raise
+        raise UnavailableError(f"{error.message}; it may be under way") from error
 
 
 def _interrupted() -> Error:

@@ -61,6 +61,11 @@ def create_table(dialect: Dialect) -> str:
     )
 
 
+UNDER_WAY = 10
+"""Attempts to CONFIRM for which a missing TRY may still be under way, in an open local transaction:
+an initiator that did not wait for a call has committed. After that a person is asked."""
+
+
 def exists(dialect: Dialect) -> Steps[bool]:
     """Whether the table is there."""
     return bool((yield Query(_EXISTS[dialect], (TABLE,))).rows)

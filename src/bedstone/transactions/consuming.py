@@ -38,6 +38,8 @@ Handler = Callable[[Any, Message], Awaitable[object]]
 PREFIX: Final = "consume/"
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 60.0
+PURGE: Final = 60.0
+"""Seconds between two looks for what can't come again."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _log = logging.getLogger(__name__)
 
@@ -104,10 +106,13 @@ class Consumer:
 
     async def run(self) -> None:
         """Consume for ever, until cancelled; what fails is logged, and tried again."""
-        failures = 0
+        failures, purged = 0, self._clock()
         while True:
             try:
                 await self.step(1.0)
+                if self._clock() - purged >= PURGE:
+                    purged = self._clock()
+                    await self.purge()
                 failures = 0
             except Error as error:
                 self._subscription = None

@@ -293,8 +293,11 @@ class Driver:
         for outcome in outcomes:
             if outcome.error is not None:
                 _log.warning(
-                    "a branch is stuck" if outcome.stuck is not None else "a branch failed",
-                    extra={"xid": xid, "branch": outcome.number, "reason": outcome.error},
+                    "a branch %s: xid=%s branch=%d reason=%s",
+                    "is stuck" if outcome.stuck is not None else "failed",
+                    xid,
+                    outcome.number,
+                    outcome.error,
                 )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -112,6 +113,7 @@ class Scope:
         self._first = tuple(branches)
         self._root = self
         self._trying = 0
+        self._counting = threading.Lock()
         self._doomed = ""
         self._inside = False
         self._entered = ExitStack()
@@ -174,6 +176,10 @@ class Scope:
             )
         self._root._doomed = self._root._doomed or reason or "marked for rollback"  # noqa: SLF001
 
+    def _tries(self, more: int) -> None:
+        with self._counting:  # blocking calls come from several threads
+            self._trying += more
+
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
         """Around a TRY: cut off at the deadline; its failure dooms the transaction.
@@ -182,7 +188,7 @@ class Scope:
             TransactionTimeoutError: the deadline passed.
         """
         self.check_time()
-        self._root._trying += 1  # noqa: SLF001
+        self._root._tries(1)  # noqa: SLF001
         try:
             async with asyncio.timeout(self.remaining()) as timer:
                 yield
@@ -192,20 +198,20 @@ class Scope:
                 raise self._late() from error
             raise
         finally:
-            self._root._trying -= 1  # noqa: SLF001
+            self._root._tries(-1)  # noqa: SLF001
 
     @contextmanager
     def attempt_sync(self) -> Iterator[None]:
         """`attempt` for blocking code, which can't be cut off: the time is checked before it."""
         self.check_time()
-        self._root._trying += 1  # noqa: SLF001
+        self._root._tries(1)  # noqa: SLF001
         try:
             yield
         except BaseException as error:
             self.doom_sync(error)
             raise
         finally:
-            self._root._trying -= 1  # noqa: SLF001
+            self._root._tries(-1)  # noqa: SLF001
 
     async def __aenter__(self) -> Self:
         if not self._join():

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.transactions import barrier
 from bedstone.transactions.barrier import Entered
 from bedstone.transactions.connections import AsyncConnection
@@ -368,6 +368,8 @@ def _proceeds(entered: Entered, xid: str, branch: Branch, phase: Phase) -> bool:
             raise TransactionDecidedError(
                 f"{what} was cancelled before its TRY came; nothing was done"
             )
+        case Entered.NOT_TRIED if branch.attempts < barrier.UNDER_WAY:
+            raise UnavailableError(f"{what} is to be confirmed, and its TRY may be under way")
         case Entered.NOT_TRIED:
             raise StuckError(
                 f"{what} is to be confirmed, and its TRY is not in the database",

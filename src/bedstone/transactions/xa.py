@@ -143,6 +143,7 @@ class XA:
                         db.begin()
                     entered = db.run(statements.tried(db.dialect, scope.xid, branch.number))
                     _check(entered, scope.xid, branch.number)
+                    scope.check_time()  # a thread may have been paused, past its own CANCEL
                     yield db.raw
                     with proving():
                         db.run(statements.prepare(db.dialect, scope.xid, branch.number))

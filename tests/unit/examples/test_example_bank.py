@@ -266,6 +266,8 @@ def test_money_moves_between_two_databases_whole_or_not_at_all(bank: Bank) -> No
     assert bank.transfer(from_=saved, to="nobody", amount=1).status_code == 404
     assert bank.transfer(from_=saved, to=ann, amount=67).status_code == 201
     assert (bank.balance(ann), bank.balance(saved)) == (107, 0)
+    taken = bank.transfer(id=f"save-{ann}", from_=saved, to=ann, amount=60)
+    assert taken.status_code == 409, "an id is one transfer, wherever the giver's account is"
     for url in (bank.database, _savings(bank.database)):
         with psycopg.connect(url) as connection:
             held = connection.execute("SELECT sum(held), count(*) FROM accounts").fetchone()

@@ -71,7 +71,7 @@ class World:
         self.log = MemoryLog()
         self.mesh = PlayedMesh()
         self.located: list[str] = []
-        self.trouble: UnavailableError | None = None
+        self.trouble: Exception | None = None
         self.transactions = Transactions(
             loop,
             self._locate,
@@ -224,6 +224,25 @@ def test_a_repair_says_who_and_why_and_ends_the_transaction_with_its_locks() -> 
     run(check)
 
 
+def test_what_fails_for_ever_can_be_repaired_and_what_has_only_failed_cannot() -> None:
+    """Its participant may be gone for good."""
+
+    async def check(world: World) -> None:
+        await world.open()
+        await world.stuck("a")
+        await world.ask("/a/retry", {"why": "again"})
+        failed = Outcome(1, End.REGISTERED, "no participant")
+        await world.log.record("a", "accounts/1", 1, [failed], 1e12)
+        refused = await world.ask("/a/repair", {"branch": 1, "why": "gone"})
+        assert (refused.status_code, "has failed 2 times" in refused.text) == (409, True)
+        for _ in range(8):
+            await world.log.record("a", "accounts/1", 1, [failed], 1e12)
+        done = (await world.ask("/a/repair", {"branch": 1, "why": "gone"})).json()
+        assert done["detail"]["transaction"]["state"] == "aborted"
+
+    run(check)
+
+
 def test_a_second_person_may_be_demanded_and_is_not_the_first() -> None:
     async def check(world: World) -> None:
         await world.open()
@@ -354,6 +373,23 @@ def test_a_log_that_cannot_be_opened_is_said_and_opened_later(
         assert set(world.located) == {"bank/default/ledger"}
 
     run(check)
+
+
+def test_a_bug_in_one_app_s_log_ends_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bedstone.server.transactions._FIRST_PAUSE", 0.01)
+
+    async def check(world: World) -> None:
+        world.trouble = RuntimeError("a bug")
+        async with asyncio.timeout(10):
+            while "an error of ours" not in (await world.ask("")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        world.trouble = None
+        await world.open()
+
+    run(check)
+    assert "a bug" in caplog.text
 
 
 def test_an_app_without_a_log_says_how_to_have_one() -> None:

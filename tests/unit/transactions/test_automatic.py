@@ -21,16 +21,18 @@ from bedstone.telemetry.context import current
 from bedstone.testing.automatic import aborting, aborting_sync, ended
 from bedstone.testing.faults import Fault
 from bedstone.testing.transaction_log import MemoryLog, no_faults
+from bedstone.transactions import barrier
 from bedstone.transactions.automatic import automatic
 from bedstone.transactions.automatic_sessions import Policy
 from bedstone.transactions.databases import database
 from bedstone.transactions.errors import (
     LockConflictError,
+    StuckError,
     TransactionAbortedError,
     UnsupportedStatementError,
 )
 from bedstone.transactions.manager import Transactions
-from bedstone.transactions.model import State
+from bedstone.transactions.model import Branch, Mode, Phase, State, Transaction
 
 
 @pytest.fixture
@@ -200,6 +202,19 @@ def test_a_failed_local_commit_dooms_the_transaction(path: Path, manager: Transa
     with pytest.raises(TransactionAbortedError):
         scenario()
     assert _rows(path) == before
+
+
+def test_a_confirm_waits_for_a_local_commit_under_way_then_asks_a_person(
+    path: Path, manager: Transactions
+) -> None:
+    bank = automatic(_connecting(path), name="bank", transactions=manager)
+    with manager.transaction(), bank.connect_sync() as connection:
+        connection.execute("UPDATE accounts SET balance = 0 WHERE id = 1")
+    held = Transaction("t1", "", 0.0, 0.0, "me", state=State.COMMITTING)
+    for attempts, error in ((0, UnavailableError), (barrier.UNDER_WAY, StuckError)):
+        branch = Branch(1, Mode.AT, bank.resource(), attempts=attempts)
+        with pytest.raises(error, match="never committed"):
+            bank._second_sync(held, branch, Phase.CONFIRM)
 
 
 def test_two_branches_of_one_transaction_may_change_the_same_row(

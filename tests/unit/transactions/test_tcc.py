@@ -7,12 +7,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.telemetry import context as telemetry
 from bedstone.testing.faults import Fault
 from bedstone.testing.transaction_log import MemoryLog
@@ -22,6 +23,7 @@ from bedstone.transactions import (
     TransactionAbortedError,
     TransactionDecidedError,
     Transactions,
+    barrier,
     tcc,
     together,
     together_sync,
@@ -231,8 +233,12 @@ def test_a_confirm_without_its_try_needs_a_person(bank: Bank) -> None:
         held = bank.log.world.transactions[scope.xid]
         assert held.state is State.COMMITTING
         assert bank.rows("a") == (100, 0)
+        router = await bank.transactions.router()
+        with pytest.raises(UnavailableError, match="may be under way"):
+            await router(held, held.branches[0], Phase.CONFIRM)
+        often = replace(held.branches[0], attempts=barrier.UNDER_WAY)
         with pytest.raises(StuckError, match="not in the database"):
-            await (await bank.transactions.router())(held, held.branches[0], Phase.CONFIRM)
+            await router(held, often, Phase.CONFIRM)
 
     run(bank, test)
 
