@@ -15,11 +15,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.transactions import manager, saga_plan
 from bedstone.transactions.databases import Source
 from bedstone.transactions.databases import database as as_database
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from bedstone.transactions.manager import Transactions
 
 __all__ = ["Context", "Saga", "event", "parallel", "saga", "sequence", "signal", "step", "timer"]
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "saga/"
 DEFAULT_TIMEOUT = 60.0
@@ -268,11 +271,18 @@ class Saga(Definition):
         try:
             while True:
                 await asyncio.wait([end], timeout=_LAST_LOOK)
-                ended = end.done() or (await log.get(xid)).state.ended
-                if end.done():
-                    return end.result()
-                if ended:
-                    return await self._result(log, xid)
+                try:
+                    ended = end.done() or (await log.get(xid)).state.ended
+                    if end.done():
+                        return end.result()
+                    if ended:
+                        return await self._result(log, xid)
+                except UnavailableError as error:
+                    if end.done():  # the saga's own
+                        raise
+                    # Not for the caller, to whom it would say that nothing was done.
+                    extra = {"xid": xid, "reason": error.message}
+                    _log.info("the log does not say how a saga is", extra=extra)
         finally:
             service.forget(xid)
 

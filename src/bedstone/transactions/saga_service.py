@@ -83,6 +83,7 @@ class Service:
     def go(self, coordinator: Coordinator, transaction: Transaction) -> asyncio.Future[Any]:
         """Run one that has just begun; its end, for who waits."""
         end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        end.add_done_callback(_looked_at)
         self._ends[transaction.xid] = end
         self._fresh.add(transaction.xid)
         self._mine.add(transaction.xid)
@@ -204,6 +205,12 @@ class Service:
         )
         told.__cause__ = life.error
         end.set_exception(told)
+
+
+def _looked_at(end: asyncio.Future[Any]) -> None:
+    """Look at a failure, which is nobody's when who waited has gone."""
+    if not end.cancelled():
+        end.exception()
 
 
 async def _joined(task: asyncio.Task[None], xid: str) -> None:

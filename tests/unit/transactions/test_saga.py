@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -651,3 +653,55 @@ def test_a_saga_that_waits_does_not_revive_a_manager_that_is_stopped(tmp_path: P
         assert (await log.get(xid)).state is State.ACTIVE
 
     asyncio.run(main())
+
+
+def test_who_waits_goes_on_waiting_while_the_log_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That nothing was done would be a lie: the caller would run it again."""
+    monkeypatch.setattr(sys.modules[Saga.__module__], "_LAST_LOOK", 0.01)
+
+    async def test(world: World) -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+        get = world.log.get
+
+        async def away(xid: str) -> Transaction:
+            if asked.is_set():
+                return await get(xid)
+            asked.set()
+            raise UnavailableError("the log is away")
+
+        async def action(context: Context) -> str:
+            await go_on.wait()
+            return "done"
+
+        trip = world.saga(step("slow", action))
+        monkeypatch.setattr(world.log, "get", away)
+        running = asyncio.create_task(trip.run())
+        await asyncio.wait(
+            [running, asyncio.create_task(asked.wait())], return_when="FIRST_COMPLETED"
+        )
+        go_on.set()
+        assert await running == {"slow": "done"}
+
+    run(tmp_path, test)
+
+
+def test_an_end_that_nobody_waits_for_any_more_is_no_unhandled_error(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        unhandled: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, it: unhandled.append(it))
+        trip = world.saga(world.remote("a"))
+        service = trip._service
+        assert service is not None
+        coordinator = world.transactions.coordinator
+        begun = await trip._begin(coordinator, None, 5.0)
+        end = service.go(coordinator, begun)
+        end.set_exception(TransactionAbortedError("nobody waits"))
+        await asyncio.sleep(0)
+        service.forget(begun.xid)
+        del end
+        gc.collect()
+        assert unhandled == []
+
+    run(tmp_path, test)
