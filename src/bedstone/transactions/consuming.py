@@ -33,6 +33,7 @@ from bedstone.transactions.databases import database as as_database
 from bedstone.transactions.message_tables import DeadLetter
 from bedstone.transactions.model import Phase
 from bedstone.transactions.sql import Dialect, Query, Steps
+from bedstone.transactions.sql_errors import meaning
 
 Handler = Callable[[Any, Message], Awaitable[object]]
 PREFIX: Final = "consume/"
@@ -175,7 +176,8 @@ class Consumer:
 
     async def _failed(self, delivery: Delivery, error: Exception) -> bool:
         """Park the message, or have it come again; whether it is parked."""
-        outside = isinstance(error, UnavailableError | UnknownOutcomeError)
+        # The handler works with the driver, so that an outage may come as the driver's own error.
+        outside = isinstance(meaning(error) or error, UnavailableError | UnknownOutcomeError)
         try:
             if not outside and delivery.attempt >= self._deliveries:
                 await self._park(delivery, error)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import psycopg
+import pymysql
 import pytest
 
 from bedstone.errors import InvalidError, UnavailableError
@@ -189,12 +191,22 @@ def test_a_handler_that_fails_leaves_nothing_and_is_parked_with_its_reason(place
     run(test)
 
 
-def test_an_outage_parks_nothing(place: Place) -> None:
+@pytest.mark.parametrize(
+    "outage",
+    [
+        UnavailableError("away"),
+        psycopg.OperationalError("server closed the connection unexpectedly"),
+        psycopg.errors.LockNotAvailable("canceling statement due to lock timeout"),
+        pymysql.err.OperationalError(2013, "Lost connection to MySQL server during query"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_outage_parks_nothing(place: Place, outage: Exception) -> None:
     async def test() -> None:
         await place.broker.publish(Message("s", "1", b""))
 
         async def handler(db: Any, message: Message) -> None:
-            raise UnavailableError("the other service is away")
+            raise outage
 
         consumer = place.consumer(handler, deliveries=2)
         for _ in range(5):
