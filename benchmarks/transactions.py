@@ -4,8 +4,9 @@
 
 Two databases on one server, a third one for the log; fsync is on. Every number is taken in this run
 on this machine: a client moves money between two accounts again and again, both parts at the same
-time. The baseline is the same two local transactions with nothing around them. `--dbos` names a
-Python that has the package `dbos`, which does the same as a workflow of two steps.
+time. The baseline is the same two local transactions with nothing around them. The modes take
+turns, in rounds, with the baseline before and after; a ratio is the median of its rounds. `--dbos`
+names a Python that has the package `dbos`, which does the same as a workflow of two steps.
 
 Statements and flushes are counted by the server (pg_stat_statements, pg_stat_io), all that happens
 during the measurement; round trips to the log by the log's driver.
@@ -26,8 +27,9 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -44,6 +46,7 @@ from bedstone.transactions.messages import Messages, TwoPhaseMessage
 from bedstone.transactions.saga import Saga, parallel, step
 
 ACCOUNTS = 10_000
+ROUNDS = 5
 HERE = Path(__file__).parent
 TABLES = """
 CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL, held bigint NOT NULL);
@@ -58,17 +61,26 @@ SELECT (SELECT sum(fsyncs) FROM pg_stat_io WHERE object = 'wal'),
 Transfer = Callable[[int, int], Awaitable[object]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """What one way of doing it came to."""
+    """What one way of doing it came to, in all rounds."""
 
     name: str
-    rate: float
-    middle: float
-    slow: float
+    times: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
     flushes: float = 0.0
     statements: float = 0.0
     trips: float = 0.0
+
+    def shown(self) -> str:
+        """A line of the table."""
+        done, times = len(self.times), sorted(self.times)
+        return (
+            f"{self.name:<18}{median(self.rates):>8,.0f}{median(self.ratios):>8.2f}"
+            f"{times[done // 2] * 1000:>9.1f}{times[int(done * 0.99)] * 1000:>9.1f}"
+            f"{self.flushes / done:>9.2f}{self.statements / done:>12.1f}{self.trips / done:>11.2f}"
+        )
 
 
 class Bank:
@@ -180,32 +192,24 @@ async def _undo_credit(db: Any, context: Any) -> None:
 class Meter:
     """Runs clients for a while, and asks the server what that took."""
 
-    def __init__(self, admin: Any, clients: int, seconds: float) -> None:
+    def __init__(self, admin: Any, clients: int, log: PostgresLog) -> None:
         self._admin = admin
         self._clients = clients
-        self._seconds = seconds
+        self._log = log
 
-    async def measure(
-        self, name: str, transfer: Transfer, log: PostgresLog | None = None, *, settle: float = 0.0
-    ) -> Row:
-        await self._run(transfer, min(2.0, self._seconds))
+    async def measure(self, row: Row, transfer: Transfer, seconds: float) -> float:
+        """Add a round to a row; its rate."""
         await self._admin.execute("SELECT pg_stat_statements_reset()")
         flushes, _ = await self._counts()
-        trips = log.statistics.round_trips if log else 0
-        times, took = await self._run(transfer, self._seconds)
-        await asyncio.sleep(settle)
+        trips = self._log.statistics.round_trips
+        times, took = await self._run(transfer, seconds)
         after, statements = await self._counts()
-        done = len(times)
-        times.sort()
-        return Row(
-            name,
-            done / took,
-            times[done // 2] * 1000,
-            times[int(done * 0.99)] * 1000,
-            (after - flushes) / done,
-            statements / done,
-            (log.statistics.round_trips - trips) / done if log else 0.0,
-        )
+        row.times += times
+        row.rates.append(len(times) / took)
+        row.flushes += after - flushes
+        row.statements += statements
+        row.trips += self._log.statistics.round_trips - trips
+        return row.rates[-1]
 
     async def _run(self, transfer: Transfer, seconds: float) -> tuple[list[float], float]:
         times: list[float] = []
@@ -250,8 +254,9 @@ async def broker() -> AsyncIterator[NatsBroker]:
             process.wait()
 
 
-async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
-    """Debit and message in one; a consumer credits. Counted when the credit is there too."""
+@asynccontextmanager
+async def messages(bank: Bank) -> AsyncIterator[Transfer]:
+    """Debit and message in one; a consumer credits. Over when the credit is there too."""
     landed: dict[str, asyncio.Event] = {}
 
     async def credit(db: Any, message: Any) -> None:
@@ -266,11 +271,10 @@ async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
         source = TwoPhaseMessage(bank.pools[0], Messages(nats, name="bank"), name="debit")
         group = await stack.enter_async_context(asyncio.TaskGroup())
         consumers = [
-            group.create_task(
-                Consumer(bank.pools[1], nats, "bank.credit", "credit", credit, batch=4).run()
-            )
+            Consumer(bank.pools[1], nats, "bank.credit", "credit", credit, batch=4)
             for _ in range(16)
         ]
+        tasks = [group.create_task(consumer.run()) for consumer in consumers]
 
         async def transfer(giver: int, taker: int) -> None:
             name = str(next(numbers))
@@ -280,19 +284,18 @@ async def messages(bank: Bank, meter: Meter, log: PostgresLog) -> Row:
             await event.wait()
             del landed[name]
 
-        row = await meter.measure("message", transfer, log)
-        for consumer in consumers:
-            consumer.cancel()
-    return row
+        yield transfer
+        for task in tasks:
+            task.cancel()
 
 
-def dbos(python: str, urls: list[str], clients: int, seconds: float) -> Row:
+def dbos(python: str, urls: list[str], clients: int, seconds: float) -> tuple[float, ...]:
     """The same in a process of its own, which has DBOS."""
     answer = subprocess.check_output(
         [python, HERE / "transactions_dbos.py", *urls, str(clients), str(seconds)],
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
-    return Row("DBOS workflow", *json.loads(answer.splitlines()[-1]))
+    return tuple(json.loads(answer.splitlines()[-1]))
 
 
 async def run(urls: list[str], options: argparse.Namespace) -> None:
@@ -301,7 +304,6 @@ async def run(urls: list[str], options: argparse.Namespace) -> None:
     async def unreset(_: Any) -> None:
         """The pool's own clean-up would be a round trip for each use, in every mode alike."""
 
-    rows = Table()
     async with AsyncExitStack() as stack:
         size = {"min_size": options.clients, "max_size": options.clients, "reset": unreset}
         pools = [await stack.enter_async_context(asyncpg.create_pool(u, **size)) for u in urls[:2]]
@@ -310,19 +312,39 @@ async def run(urls: list[str], options: argparse.Namespace) -> None:
         log = await stack.enter_async_context(PostgresLog.open(urls[2]))
         manager = await stack.enter_async_context(use(Transactions(log)))
         bank = Bank(*pools)
-        meter = Meter(admin, options.clients, options.seconds)
-        rows.append(await meter.measure("no manager", bank.plain))
-        rows.append(await meter.measure("saga", bank.in_saga, log))
-        rows.append(await messages(bank, meter, log))
-        rows.append(await meter.measure("TCC", bank.in_tcc, log))
-        rows.append(await meter.measure("AT", lambda g, t: bank.in_at(g, t, manager), log))
-        rows.append(await meter.measure("XA", lambda g, t: bank.in_xa(g, t, manager), log))
-        rows.append(await meter.measure("no manager, again", bank.plain))
+        modes: dict[str, Transfer] = {
+            "saga": bank.in_saga,
+            "message": await stack.enter_async_context(messages(bank)),
+            "TCC": bank.in_tcc,
+            "AT": lambda giver, taker: bank.in_at(giver, taker, manager),
+            "XA": lambda giver, taker: bank.in_xa(giver, taker, manager),
+        }
+        meter, length = Meter(admin, options.clients, log), options.seconds / ROUNDS
+        for transfer in (bank.plain, *modes.values()):
+            await meter.measure(Row("warm"), transfer, min(1.0, length))
+        plain, rows = Row("no manager"), {name: Row(name) for name in modes}
+        others: list[tuple[float, ...]] = []
+        for _ in range(ROUNDS):
+            before = await meter.measure(plain, bank.plain, length)
+            for name, transfer in modes.items():
+                rate = await meter.measure(rows[name], transfer, length)
+                after = await meter.measure(plain, bank.plain, length)
+                rows[name].ratios.append(2 * rate / (before + after))
+                before = after
+            if options.dbos:
+                found = await asyncio.to_thread(dbos, options.dbos, urls, options.clients, length)
+                after = await meter.measure(plain, bank.plain, length)
+                others.append((*found, 2 * found[0] / (before + after)))
+        plain.ratios = [rate / median(plain.rates) for rate in plain.rates]
+        for row in (plain, *rows.values()):
+            print(row.shown())
+        if others:
+            rate, middle, slow, ratio = (median(it) for it in zip(*others, strict=True))
+            print(f"{'DBOS workflow':<18}{rate:>8,.0f}{ratio:>8.2f}{middle:>9.1f}{slow:>9.1f}")
         total = [await pool.fetchval("SELECT sum(balance + held) FROM accounts") for pool in pools]
-        if sum(total) != 2 * ACCOUNTS * 1_000_000:
-            raise SystemExit(f"money was lost or made: {total}")
-    if options.dbos:
-        rows.append(dbos(options.dbos, urls, options.clients, options.seconds))
+    moved = sum(total) - 2 * ACCOUNTS * 1_000_000
+    if moved:
+        raise SystemExit(f"money was lost or made: {moved}")
 
 
 def main() -> None:
@@ -357,19 +379,6 @@ HEADER = (
     f"{'':<18}{'/s':>8}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}"
     f"{'flushes':>9}{'statements':>12}{'log trips':>11}"
 )
-
-
-class Table(list[Row]):
-    """Rows, shown as they come."""
-
-    def append(self, row: Row) -> None:
-        """Add and show."""
-        super().append(row)
-        print(
-            f"{row.name:<18}{row.rate:>8,.0f}{row.rate / self[0].rate:>8.2f}{row.middle:>9.1f}"
-            f"{row.slow:>9.1f}{row.flushes:>9.2f}{row.statements:>12.1f}{row.trips:>11.2f}",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":
