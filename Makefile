@@ -21,7 +21,7 @@ up: setup ## run the bank example, meshed, on real engines
 
 test: setup ## pass the tests
 	@sh requirements/system.sh
-	@$(BIN)/python -m pytest
+	@sh tests/run.sh $(BIN)/python
 
 check: lint types imports test ## everything that CI demands
 

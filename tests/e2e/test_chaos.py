@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 45
+SECONDS = 40
 
 pytestmark = pytest.mark.timeout(400)
 

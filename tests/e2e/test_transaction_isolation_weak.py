@@ -318,7 +318,7 @@ def test_messages_of_what_aborts_are_never_seen(postgres_url: str) -> None:
             places([postgres_url, postgres_url], COMMITTED) as found,
             Transactions(new_database(postgres_url)) as transactions,
         ):
-            recording = await record(MessagesMode(transactions, found, chances), Load())
+            recording = await record(MessagesMode(transactions, found, chances), Load(300))
         assert recording.committed >= 100
         assert recording.astray() == ()
         assert not recording.names() & {"G1a"}

@@ -66,7 +66,7 @@ class Load:
         seed: what is chosen.
     """
 
-    transactions: int = 300
+    transactions: int = 120
     clients: int = 5
     registers: Sequence[str] = tuple(f"{place}/{it}" for place in "ab" for it in IDS)
     longest: int = 4
