@@ -271,7 +271,7 @@ def _stuck(item: TransactionSummary, branch: BranchDetail, report: dict[str, Any
         yield from columns(_images(row), indent="    ")
         statements = row.get("repair") or ()
         if statements:
-            yield "    what would set it right:"
+            yield "    what would set it back to BEFORE, over whatever others wrote since:"
             for statement in [statements] if isinstance(statements, str) else statements:
                 yield f"      {clean(str(statement))}"
     yield "  then:"
@@ -289,7 +289,7 @@ def _images(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     names = list(dict.fromkeys(key for image in images if isinstance(image, dict) for key in image))
     if not names:
         return
-    yield ("COLUMN", "BEFORE", "AFTER", "NOW")
+    yield ("COLUMN", "BEFORE", "AFTER", "AT THE LAST TRY")
     for name in names:
         values = [_value(image, name) for image in images]
         mark = "" if values[2] in values[:2] else "  ← neither"

@@ -21,6 +21,8 @@ RESERVED_APPS: Final = frozenset({"node", "server"})
 RESERVED_NAMES: Final = frozenset({"gateway", "operator"})
 RESERVED_PREFIX: Final = "bedstone"
 _RESERVED_VARIABLE_PREFIX: Final = "BEDSTONE_"
+_FREE_VARIABLES: Final = frozenset({"BEDSTONE_BROKER_URL"})
+"""Those that nothing here sets yet, and libraries of ours read."""
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -212,7 +214,9 @@ class _Rules:
                     location,
                     f"got the variable {variable!r}, expected letters, digits and underscores",
                 )
-            elif variable == "PORT" or variable.startswith(_RESERVED_VARIABLE_PREFIX):
+            elif variable == "PORT" or (
+                variable.startswith(_RESERVED_VARIABLE_PREFIX) and variable not in _FREE_VARIABLES
+            ):
                 yield self._key_problem(
                     location, f"the variable {variable} is set by Bedstone", "remove it"
                 )

@@ -264,6 +264,10 @@ def _stuck(transaction: Transaction, number: int) -> Branch:
     if branch is None:
         known = ", ".join(str(b.number) for b in transaction.branches) or "none"
         raise NotFoundError(f"transaction {transaction.xid} has no branch {number}, it has {known}")
+    if branch.state is not BranchState.REGISTERED:
+        raise ConflictError(
+            f"branch {number} of transaction {transaction.xid} is already {branch.state}"
+        )
     if branch.stuck is None and branch.attempts < _HOPELESS:
         raise ConflictError(
             f"branch {number} of transaction {transaction.xid} is not stuck, and has failed "

@@ -152,7 +152,11 @@ def held_by_others(found: dict[str, str], xid: str) -> LockConflictError | None:
     """The error that says which row another transaction holds, if one does."""
     for lock, holder in found.items():
         if holder != xid:
-            return LockConflictError(f"transaction {holder} holds the global lock {lock}")
+            return LockConflictError(
+                f"transaction {holder} holds the global lock {lock}",
+                hint="try again; one that holds it for long may wait for a person: "
+                "`bedstone tx ls --stuck`",
+            )
     return None
 
 

@@ -164,7 +164,8 @@ class Draft:
             if holder not in {None, xid}:
                 raise LockConflictError(
                     f"lock {lock!r} is held by {f'transaction {holder}' if holder else 'another'}",
-                    hint="nothing was applied; run the transaction again when that one has ended",
+                    hint="nothing was applied; run the transaction again when that one has ended: "
+                    "`bedstone tx ls --stuck` says whether it waits for a person",
                 )
         self._holders.update(dict.fromkeys(change.acquires, xid))
 

@@ -320,7 +320,8 @@ class Transactions:
             elif not isinstance(error, asyncio.CancelledError):
                 raise
         finally:
-            home.ended.set_result(None)
+            if not home.ended.done():  # a loop that fails at its end cancels who waits for it
+                home.ended.set_result(None)
 
     def _housekeeper(self, log: Log) -> Housekeeper:
         from bedstone.transactions.housekeeping import Housekeeper

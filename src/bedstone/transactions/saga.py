@@ -397,7 +397,8 @@ async def _told(coordinator: Coordinator, log: Log, xid: str, what: Event) -> No
 
 def _aborted(transaction: Transaction, events: Any) -> TransactionAbortedError:
     history = replay(events)
-    what = f"saga {transaction.name} of transaction {transaction.xid} is aborted"
+    state = "aborted" if transaction.state.ended else "being aborted, and its steps undone"
+    what = f"saga {transaction.name} of transaction {transaction.xid} is {state}"
     for path, error in history.failed.items():
         return TransactionAbortedError(f"{what}: {path} failed: {error}")
     decided = next((it for it in events if it.kind == "decided"), None)

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
+from bedstone.telemetry import context as telemetry
 from bedstone.transactions import barrier
 from bedstone.transactions.barrier import Entered
 from bedstone.transactions.connections import AsyncConnection, SyncConnection
@@ -105,6 +106,7 @@ def _action(dialect: Dialect, step: Step, branch: str, context: Context) -> Talk
     xid = context.xid
     match (yield from barrier.enter(dialect, xid, branch, Phase.TRY)):
         case Entered.PROCEED:
+            _check_time(step)  # whoever was paused may come after the compensation was swept
             value = yield Call(step.action, context)
             text = encode(f"the result of step {step.name}", value)
             if value is not None:  # which a row without a result gives back
@@ -115,6 +117,11 @@ def _action(dialect: Dialect, step: Step, branch: str, context: Context) -> Talk
                 f"step {step.name} of transaction {xid} was undone before it ran; nothing was done"
             )
     return (yield from _stored(dialect, xid, branch))
+
+
+def _check_time(step: Step) -> None:
+    if telemetry.current().remaining() == 0.0:
+        raise UnavailableError(f"step {step.name}: its time had passed before it began")
 
 
 def _compensation(dialect: Dialect, step: Step, branch: str, context: Context) -> Talk:

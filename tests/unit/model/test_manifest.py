@@ -399,3 +399,9 @@ def test_a_manifest_is_loaded_from_its_file_or_its_directory(tmp_path: Path) -> 
     assert manifest == load_manifest(tmp_path / "bedstone.yaml")
     assert manifest.root == tmp_path.resolve()
     assert manifest.file == str(tmp_path / "bedstone.yaml")
+
+
+def test_the_url_of_a_message_broker_may_be_given() -> None:
+    """Bedstone runs no broker, so that nothing else sets it."""
+    spec = parse_manifest(changed(RUN, RUN + "    env: {BEDSTONE_BROKER_URL: 'nats://b'}\n")).spec
+    assert spec.workloads["accounts"].env == {"BEDSTONE_BROKER_URL": "nats://b"}

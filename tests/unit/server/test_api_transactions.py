@@ -243,6 +243,22 @@ def test_what_fails_for_ever_can_be_repaired_and_what_has_only_failed_cannot() -
     run(check)
 
 
+def test_what_has_ended_needs_no_repair() -> None:
+    async def check(world: World) -> None:
+        await world.open()
+        await world.log.claim("accounts/1", 60.0, 0)
+        now = await world.log.now()
+        branches = (Branch(0, Mode.TCC, URL), Branch(0, Mode.TCC, URL))
+        begun = Transaction("b", "", now + 60, now, "accounts/1", 1, branches=branches)
+        await world.log.begin(begun)
+        await world.log.decide("b", State.COMMITTING)
+        await world.log.record("b", "accounts/1", 1, [Outcome(1, End.CONFIRMED)], now)
+        refused = await world.ask("/b/repair", {"branch": 1, "why": "x"})
+        assert (refused.status_code, "already confirmed" in refused.text) == (409, True)
+
+    run(check)
+
+
 def test_a_second_person_may_be_demanded_and_is_not_the_first() -> None:
     async def check(world: World) -> None:
         await world.open()

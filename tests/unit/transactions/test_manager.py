@@ -99,6 +99,21 @@ class TestHome:
             pytest.fail("entered")
         assert not [it for it in threading.enumerate() if it.name == "bedstone-transactions"]
 
+    def test_who_waited_for_its_end_and_was_cancelled_hides_no_failure(self) -> None:
+        """A loop that fails cancels whoever waits; the manager still ends without a word."""
+
+        async def main() -> None:
+            transactions = Transactions(MemoryLog())
+            await transactions.start()
+            home = transactions._home
+            assert home is not None
+            assert home.task is not None
+            home.ended.cancel()
+            home.stop.set()
+            await home.task
+
+        asyncio.run(main())
+
     def test_stopping_twice_and_stopping_what_never_ran_is_nothing(self) -> None:
         async def main() -> None:
             transactions = Transactions(MemoryLog())
