@@ -31,9 +31,11 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
-from bedstone.errors import DeniedError, InvalidError
+from bedstone.errors import InvalidError
+from bedstone.transactions import own_tables
 from bedstone.transactions.connections import OPENINGS
 from bedstone.transactions.model import Phase
+from bedstone.transactions.own_tables import NOW
 from bedstone.transactions.sql import Dialect, Query, Steps
 
 TABLE = "bedstone_barrier"
@@ -68,7 +70,7 @@ an initiator that did not wait for a call has committed. After that a person is 
 
 def exists(dialect: Dialect) -> Steps[bool]:
     """Whether the table is there."""
-    return bool((yield Query(_EXISTS[dialect], (TABLE,))).rows)
+    return (yield from own_tables.exists(dialect, TABLE))
 
 
 def ensure(dialect: Dialect) -> Steps[None]:
@@ -80,18 +82,8 @@ def ensure(dialect: Dialect) -> Steps[None]:
     Raises:
         InvalidError: the table is missing and can't be made.
     """
-    if (yield from exists(dialect)):
-        return
-    if dialect is Dialect.POSTGRES:  # IF NOT EXISTS alone fails when two make it at once
-        yield Query("SELECT pg_advisory_xact_lock(hashtext(?))", (TABLE,))
-    try:
-        yield Query(create_table(dialect))
-    except DeniedError as error:
-        raise InvalidError(
-            f"the table {TABLE} is missing, and this role may not create it",
-            hint=f"run as the owner of the schema: {create_table(dialect)}",
-        ) from error
-    if dialect is Dialect.MYSQL:  # the statement has committed; give the caller one to commit
+    made = yield from own_tables.make(dialect, TABLE, create_table(dialect))
+    if made and dialect is Dialect.MYSQL:  # it has committed; give the caller one to commit
         yield Query("START TRANSACTION")
         yield Query(OPENINGS[dialect])
 
@@ -201,17 +193,6 @@ _TYPES = {
     Dialect.MYSQL: (_ASCII, "LONGBLOB", "DOUBLE", " ENGINE=InnoDB"),
     Dialect.SQLITE: ("TEXT", "BLOB", "REAL", ""),
 }
-_EXISTS = {
-    Dialect.POSTGRES: "SELECT 1 FROM pg_class WHERE oid = to_regclass(?)",
-    Dialect.MYSQL: "SELECT 1 FROM information_schema.tables "
-    "WHERE table_schema = database() AND table_name = ?",
-    Dialect.SQLITE: "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?",
-}
-_NOW = {
-    Dialect.POSTGRES: "extract(epoch FROM clock_timestamp())",
-    Dialect.MYSQL: "UNIX_TIMESTAMP(NOW(6))",
-    Dialect.SQLITE: "((julianday('now') - 2440587.5) * 86400.0)",
-}
 _XID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BRANCH = re.compile(rf"[ -~]{{1,{LONGEST_BRANCH}}}")
 _READ = f"SELECT written_by FROM {TABLE} WHERE xid = ? AND branch = ? AND phase = ?"  # noqa: S608
@@ -240,7 +221,7 @@ def _insert(
     column, mark, values = ("", "", ()) if value is None else ("result, ", "?, ", (value,))
     inserted = yield Query(
         f"INSERT {ignore}INTO {TABLE} (xid, branch, phase, written_by, {column}at) "  # noqa: S608
-        f"VALUES (?, ?, ?, ?, {mark}{_NOW[dialect]}){clause}",
+        f"VALUES (?, ?, ?, ?, {mark}{NOW[dialect]}){clause}",
         (xid, branch, str(phase), str(by), *values),
     )
     return inserted.count == 1
@@ -274,7 +255,7 @@ def _confirm(dialect: Dialect, xid: str, branch: str) -> Steps[Entered]:
         # looked at from the beginning: the TRY may have come between.
         inserted = yield Query(
             f"INSERT INTO {TABLE} (xid, branch, phase, written_by, at) "  # noqa: S608
-            f"SELECT xid, branch, 'confirm', 'confirm', {_NOW[dialect]} FROM {TABLE} "
+            f"SELECT xid, branch, 'confirm', 'confirm', {NOW[dialect]} FROM {TABLE} "
             "WHERE xid = ? AND branch = ? AND phase = ? AND written_by = 'try' "
             "ON CONFLICT DO NOTHING",
             _try_key(xid, branch),
@@ -293,7 +274,7 @@ def _cancel(dialect: Dialect, xid: str, branch: str) -> Steps[Entered]:
         # would both hold it and both insert into it. This form locks exclusively.
         yield Query(
             f"INSERT INTO {TABLE} (xid, branch, phase, written_by, at) "  # noqa: S608
-            f"VALUES (?, ?, ?, ?, {_NOW[dialect]}) ON DUPLICATE KEY UPDATE xid = xid",
+            f"VALUES (?, ?, ?, ?, {NOW[dialect]}) ON DUPLICATE KEY UPDATE xid = xid",
             (*_try_key(xid, branch), str(Phase.CANCEL)),
         )
     else:

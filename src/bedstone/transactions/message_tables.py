@@ -14,7 +14,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bedstone.errors import DeniedError, InvalidError
+from bedstone.errors import InvalidError
+from bedstone.transactions import own_tables
 from bedstone.transactions.broker import Message
 from bedstone.transactions.sql import Dialect, Query, Steps
 
@@ -34,12 +35,6 @@ _TEXT = {
 _LONG = {Dialect.POSTGRES: "text", Dialect.MYSQL: "LONGTEXT", Dialect.SQLITE: "TEXT"}
 _BYTES = {Dialect.POSTGRES: "bytea", Dialect.MYSQL: "LONGBLOB", Dialect.SQLITE: "BLOB"}
 _REAL = {Dialect.POSTGRES: "double precision", Dialect.MYSQL: "DOUBLE", Dialect.SQLITE: "REAL"}
-_EXISTS = {
-    Dialect.POSTGRES: "SELECT 1 FROM pg_class WHERE oid = to_regclass(?)",
-    Dialect.MYSQL: "SELECT 1 FROM information_schema.tables "
-    "WHERE table_schema = database() AND table_name = ?",
-    Dialect.SQLITE: "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?",
-}
 
 
 def outbox(dialect: Dialect) -> str:
@@ -72,18 +67,7 @@ def ensure(dialect: Dialect, table: str) -> Steps[None]:
     Raises:
         InvalidError: it is missing and can't be made.
     """
-    if (yield Query(_EXISTS[dialect], (table,))).rows:
-        return
-    if dialect is Dialect.POSTGRES:  # IF NOT EXISTS alone fails when two make it at once
-        yield Query("SELECT pg_advisory_xact_lock(hashtext(?))", (table,))
-    statement = _MAKES[table](dialect)
-    try:
-        yield Query(statement)
-    except DeniedError as error:
-        raise InvalidError(
-            f"the table {table} is missing, and this role may not create it",
-            hint=f"run as the owner of the schema: {statement}",
-        ) from error
+    yield from own_tables.make(dialect, table, _MAKES[table](dialect))
 
 
 def put(message: Message, ordering: str, at: float) -> Steps[None]:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from bedstone.errors import DeniedError, Error, InvalidError, UnavailableError
-from bedstone.transactions import barrier
+from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.transactions import barrier, own_tables
 from bedstone.transactions.barrier import Entered
 from bedstone.transactions.catalogue import Table, describe
 from bedstone.transactions.errors import (
@@ -40,6 +40,7 @@ from bedstone.transactions.images import (
     rows_of,
 )
 from bedstone.transactions.model import Phase
+from bedstone.transactions.own_tables import NOW
 from bedstone.transactions.sql import Dialect, DuplicateError, Query, Steps
 from bedstone.transactions.statements import Name
 
@@ -56,22 +57,10 @@ _TYPES = {
     ),
     Dialect.SQLITE: ("TEXT", "TEXT", "REAL", ""),
 }
-_EXISTS = {
-    Dialect.POSTGRES: "SELECT 1 FROM pg_class WHERE oid = to_regclass(?)",
-    Dialect.MYSQL: "SELECT 1 FROM information_schema.tables "
-    "WHERE table_schema = database() AND table_name = ?",
-    Dialect.SQLITE: "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?",
-}
-_NOW = {
-    Dialect.POSTGRES: "extract(epoch FROM clock_timestamp())",
-    Dialect.MYSQL: "UNIX_TIMESTAMP(NOW(6))",
-    Dialect.SQLITE: "((julianday('now') - 2440587.5) * 86400.0)",
-}
-
 _SAVE = f"""
 WITH entered AS (
     INSERT INTO {barrier.TABLE} (xid, branch, phase, written_by, at)
-    VALUES (?, ?, 'try', 'try', {_NOW[Dialect.POSTGRES]}) ON CONFLICT DO NOTHING
+    VALUES (?, ?, 'try', 'try', {NOW[Dialect.POSTGRES]}) ON CONFLICT DO NOTHING
     RETURNING xid, branch, at
 )
 INSERT INTO {TABLE} (xid, branch, images, at)
@@ -130,7 +119,7 @@ def create_table(dialect: Dialect) -> str:
 
 def exists(dialect: Dialect) -> Steps[bool]:
     """Whether the table is there."""
-    return bool((yield Query(_EXISTS[dialect], (TABLE,))).rows)
+    return (yield from own_tables.exists(dialect, TABLE))
 
 
 def left(dialect: Dialect, after: str = "", limit: int = 100) -> Steps[tuple[str, ...]]:
@@ -158,7 +147,7 @@ def forget(dialect: Dialect, xids: Sequence[str]) -> Steps[int]:
 def present(dialect: Dialect) -> Steps[bool]:
     """Whether the tables of AT and of the barrier are there."""
     for table in (barrier.TABLE, TABLE):
-        if not (yield Query(_EXISTS[dialect], (table,))).rows:
+        if not (yield from own_tables.exists(dialect, table)):
             return False
     return True
 
@@ -166,17 +155,7 @@ def present(dialect: Dialect) -> Steps[bool]:
 def ensure(dialect: Dialect) -> Steps[None]:
     """Make the tables of AT and of the barrier; in a transaction of their own."""
     yield from barrier.ensure(dialect)
-    if (yield from exists(dialect)):
-        return
-    if dialect is Dialect.POSTGRES:  # IF NOT EXISTS alone fails when two make it at once
-        yield Query("SELECT pg_advisory_xact_lock(hashtext(?))", (TABLE,))
-    try:
-        yield Query(create_table(dialect))
-    except DeniedError as error:
-        raise InvalidError(
-            f"the table {TABLE} is missing, and this role may not create it",
-            hint=f"run as the owner of the schema: {create_table(dialect)}",
-        ) from error
+    yield from own_tables.make(dialect, TABLE, create_table(dialect))
 
 
 def settings(dialect: Dialect) -> tuple[str, ...]:
@@ -216,7 +195,7 @@ def save(dialect: Dialect, xid: str, branch: str, record: Record) -> Steps[None]
             f"branch {branch} of transaction {xid} is {entered.value}; it can't be committed"
         )
     yield Query(
-        f"INSERT INTO {TABLE} (xid, branch, images, at) VALUES (?, ?, ?, {_NOW[dialect]})",  # noqa: S608
+        f"INSERT INTO {TABLE} (xid, branch, images, at) VALUES (?, ?, ?, {NOW[dialect]})",  # noqa: S608
         (xid, branch, record.encoded()),
     )
 
