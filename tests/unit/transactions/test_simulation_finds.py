@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from bedstone.errors import InvalidError
 from bedstone.testing.simulation.bugs import BUGS, planted
 from bedstone.testing.simulation.scenario import Report, simulate
 from bedstone.testing.simulation.transfers import MODES
+from bedstone.transactions import manager
+from bedstone.transactions.databases import Database
 
 SEEDS = 40
 """A mistake that shows in none of so many seeds counts as not found."""
@@ -72,6 +75,26 @@ def test_a_run_does_not_depend_on_the_hash_seed_or_the_process() -> None:
     }
     here = [simulate(seed, mode=mode).digest for seed in (7,) for mode in sorted(MODES)]
     assert answers == {f"{here}\n"}
+
+
+def test_a_run_does_not_depend_on_what_the_program_has_registered() -> None:
+    """Its participants' databases would be swept in the simulated world."""
+    before = [simulate(5, mode=mode) for mode in sorted(MODES)]
+    opened: list[str] = []
+
+    def opening() -> Any:
+        opened.append("")
+        raise OSError
+
+    async def second(*_: object) -> None: ...
+
+    manager.register("other/of-this-program", second, Database("x", opening, is_async=True))
+    try:
+        assert [simulate(5, mode=mode) for mode in sorted(MODES)] == before
+        assert opened == []
+    finally:
+        del manager._common["other/of-this-program"]
+        del manager._common_databases["other/of-this-program"]
 
 
 def test_a_mistake_is_taken_out_again_even_after_an_error() -> None:

@@ -113,6 +113,8 @@ def edges(world: World, homes: dict[Process, Home]) -> Iterator[None]:
     with patches() as patch:
         patch(telemetry, "time", clock)
         patch(manager, "process", process)
+        patch(manager, "_common", {})  # what this program has registered is not of this world
+        patch(manager, "_common_databases", {})
         patch(import_module("bedstone.transactions.tcc"), "process", process)
         patch(import_module("bedstone.transactions.automatic"), "process", process)
         patch(import_module("bedstone.transactions.saga"), "random", chance)
