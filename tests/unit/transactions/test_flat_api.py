@@ -100,6 +100,7 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     What awaits outside of a function is compiled only.
     """
     monkeypatch.setattr(manager, "_common", {})  # what they declare stays here
+    monkeypatch.setattr(manager, "_common_databases", {})
     names = {name: getattr(transactions, name) for name in transactions.__all__}
     names["__name__"] = "examples"
     exec(THE_READERS_OWN, names)
