@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs all tests, as two halves side by side: those over real engines mostly wait, the others mostly
-# compute. $1 is the interpreter, the rest goes to pytest. The first half is shown when it has ended.
+# Runs all tests, as two halves side by side: those of a whole installation mostly wait, the others
+# mostly compute. $1 is the interpreter, the rest goes to pytest. What the first half says is shown
+# when it has ended.
 #
 # With AGAIN set, tests that failed are run once more, alone, after both halves: what passes only
 # then is named, since it is unstable and must be mended, but counts as passed.
@@ -16,12 +17,19 @@ half() { # name, where…
     "$python" -m pytest -o cache_dir=".pytest_cache/$name" "$@"
 }
 
-half engines "$@" tests/e2e tests/faults >"$folder/engines" 2>&1 &
+# Of about the same length: transactions have no installation under them, but for a few.
+transactions=$(ls tests/e2e/test_*.py | grep -E '/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)')
+others=$(ls tests/e2e/test_*.py | grep -vE '/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)')
+folders=$(ls -d tests/*/ | grep -vE '/(e2e|chaos|__pycache__)/')
+
+# shellcheck disable=SC2086 # each is a list
+half engines "$@" $others >"$folder/engines" 2>&1 &
 engines=$!
 trap 'kill -INT "$engines"; wait "$engines"; exit 130' INT TERM
-half rest "$@" --ignore=tests/e2e --ignore=tests/faults tests
+# shellcheck disable=SC2086
+half rest "$@" $folders $transactions
 rest=$?
-echo "the tests over real engines:"
+echo "the tests of whole installations:"
 wait "$engines"
 first=$?
 cat "$folder/engines"
