@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ADS_CLUSTER = "bedstone_ads"
 SDS_CLUSTER = "bedstone_sds"
+COLLECTOR_CLUSTER = "bedstone_collector"
 
 _TYPE = "type.googleapis.com/envoy."
 
@@ -72,6 +73,7 @@ class EnvoyEngine:
         ads: where the control plane is.
         tls: mutual TLS with it; None only for a Unix socket.
         sds_socket: the node's secret service; None for none.
+        collector_socket: the node's collector of spans and access logs (OTLP over gRPC).
         name: of the process.
         metadata: told to the control plane.
         concurrency: worker threads, capped at the processors there are.
@@ -87,6 +89,7 @@ class EnvoyEngine:
     ads: AdsAddress
     tls: AdsTls | None = None
     sds_socket: Path | None = None
+    collector_socket: Path | None = None
     name: str = "envoy"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 2
@@ -110,6 +113,9 @@ class EnvoyEngine:
         if self.sds_socket is not None:
             pipe = {"pipe": {"path": str(self.sds_socket)}}
             clusters.append(_cluster(SDS_CLUSTER, pipe, None))
+        if self.collector_socket is not None:
+            pipe = {"pipe": {"path": str(self.collector_socket)}}
+            clusters.append(_cluster(COLLECTOR_CLUSTER, pipe, None))
         from_ads = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
         return {
             "node": {
@@ -129,6 +135,8 @@ class EnvoyEngine:
                 },
             },
             "static_resources": {"clusters": clusters},
+            # what is sampled and tapped changes through the admin interface: no listener changes
+            "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
             "bootstrap_extensions": [
                 {
                     "name": "envoy.bootstrap.internal_listener",

@@ -74,7 +74,9 @@ class Reply(Frozen):
     """A part of the answer to a `Command`.
 
     For `logs`: `lines` (each `time`, `instance`, `text`). For `call`: `status`, `headers`, `body`
-    (base64). For `database`: `body`, the URL. For failures: `error` (a code of `bedstone.errors`)
+    (base64). For `database`: `body`, the URL. For `metrics`: `body`, base64 of a frame
+    (`bedstone.telemetry.frames`). For `tap`: `body`, a JSON array of
+    `bedstone.model.monitoring.TapRecord`. For failures: `error` (a code of `bedstone.errors`)
     and `message`.
     """
 
@@ -87,6 +89,16 @@ class Reply(Frozen):
     body: str = ""
     error: str | None = None
     message: str = ""
+
+
+class Spans(Frozen):
+    """Spans that the node's collector got, as they come.
+
+    `body` is base64 of an OTLP `ExportTraceServiceRequest`, deflated (RFC 1951 in zlib's form).
+    """
+
+    type: Literal["spans"] = "spans"
+    body: str
 
 
 class LogLine(Frozen):
@@ -133,13 +145,17 @@ class Command(Frozen):
     (seconds since the epoch), at most the last `tail` lines, going on when `follow`.
     `call`: one HTTP request into the mesh as `identity`, to `url` (`http://WORKLOAD/PATH`).
     `database`: the URL of database `subject` (`APP/CELL/NAME`), for the user `identity` of it.
+    `metrics`: one frame of series for the second `since`; with `full`, a complete one.
+    `tap`: requests of `app`, as they are answered, until it is cancelled.
+    `sampling`: begin traces of the share `subject` (0 to 1) of requests.
     `cancel`: stop answering command `subject`.
     """
 
     type: Literal["command"] = "command"
     id: str
-    action: Literal["logs", "call", "database", "cancel"]
+    action: Literal["logs", "call", "database", "metrics", "tap", "sampling", "cancel"]
     subject: str = ""
+    full: bool = False
     since: float | None = None
     tail: int | None = None
     follow: bool = False
@@ -165,7 +181,7 @@ class ProxyState(Frozen):
 
 
 FromNode = Annotated[
-    Hello | Report | Digests | CertificateRequest | Reply, Field(discriminator="type")
+    Hello | Report | Digests | CertificateRequest | Reply | Spans, Field(discriminator="type")
 ]
 FromServer = Annotated[
     Assignments | Certificate | Command | ProxyState, Field(discriminator="type")

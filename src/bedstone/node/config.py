@@ -63,6 +63,11 @@ class NodeConfig(BaseModel):
         return self.run_dir / "sds.sock"
 
     @property
+    def collector(self) -> Path:
+        """The socket on which the collector takes spans and access logs (OTLP over gRPC)."""
+        return self.run_dir / "collector.sock"
+
+    @property
     def admin(self) -> Path:
         """The socket of the proxy's administration."""
         return self.run_dir / "admin.sock"

@@ -177,6 +177,7 @@ class Proxy:
                 server_name=server_id(membership.domain),
             ),
             sds_socket=self._config.sds,
+            collector_socket=self._config.collector,
         )
 
     def _say(self, phase: Phase, reason: str, pid: int | None = None) -> None:

@@ -6,7 +6,7 @@ Invariant: who calls is known before anything of a request but its head is looke
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -119,6 +119,8 @@ async def _operator(principal: Annotated[Principal, Depends(_principal)]) -> Pri
     return principal
 
 
+Routes = Callable[[FastAPI], None]
+"""Adds the routes of one part."""
 Reader = Annotated[Principal, Depends(_reader)]
 Operator = Annotated[Principal, Depends(_operator)]
 Since = Annotated[float | None, Query(description="Seconds since the epoch.")]
@@ -126,9 +128,21 @@ Tail = Annotated[int | None, Query(ge=0, description="At most so many of the las
 
 
 def build_api(
-    store: Store, queries: Queries, changes: Changes, transactions: Transactions
+    store: Store,
+    queries: Queries,
+    changes: Changes,
+    transactions: Transactions,
+    more: Iterable[Routes] = (),
 ) -> FastAPI:
-    """The application; `queries` reads, `changes` writes, `transactions` does both to theirs."""
+    """The application; `queries` reads, `changes` writes, `transactions` does both to theirs.
+
+    Args:
+        store: where tokens are.
+        queries: what is read.
+        changes: what is changed.
+        transactions: of the apps.
+        more: each adds the routes of another part.
+    """
     app = FastAPI(
         title="Bedstone",
         version=__version__,
@@ -146,6 +160,8 @@ def build_api(
     _app_routes(app, queries, changes)
     _transaction_routes(app, transactions, changes)
     _credential_routes(app, queries, changes)
+    for add in more:
+        add(app)
     return app
 
 
@@ -201,7 +217,7 @@ def _status_routes(app: FastAPI, queries: Queries) -> None:
     @app.get("/v1/apps/{name}/watch", response_class=StreamingResponse)
     async def watch(name: str, _: Reader) -> StreamingResponse:
         queries.app(name)  # an unknown name fails here, not inside the stream
-        return _stream(queries.watch(name))
+        return stream(queries.watch(name))
 
 
 def _log_routes(app: FastAPI, queries: Queries) -> None:
@@ -216,7 +232,7 @@ def _log_routes(app: FastAPI, queries: Queries) -> None:
         tail: Tail = None,
     ) -> StreamingResponse:
         lines = queries.logs(name, workload, follow=follow, since=since, tail=tail)
-        return _stream(await _started(lines))
+        return stream(await _started(lines))
 
     @app.get("/v1/engines/{name}/logs", response_class=StreamingResponse)
     async def engine_logs(
@@ -228,7 +244,7 @@ def _log_routes(app: FastAPI, queries: Queries) -> None:
         tail: Tail = None,
     ) -> StreamingResponse:
         lines = queries.engine_logs(name, follow=follow, since=since, tail=tail)
-        return _stream(await _started(lines))
+        return stream(await _started(lines))
 
 
 def _resource_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
@@ -348,7 +364,9 @@ async def _started(lines: AsyncGenerator[LogLine, None]) -> AsyncGenerator[LogLi
     return whole()
 
 
-def _stream(items: AsyncGenerator[Any, None]) -> StreamingResponse:
+def stream(items: AsyncGenerator[Any, None]) -> StreamingResponse:
+    """Records as NDJSON, each as it comes; the generator is closed when the reader goes away."""
+
     async def encoded() -> AsyncIterator[bytes]:
         async with aclosing(items):
             async for item in items:

@@ -1,0 +1,1 @@
+"""Monitoring: series by the second, queries, traces and alerts."""

@@ -1,0 +1,125 @@
+"""How series are read: what a query asks of a store of series, and what it gets.
+
+Rules:
+- Times are whole seconds since the epoch. Values stand on a grid of one resolution: 1 s, or a
+  roll-up of 10 s or 60 s, whose points stand for the seconds up to and including their own time.
+- NaN is "no value": the series did not exist, or its second was not collected. A gap stays a gap.
+- Counters never decrease: the store has taken resets out. A roll-up of a counter is its last value,
+  so an increase over any span of whole points is exact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from bedstone.telemetry.frames import Labels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RESOLUTIONS = (1, 10, 60)
+"""Seconds between the points of each level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """A condition on one label; `__name__` is the metric's name. A label that is absent is ''.
+
+    Regular expressions match the whole value, as Prometheus's do.
+    """
+
+    label: str
+    op: Literal["=", "!=", "=~", "!~"]
+    value: str
+
+    def matches(self, value: str) -> bool:
+        """Whether a label's value fulfils it."""
+        match self.op:
+            case "=":
+                return value == self.value
+            case "!=":
+                return value != self.value
+            case "=~":
+                return re.fullmatch(self.value, value) is not None
+            case _:
+                return re.fullmatch(self.value, value) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Series on one grid.
+
+    Args:
+        names: the metric's name of each series.
+        labels: the labels of each.
+        kinds: what the values of each mean.
+        times: shape (T,), int64, seconds, ascending by `resolution`.
+        values: shape (S, T), float64, NaN where there is no value.
+        resolution: seconds between points.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[Labels, ...]
+    kinds: tuple[Literal["counter", "gauge"], ...]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+    resolution: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """One series' name, labels and kind."""
+
+    name: str
+    labels: Labels
+    kind: Literal["counter", "gauge"]
+
+
+class Reader(Protocol):
+    """A store of series, for reading. Safe to call from other threads than the writer's."""
+
+    def select(
+        self,
+        matchers: Sequence[Matcher],
+        start: int,
+        end: int,
+        resolution: int,
+        aggregate: Literal["last", "min", "max", "avg"] = "last",
+    ) -> Selection:
+        """The series that match, at the points of `resolution` with start ≤ time ≤ end.
+
+        Args:
+            matchers: all must hold; at least one must not match the empty string.
+            start: first second.
+            end: last second.
+            resolution: one of `RESOLUTIONS`.
+            aggregate: what a roll-up's point says of a gauge's seconds; of counters always `last`.
+
+        Raises:
+            InvalidError: no matcher, or a malformed regular expression.
+        """
+        ...
+
+    def series(self, matchers: Sequence[Matcher], start: int, end: int) -> list[SeriesKey]:
+        """The series that match and have a value between `start` and `end`."""
+        ...
+
+    def resolution(self, start: int, step: int) -> int:
+        """The finest resolution that is kept back to `start` and is not finer than `step` needs."""
+        ...
+
+    def last(self) -> int:
+        """The last second that was finished, complete or not; 0 before the first."""
+        ...
+
+    def incomplete(self, start: int, end: int) -> dict[int, dict[str, str]]:
+        """The seconds that are not complete, each with what is missing and why.
+
+        What is missing is a `NODE`, or a source of one, `NODE/SOURCE`; in a second in which nobody
+        asked, because the server was away, it is `server`.
+        """
+        ...
