@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from bedstone.engines.programs import envoy_program
 from bedstone.errors import UnavailableError
 from bedstone.processes.spec import STAGE_ENVOY, Limits, ProcessSpec
+from bedstone.telemetry.names import BUCKETS
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 ADS_CLUSTER = "bedstone_ads"
 SDS_CLUSTER = "bedstone_sds"
 COLLECTOR_CLUSTER = "bedstone_collector"
+
+KEPT = (
+    r"http\.(gateway|inbound)/[^.]*\.(downstream_rq_([2-5]xx|active|time)|rbac\.denied)",
+    r"http\.(outbound|call|connect)/[^.]*\.rq_direct_response",
+    r"cluster\.to/[^.]*\.upstream_rq_([1-5]xx|time|retry)",
+    r"vhost\..*\.route\.[^.]*\.upstream_rq_([1-5]xx|time)",
+    r"bedstone\..*",
+    r"(server|listener_manager|cluster_manager|control_plane|filesystem)\..*",
+    r"cluster\.bedstone_.*",
+    r".*init_fetch_timeout",
+)
+"""The statistics that are kept, as whole names: what the collector reads, and what tells how Envoy
+itself is. Without a choice there are some hundred for each listener and cluster."""
 
 _TYPE = "type.googleapis.com/envoy."
 
@@ -158,7 +172,17 @@ class EnvoyEngine:
                     }
                 ]
             },
-            "stats_flush_interval": "60s",
+            # read once a second by the node's collector: each reading merges the histograms, so
+            # that none is older than the reading before, and an idle proxy does no work for it
+            "stats_flush_on_admin": True,
+            "stats_config": {
+                "stats_matcher": {
+                    "inclusion_list": {"patterns": [{"safe_regex": {"regex": r}} for r in KEPT]}
+                },
+                "histogram_bucket_settings": [
+                    {"match": {"suffix": "_time"}, "buckets": [float(bound) for bound in BUCKETS]}
+                ],
+            },
         }
 
     def prepare(self) -> ProcessSpec:

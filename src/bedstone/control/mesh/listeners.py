@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedstone.control.mesh import names
+from bedstone.control.mesh import counting, names
 from bedstone.control.mesh.clusters import ADS, socket_address, tls
 from bedstone.control.mesh.names import Caller
 from bedstone.control.mesh.protos import (
@@ -51,6 +51,7 @@ def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
         "codec_type": "AUTO",
         "rds": {"route_config_name": routes, "config_source": ADS},
         "http_filters": [_router()],
+        "access_log": [counting.exceptional(name)],
         "http2_protocol_options": {"allow_connect": True},
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": seconds(_STREAM_IDLE),

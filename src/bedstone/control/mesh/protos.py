@@ -18,6 +18,7 @@ from envoy.config.endpoint.v3.endpoint_components_pb2 import LbEndpoint
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.access_loggers.stats.v3.stats_pb2 import Config as StatsLogger
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC, RBACPerRoute
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (  # noqa: E501 - a module's name
@@ -71,6 +72,7 @@ __all__ = [
     "RawBuffer",
     "RouteConfiguration",
     "Router",
+    "StatsLogger",
     "TcpProxy",
     "UpstreamTlsContext",
     "delta_entry",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bedstone.control.mesh import names
+from bedstone.control.mesh import counting, names
 from bedstone.control.mesh.names import Caller
 from bedstone.control.mesh.protos import (
     PreviousHostsPredicate,
@@ -93,9 +93,10 @@ def service_routes(
     *,
     match: dict[str, Any] | None = None,
     timeout: float | None = None,
+    counted: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
-    """The routes to one service, for requests that `match` (default: all)."""
+    """The routes to one service, for requests that `match` (default: all), `counted` by a name."""
     match = match or {"prefix": "/"}
     timeout = callee.timeout if timeout is None else timeout
     idempotent = {**match, "headers": [_IDEMPOTENT, _NO_TRANSACTION]}
@@ -114,8 +115,7 @@ def service_routes(
                 },
             }
         )
-    return [
-        *routes,
+    routes += [
         {
             "match": idempotent,
             "route": _action(cluster, timeout, retry_policy=_retry_idempotent(), **more),
@@ -125,6 +125,7 @@ def service_routes(
             "route": _action(cluster, timeout, retry_policy=_retry_unapplied(), **more),
         },
     ]
+    return [{**route, "stat_prefix": counted} for route in routes] if counted else routes
 
 
 def _denied(caller: Caller) -> dict[str, Any]:
@@ -300,13 +301,21 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
                     specs[route.to],
                     match=match,
                     timeout=route.timeout,
+                    counted=counting.route_prefix(
+                        caller.app, route.to, f"{route.host or ''}{route.path}"
+                    ),
                     **more,
                 )
             )
     anywhere = by_host.pop(None, [])
     hosts: list[dict[str, Any]] = [
         # a route without a host is for every host, also for those that others name
-        {"name": host, "domains": [host], "routes": [_internal(), *_merged(routes, anywhere)]}
+        {
+            # without dots, which would end a part of the name of a statistic
+            "name": str(host).replace(".", "/"),
+            "domains": [host],
+            "routes": [_internal(), *_merged(routes, anywhere)],
+        }
         for host, routes in sorted(by_host.items(), key=lambda item: str(item[0]))
     ]
     hosts.append({"name": "any", "domains": ["*"], "routes": [_internal(), *anywhere, _unrouted()]})
