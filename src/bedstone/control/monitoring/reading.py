@@ -1,4 +1,4 @@
-"""How series are read: what a query asks of a store of series, and what it gets.
+"""How series are read and written: what a query asks of a store of series, and what it gets.
 
 Rules:
 - Times are whole seconds since the epoch. Values stand on a grid of one resolution: 1 s, or a
@@ -11,11 +11,11 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from bedstone.telemetry.frames import Labels
+from bedstone.telemetry.frames import Frame, Labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,5 +121,32 @@ class Reader(Protocol):
 
         What is missing is a `NODE`, or a source of one, `NODE/SOURCE`; in a second in which nobody
         asked, because the server was away, it is `server`.
+        """
+        ...
+
+
+class Writer(Protocol):
+    """A store of series, for the one who collects. Called by one thread; never waits for a disk."""
+
+    def ingest(self, node: str, frame: Frame) -> bool:
+        """Take a node's frame; it counts for `frame.second`, if that is not finished yet.
+
+        The server's own series come as the node `server`.
+
+        Returns:
+            False if one before it was missed, and nothing was taken: ask for a complete frame.
+        """
+        ...
+
+    def finish(self, second: int, missing: Mapping[str, str]) -> None:
+        """No more comes for a second: what was ingested for it is what is known of it.
+
+        Seconds that were left out since the last one are incomplete: `server`. A second that is not
+        later than the last one changes nothing.
+
+        Args:
+            second: since the epoch.
+            missing: for each node that should have answered and did not, why. Sources that did not
+                answer are taken from the frames.
         """
         ...
