@@ -6,15 +6,20 @@ Rules:
 - NaN is "no value": the series did not exist, or its second was not collected. A gap stays a gap.
 - Counters never decrease: the store has taken resets out. A roll-up of a counter is its last value,
   so an increase over any span of whole points is exact.
+- A counter that began while its source was watched has a 0 at the second before its first value:
+  what it counted in its first second is an increase, too.
 """
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+from bedstone.errors import InvalidError
 from bedstone.telemetry.frames import Frame, Labels
 
 if TYPE_CHECKING:
@@ -23,6 +28,25 @@ if TYPE_CHECKING:
 
 RESOLUTIONS = (1, 10, 60)
 """Seconds between the points of each level."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(expression: str) -> SchemaValidator:
+    """A regular expression that whole values match, in time that is linear in their length.
+
+    It comes from whoever may read. Python's own engine takes exponential time for some, during
+    which it stops every thread; Prometheus's syntax is that of the engine used here.
+    """
+    # Alone it must be well-formed, too: "a)|(b" would be so only within the parentheses.
+    for whole in (expression, f"^(?s:{expression})$"):
+        try:
+            validator = SchemaValidator(core_schema.str_schema(pattern=whole))
+        except SchemaError as error:
+            raise InvalidError(
+                f"got the regular expression {expression!r}, expected one of RE2's syntax",
+                hint=str(error).rpartition("error: ")[2].strip(),
+            ) from error
+    return validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +61,20 @@ class Matcher:
     value: str
 
     def matches(self, value: str) -> bool:
-        """Whether a label's value fulfils it."""
+        """Whether a label's value fulfils it.
+
+        Raises:
+            InvalidError: a malformed regular expression.
+        """
         match self.op:
             case "=":
                 return value == self.value
             case "!=":
                 return value != self.value
             case "=~":
-                return re.fullmatch(self.value, value) is not None
+                return _pattern(self.value).isinstance_python(value)
             case _:
-                return re.fullmatch(self.value, value) is None
+                return not _pattern(self.value).isinstance_python(value)
 
 
 @dataclass(frozen=True, slots=True)
