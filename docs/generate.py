@@ -35,7 +35,26 @@ _OBJECTS = (
     ("`workloads.NAME.limits`", "Limits", "`bedstone doctor` says what this machine can."),
     ("`databases.NAME`", "DatabaseSpec", ""),
     ("`transactions`", "TransactionsSpec", ""),
+    ("`monitoring`", "MonitoringSpec", ""),
+    ("`monitoring.traces`", "TracesSpec", ""),
+    ("`monitoring.remote_write[]`", "RemoteWriteSpec", ""),
+    ("`monitoring.otlp[]`", "OtlpSpec", ""),
+    ("`alerts.NAME`", "Alert", "The mapping is of one of the four kinds below."),
+    ("A condition", "ConditionAlert", ""),
+    ("A burn rate", "BurnRateAlert", "It has `of`, or both `errors` and `total`."),
+    ("`windows[]` of a burn rate", "Window", ""),
+    ("A baseline", "BaselineAlert", ""),
+    ("A dead man's switch", "DeadManAlert", ""),
+    ("`receivers.NAME`", "ReceiverSpec", "`log` cannot be declared: it is always there."),
 )
+_SHAPES = {
+    "Span": "a duration, also in days (`3d`) and weeks",
+    **dict.fromkeys(("Gateway", "Limits", "MonitoringSpec", "TracesSpec"), "a mapping"),
+    **dict.fromkeys(("WorkloadSpec", "DatabaseSpec", "Alert", "ReceiverSpec"), "a mapping by name"),
+    **dict.fromkeys(("RemoteWriteSpec", "OtlpSpec", "Window"), "a list of mappings"),
+    "Route": "a list of routes",
+}
+"""What a key accepts, by the definition that it or its items refer to."""
 
 
 def manifest() -> Iterator[str]:
@@ -76,6 +95,8 @@ def _literal(value: Any) -> str:
             return str(value).lower()
         case float() if value == int(value):
             return str(int(value))
+        case list():
+            return f"[{', '.join(map(_literal, value))}]"
         case _:
             return str(value)
 
@@ -86,19 +107,11 @@ def _accepts(value: dict[str, Any]) -> str:
     target = str(value.get("$ref", "")).rpartition("/")[2]
     item = value.get("additionalProperties", value.get("items"))
     reference = str(item.get("$ref", "")).rpartition("/")[2] if isinstance(item, dict) else ""
-    match target, value.get("type"), reference:
-        case (("Probe" | "Duration" | "Size"), _, _):
-            return f"a {target.lower()}"
-        case _ if "pattern" in value and "a name of" in describe(value):
-            return "a name"
-        case (("Gateway" | "Limits"), _, _):
-            return "a mapping"
-        case _, "object", ("WorkloadSpec" | "DatabaseSpec"):
-            return "a mapping by name"
-        case _, "array", "Route":
-            return "a list of routes"
-        case _:
-            return describe(value)
+    if target in ("Probe", "Duration", "Size"):
+        return f"a {target.lower()}"
+    if "pattern" in value and "a name of" in describe(value):
+        return "a name"
+    return _SHAPES.get(target) or _SHAPES.get(reference) or describe(value)
 
 
 def _sentence(text: str) -> str:

@@ -10,8 +10,10 @@ import jsonschema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bedstone.model.fields import KIND_TAG, NAME_PATTERN
 from bedstone.model.interpolation import escape, interpolate, references
 from bedstone.model.manifest import parse_manifest
+from bedstone.model.monitoring_spec import alert_kind
 from bedstone.model.positions import (
     ManifestError,
     Problem,
@@ -22,7 +24,7 @@ from bedstone.model.positions import (
 from bedstone.model.rules import url_variable
 from bedstone.model.schema import json_schema
 from bedstone.model.shape import check_shape
-from bedstone.model.spec import NAME_PATTERN, AppSpec, WorkloadSpec
+from bedstone.model.spec import AppSpec, WorkloadSpec
 from bedstone.model.units import format_duration, format_size, parse_duration, parse_size
 
 # Text without line ends: Python's `$` matches before one, ECMA-262's and the parser's do not.
@@ -102,15 +104,84 @@ gateways = st.fixed_dictionaries(
     optional={"port": st.sampled_from([1, 8080, 65535]), "address": words},
 )
 databases = st.fixed_dictionaries({}, optional={"engine": st.just("postgres"), "url": words})
+expressions = st.sampled_from(["x", "x > 5", "rate(x[5m])"])
+spans = durations | st.sampled_from(["3d", "1w"])
+told = {
+    "severity": st.sampled_from(["page", "ticket", "info"]),
+    "summary": words,
+    "labels": st.dictionaries(st.sampled_from(["a", "b_c"]), words, max_size=2),
+    "group_by": st.lists(st.sampled_from(["a", "rule"]), max_size=2),
+}
+windows = st.fixed_dictionaries(
+    {"long": spans, "short": spans, "factor": st.sampled_from([1, 14.4])},
+    optional={"severity": told["severity"]},
+)
+burning = {
+    "period": spans,
+    "windows": st.lists(windows, max_size=2),
+    **told,
+}
+objectives = st.sampled_from(["99.9%", "50%", 0.5])
+alerts = st.one_of(
+    st.fixed_dictionaries({"when": expressions}, optional={"for": durations, **told}),
+    st.fixed_dictionaries({"objective": objectives, "of": names}, optional=burning),
+    st.fixed_dictionaries(
+        {"objective": objectives, "errors": st.just("x"), "total": st.just("y")}, optional=burning
+    ),
+    st.fixed_dictionaries(
+        {"series": expressions},
+        optional={
+            "season": st.sampled_from(["1d", "1w"]),
+            "deviates": st.sampled_from([3, 0.5, "50%"]),
+            "direction": st.sampled_from(["above", "below", "both"]),
+            "for": durations,
+            **told,
+        },
+    ),
+    st.fixed_dictionaries({"expects": expressions}, optional={"within": durations, **told}),
+)
+urls = st.sampled_from(["http://h", "https://h:1/x?y", "${env.X:-http://h}"])
+headers = st.dictionaries(words, words, max_size=2)
+receivers = st.fixed_dictionaries(
+    {"webhook": urls},
+    optional={
+        "headers": headers,
+        "secret": words,
+        "severities": st.lists(told["severity"], max_size=2),
+        "group_wait": durations,
+        "repeat": durations,
+        "resolved": st.booleans(),
+    },
+)
+exports = st.lists(
+    st.fixed_dictionaries({"url": urls}, optional={"headers": headers, "bearer": words}), max_size=1
+)
+monitoring = st.fixed_dictionaries(
+    {},
+    optional={
+        "traces": st.fixed_dictionaries(
+            {}, optional={"slow": durations, "share": st.sampled_from([0, 0.1, 1, "10%", "100%"])}
+        ),
+        "remote_write": exports,
+        "otlp": exports,
+        "disabled": st.lists(st.just("disk-almost-full"), max_size=1),
+    },
+)
 right = st.fixed_dictionaries(
     {"app": names, "workloads": st.dictionaries(names, workloads, min_size=1, max_size=2)},
     optional={
         "gateway": gateways,
         "databases": st.dictionaries(names, databases, max_size=2),
+        "monitoring": monitoring,
+        "alerts": st.dictionaries(names, alerts, max_size=2),
+        "receivers": st.dictionaries(names, receivers, max_size=1),
     },
 )
 keys = words | st.sampled_from(
-    [*("run", "command", "path", "tcp", "image", "per_cell", "cells", "replica", "standby", "url")]
+    [
+        *("run", "command", "path", "tcp", "image", "per_cell", "cells", "replica", "standby"),
+        *("url", "when", "objective", "of", "errors", "total", "series", "expects", "for", "for_"),
+    ]
 )
 
 
@@ -157,11 +228,20 @@ def outcome(text: str | bytes) -> tuple[AppSpec | None, tuple[Problem, ...]]:
         return None, error.problems
 
 
-def says_either_way_to_run(data: Any) -> bool:
-    """The one structural rule that the parser checks with those that span parts."""
-    workloads = data.get("workloads") if isinstance(data, dict) else None
-    each = workloads.values() if isinstance(workloads, dict) else ()
-    return all(("run" in w) != ("command" in w) for w in each if isinstance(w, dict))
+def entries(data: Any, key: str) -> list[dict[str, Any]]:
+    """The mappings in a mapping."""
+    named = data.get(key) if isinstance(data, dict) else None
+    each = named.values() if isinstance(named, dict) else ()
+    return [entry for entry in each if isinstance(entry, dict)]
+
+
+def says_one_of_two_ways(data: Any) -> bool:
+    """The structural rules that the parser checks with those that span parts."""
+    return all(("run" in w) != ("command" in w) for w in entries(data, "workloads")) and all(
+        ("of" in a) != ("errors" in a) and ("errors" in a) == ("total" in a)
+        for a in entries(data, "alerts")
+        if alert_kind(a) == KIND_TAG + "burn-rate"
+    )
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -170,7 +250,7 @@ def test_parser_and_schema_accept_the_same(data: Any) -> None:
     document = read_document(json.dumps(data), "m.yaml")
     assert document.problems == () or not isinstance(data, dict)
     spec, problems = check_shape(document)
-    accepted = spec is not None and not problems and says_either_way_to_run(data)
+    accepted = spec is not None and not problems and says_one_of_two_ways(data)
     errors = [error.message for error in validator().iter_errors(data)]
     assert accepted == (not errors), (problems, errors)
 

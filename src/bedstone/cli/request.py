@@ -24,11 +24,11 @@ def load(path: Path, gateway_port: int | None = None) -> Manifest:
     """
     from dataclasses import replace
 
-    from bedstone.model.database_url import resolve_urls
     from bedstone.model.manifest import load_manifest
+    from bedstone.model.resolving import resolve
 
     manifest = load_manifest(_near(path), environ=os.environ)
-    manifest = replace(manifest, spec=resolve_urls(manifest.spec, os.environ))
+    manifest = replace(manifest, spec=resolve(manifest.spec, os.environ))
     if gateway_port is None:
         return manifest
     spec = manifest.spec

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bedstone.model.api import Change
+from bedstone.model.monitoring_diff import monitoring_changes
 from bedstone.model.spec import (
     AppSpec,
     DatabaseSpec,
@@ -56,6 +57,7 @@ def diff(
     for name in _union(stores, wanted):
         changes += _database(name, stores.get(name), wanted.get(name))
     changes += _transactions(old.transactions if old else None, new.transactions if new else None)
+    changes += monitoring_changes(old, new)
     return changes
 
 

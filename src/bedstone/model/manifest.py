@@ -2,7 +2,7 @@
 
 A manifest is read in three steps, and the mistakes of all three are reported together, in the order
 of the text: YAML with positions (`positions`), the shape of each part (`shape`),
-and what spans parts (`rules`).
+and what spans parts (`rules`, `monitoring_rules`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import InvalidError, NotFoundError, Position
+from bedstone.model.monitoring_rules import check_monitoring
 from bedstone.model.positions import (
     MAX_BYTES,
     Document,
@@ -103,6 +104,7 @@ def parse_manifest(
     document = read_document(text, file)
     spec, problems = check_shape(document)
     problems += check_rules(document, environ)
+    problems += check_monitoring(document, environ)
     if files:
         problems += check_files(document, root)
     if spec is None or problems:

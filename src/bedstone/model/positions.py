@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import yaml
@@ -84,6 +84,7 @@ class Document:
     keys: Mapping[Location, Position] = field(default_factory=dict, repr=False)
     values: Mapping[Location, Position] = field(default_factory=dict, repr=False)
     scalars: Mapping[Location, str] = field(default_factory=dict, repr=False)
+    text: str = field(default="", repr=False)
 
     def position(self, location: Location) -> Position:
         """Where a value is: a scalar or an item itself, a mapping or a list by its key.
@@ -99,6 +100,25 @@ class Document:
                 return self.values[location]
             location = location[:-1]
         return self.values.get((), Position(self.file, 1, 1))
+
+    def position_within(self, location: Location, index: int) -> Position:
+        """Where a character of a string is, or the string where that cannot be told.
+
+        It can be told of strings of one line, and of those in a block that keeps its lines (`|`).
+        """
+        start = self.position(location)
+        if location not in self.scalars:
+            return start
+        before = self.scalars[location][:index]
+        number = before.count("\n")
+        part = self.scalars[location].split("\n")[number]
+        written = self.text.splitlines()
+        for line in (start.line + number, start.line + number + 1):
+            least = start.column - 1 if line == start.line else 0
+            if line <= len(written) and (found := written[line - 1].find(part, least)) >= 0:
+                column = found + index - (before.rfind("\n") + 1)
+                return Position(self.file, line, column + 1)
+        return start
 
     def key_position(self, location: Location) -> Position:
         """Where the key of a value is, or the value if it has none."""
@@ -146,7 +166,7 @@ def read_document(content: str | bytes, file: str) -> Document:
             "the file is empty, expected a manifest",
             "`bedstone init` writes one to start from",
         )
-    return _Builder(file).build(node)
+    return replace(_Builder(file).build(node), text=text)
 
 
 def _decode(content: str | bytes, file: str) -> str:

@@ -44,7 +44,7 @@ def check_rules(document: Document, environ: Mapping[str, str] | None) -> list[P
         document: the manifest.
         environ: the variables that `${env.NAME}` may use; None leaves them unchecked.
     """
-    rules = _Rules(document, environ)
+    rules = Rules(document, environ)
     return [
         *rules.names(),
         *rules.gateway(),
@@ -63,7 +63,7 @@ def check_files(document: Document, root: Path) -> list[Problem]:
     """
     problems = []
     base = root.resolve()
-    for name, workload in _mappings(_mapping(document.data), "workloads").items():
+    for name, workload in mappings_of(mapping_of(document.data), "workloads").items():
         location: Location = ("workloads", name, "path")
         path = workload.get("path")
         if not isinstance(path, str):
@@ -86,36 +86,38 @@ def check_files(document: Document, root: Path) -> list[Problem]:
     return problems
 
 
-class _Rules:
+class Rules:
     """The rules over one manifest."""
 
     def __init__(self, document: Document, environ: Mapping[str, str] | None) -> None:
         self._document = document
         self._environ = environ
-        self._data = _mapping(document.data)
-        self.workloads = _mappings(self._data, "workloads")
-        self.databases = _mappings(self._data, "databases")
+        self.data = mapping_of(document.data)
+        self.workloads = mappings_of(self.data, "workloads")
+        self.databases = mappings_of(self.data, "databases")
 
-    def _problem(self, location: Location, message: str, hint: str | None = None) -> Problem:
+    def problem(self, location: Location, message: str, hint: str | None = None) -> Problem:
+        """A mistake in a value."""
         return Problem(self._document.position(location), message, hint, location)
 
-    def _key_problem(self, location: Location, message: str, hint: str | None = None) -> Problem:
+    def key_problem(self, location: Location, message: str, hint: str | None = None) -> Problem:
+        """A mistake in what a key stands for."""
         return Problem(self._document.key_position(location), message, hint, location)
 
     def names(self) -> Iterator[Problem]:
         """Reserved names, and a name that is both a workload's and a database's."""
-        app = self._data.get("app")
+        app = self.data.get("app")
         if isinstance(app, str) and app in RESERVED_APPS:
-            yield self._problem(("app",), f"the app name {app!r} is reserved", "choose another")
+            yield self.problem(("app",), f"the app name {app!r} is reserved", "choose another")
         for name in self.workloads:
             if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):
-                yield self._key_problem(
+                yield self.key_problem(
                     ("workloads", name), f"the workload name {name!r} is reserved", "choose another"
                 )
         for name in self.databases:
             if name in self.workloads:
                 first = self._document.key_position(("workloads", name))
-                yield self._key_problem(
+                yield self.key_problem(
                     ("databases", name),
                     f"{name!r} is also a workload, at {first}: both would be {url_variable(name)}",
                     "rename one of the two",
@@ -123,23 +125,23 @@ class _Rules:
 
     def gateway(self) -> Iterator[Problem]:
         """Routes that go nowhere or twice, and where the gateway listens."""
-        gateway = _mapping(self._data.get("gateway"))
+        gateway = mapping_of(self.data.get("gateway"))
         address = gateway.get("address")
         if isinstance(address, str) and not _is_address(address):
-            yield self._problem(
+            yield self.problem(
                 ("gateway", "address"),
                 f"got {address!r}, expected an IP address",
                 "127.0.0.1 is this machine only, 0.0.0.0 any interface",
             )
         seen: dict[tuple[str, str], Location] = {}
-        for index, item in enumerate(_list(gateway.get("routes"))):
-            route = _mapping(item)
+        for index, item in enumerate(list_of(gateway.get("routes"))):
+            route = mapping_of(item)
             location: Location = ("gateway", "routes", index)
             target, host, path = route.get("to"), route.get("host", ""), route.get("path", "/")
             if isinstance(target, str) and target not in self.workloads:
-                yield self._unknown((*location, "to"), target, self.workloads, "a workload")
+                yield self.unknown((*location, "to"), target, self.workloads, "a workload")
             if isinstance(host, str) and host and not _HOST.fullmatch(host):
-                yield self._problem(
+                yield self.problem(
                     (*location, "host"),
                     f"got {host!r}, expected a host name in lower case, such as api.example.org",
                 )
@@ -148,7 +150,7 @@ class _Rules:
             first = seen.setdefault((host, path), location)
             if first is not location:
                 where = self._document.position(first)
-                yield self._problem(
+                yield self.problem(
                     location,
                     f"duplicate route {host}{path}, first given at {where}",
                     "keep one of the two",
@@ -159,21 +161,21 @@ class _Rules:
         workload = self.workloads[name]
         location: Location = ("workloads", name)
         ways = [key for key in ("run", "command", "image") if key in workload]
-        if not ways and isinstance(_mapping(self._data["workloads"])[name], dict):
-            yield self._key_problem(
+        if not ways and isinstance(mapping_of(self.data["workloads"])[name], dict):
+            yield self.key_problem(
                 location,
                 f"workload {name!r} has neither run nor command, expected one of them",
                 "write run: module:attribute, or command: [program, argument]",
             )
         if "run" in ways and "command" in ways:
-            yield self._key_problem(
+            yield self.key_problem(
                 (*location, "command"),
                 f"workload {name!r} has both run and command, expected one of them",
                 "keep one of the two",
             )
         protocol = workload.get("protocol")
         if "run" in ways and protocol in ("http2", "grpc"):
-            yield self._problem(
+            yield self.problem(
                 (*location, "protocol"),
                 f"got protocol {protocol} with run, expected http: an ASGI app is served over "
                 "HTTP/1.1",
@@ -181,53 +183,53 @@ class _Rules:
             )
         yield from self._uses(name, workload)
         yield from self._env(name, workload)
-        for index, word in enumerate(_list(workload.get("command"))):
+        for index, word in enumerate(list_of(workload.get("command"))):
             if word == "" and index == 0:
-                yield self._problem((*location, "command", 0), "got '', expected a program")
+                yield self.problem((*location, "command", 0), "got '', expected a program")
 
     def _uses(self, name: str, workload: Mapping[str, Any]) -> Iterator[Problem]:
         seen: set[str] = set()
-        for index, used in enumerate(_list(workload.get("uses"))):
+        for index, used in enumerate(list_of(workload.get("uses"))):
             location: Location = ("workloads", name, "uses", index)
             if not isinstance(used, str):
                 continue
             if used == name:
-                yield self._problem(
+                yield self.problem(
                     location, f"workload {name!r} uses itself", "remove it from uses"
                 )
             elif used in seen:
-                yield self._problem(location, f"{used!r} is in uses twice", "remove one")
+                yield self.problem(location, f"{used!r} is in uses twice", "remove one")
             elif used not in self.workloads and used not in self.databases:
                 known = [other for other in self._known() if other != name]
-                yield self._unknown(location, used, known, "a workload or a database")
+                yield self.unknown(location, used, known, "a workload or a database")
             seen.add(used)
 
     def _known(self) -> list[str]:
         return [*self.workloads, *self.databases]
 
     def _env(self, name: str, workload: Mapping[str, Any]) -> Iterator[Problem]:
-        uses = _list(workload.get("uses"))
-        for variable, value in _mapping(workload.get("env")).items():
+        uses = list_of(workload.get("uses"))
+        for variable, value in mapping_of(workload.get("env")).items():
             location: Location = ("workloads", name, "env", variable)
             if not _VARIABLE.fullmatch(variable):
-                yield self._key_problem(
+                yield self.key_problem(
                     location,
                     f"got the variable {variable!r}, expected letters, digits and underscores",
                 )
             elif variable == "PORT" or (
                 variable.startswith(_RESERVED_VARIABLE_PREFIX) and variable not in _FREE_VARIABLES
             ):
-                yield self._key_problem(
+                yield self.key_problem(
                     location, f"the variable {variable} is set by Bedstone", "remove it"
                 )
             if isinstance(value, str):
-                yield from self._references(location, value, uses)
+                yield from self.check_references(location, value, uses)
 
     def transactions(self) -> Iterator[Problem]:
         """Where the transaction log is."""
-        name = _mapping(self._data.get("transactions")).get("database")
+        name = mapping_of(self.data.get("transactions")).get("database")
         if isinstance(name, str) and name not in self.databases:
-            yield self._unknown(("transactions", "database"), name, self.databases, "a database")
+            yield self.unknown(("transactions", "database"), name, self.databases, "a database")
 
     def database(self, name: str) -> Iterator[Problem]:
         """Where a database is."""
@@ -237,49 +239,50 @@ class _Rules:
             return
         if not url.startswith((*_SCHEMES, "${env.")):
             scheme = url.partition("://")[0] if "://" in url else "no scheme"
-            yield self._problem(
+            yield self.problem(
                 location, f"got a URL with {scheme}, expected postgres://USER:PASSWORD@HOST/NAME"
             )
-        yield from self._references(location, url, None)
+        yield from self.check_references(location, url, None)
 
-    def _references(
+    def check_references(
         self, location: Location, text: str, uses: Iterable[Any] | None
     ) -> Iterator[Problem]:
         """References that cannot be resolved; `uses` None means that databases cannot be named."""
         try:
             found = references(text)
         except InvalidError as error:
-            yield self._problem(location, error.message, error.hint)
+            yield self.problem(location, error.message, error.hint)
             return
         for reference in found:
             name = reference.name
             if reference.scope == "env":
                 unset = self._environ is not None and name not in self._environ
                 if unset and reference.default is None:
-                    yield self._problem(
+                    yield self.problem(
                         location,
                         f"the environment variable {name} is not set, expected by {reference.text}",
                         f"set it, or write ${{env.{name}:-default}}",
                     )
             elif uses is None:
-                yield self._problem(
+                yield self.problem(
                     location, f"got {reference.text}, expected references to env only"
                 )
             elif name not in self.databases:
-                yield self._unknown(location, name, self.databases, "a database")
+                yield self.unknown(location, name, self.databases, "a database")
             elif name not in uses:
-                yield self._problem(
+                yield self.problem(
                     location,
                     f"{reference.text} is of a database that the workload does not use",
                     f"add {name} to {format_location((*location[:2], 'uses'))}",
                 )
 
-    def _unknown(self, location: Location, name: str, known: Iterable[str], what: str) -> Problem:
+    def unknown(self, location: Location, name: str, known: Iterable[str], what: str) -> Problem:
+        """A name that nothing has."""
         names = list(known)
         message = f"got {name!r}, expected {what}"
         message += f": {', '.join(names)}" if names else ", but there is none"
         near = difflib.get_close_matches(name, names, 1, 0.6)
-        return self._problem(location, message, f"did you mean {near[0]!r}?" if near else None)
+        return self.problem(location, message, f"did you mean {near[0]!r}?" if near else None)
 
 
 def _is_address(text: str) -> bool:
@@ -290,14 +293,16 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping_of(value: Any) -> dict[str, Any]:
+    """A mapping; anything else counts as an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
+def list_of(value: Any) -> list[Any]:
+    """A list; anything else counts as an empty one."""
     return value if isinstance(value, list) else []
 
 
-def _mappings(data: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+def mappings_of(data: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """The entries of a mapping of mappings; an entry of another shape counts as empty."""
-    return {name: _mapping(value) for name, value in _mapping(data.get(key)).items()}
+    return {name: mapping_of(value) for name, value in mapping_of(data.get(key)).items()}

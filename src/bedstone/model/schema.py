@@ -15,18 +15,18 @@ from typing import Any, Final, cast
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from bedstone.model.fields import KIND_TAG, NAME_PATTERN, PATH_PATTERN, RUN_PATTERN
+from bedstone.model.monitoring_spec import ALERT_KEYS, LABEL_PATTERN, URL_PATTERN, alert_kind
 from bedstone.model.positions import Location
-from bedstone.model.spec import (
-    NAME_PATTERN,
-    PATH_PATTERN,
-    PROBE_TAG,
-    RUN_PATTERN,
-    UNBUILT,
-    AppSpec,
-    expand_probe,
-    probe_kind,
+from bedstone.model.spec import UNBUILT, AppSpec, expand_probe, probe_kind
+from bedstone.model.units import (
+    DURATION_PATTERN,
+    OBJECTIVE_PATTERN,
+    PERCENT_PATTERN,
+    SHARE_PATTERN,
+    SIZE_PATTERN,
+    SPAN_PATTERN,
 )
-from bedstone.model.units import DURATION_PATTERN, SIZE_PATTERN
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_ID: Final = "urn:bedstone:schema:manifest:1"
@@ -42,16 +42,31 @@ _PATTERNS: Final = {
     RUN_PATTERN: "an ASGI application as module:attribute",
     DURATION_PATTERN: "a duration such as 500ms, 2s, 5m or 1h",
     SIZE_PATTERN: "a size such as 256MiB or 1GB",
+    SPAN_PATTERN: "a duration such as 30s, 6h, 3d or 1w",
+    SHARE_PATTERN: "a share such as 10%",
+    OBJECTIVE_PATTERN: "a share such as 99.9%",
+    PERCENT_PATTERN: "a share such as 50%",
+    URL_PATTERN: "a URL of http or https",
+    LABEL_PATTERN: "a label of letters, digits and underscores",
 }
 _SHORT_FORMS: Final = {
     "Duration": (DURATION_PATTERN, "Seconds, or a string such as 500ms, 2s, 5m or 1h."),
     "Size": (SIZE_PATTERN, "Bytes, or a string such as 256MiB or 1GB."),
+    "Span": (SPAN_PATTERN, "Seconds, or a string such as 30s, 6h, 3d or 1w."),
 }
 _PROBES: Final = {
-    "HttpProbe": PROBE_TAG + "http",
-    "TcpProbe": PROBE_TAG + "tcp",
-    "ExecProbe": PROBE_TAG + "exec",
+    "HttpProbe": KIND_TAG + "http",
+    "TcpProbe": KIND_TAG + "tcp",
+    "ExecProbe": KIND_TAG + "exec",
 }
+_ALERTS: Final = {
+    "ConditionAlert": KIND_TAG + "condition",
+    "BurnRateAlert": KIND_TAG + "burn-rate",
+    "BaselineAlert": KIND_TAG + "baseline",
+    "DeadManAlert": KIND_TAG + "dead-man",
+}
+_KINDS: Final = _PROBES | _ALERTS
+_KIND_KEYS: Final = (*PROBE_KEYS, *ALERT_KEYS)
 
 
 class _Generator(GenerateJsonSchema):
@@ -91,6 +106,18 @@ def json_schema() -> Schema:
             {"const": "tcp"},
             *({"$ref": f"#/$defs/{name}"} for name in _PROBES),
         ],
+    }
+    definitions["Alert"] = {
+        "title": "Alert",
+        "description": "An alert: a mapping with one of "
+        + ", ".join(f"`{key}`" for key in ALERT_KEYS)
+        + ".",
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in _ALERTS],
+    }
+    schema["properties"]["alerts"]["additionalProperties"] = {"$ref": "#/$defs/Alert"}
+    definitions["BurnRateAlert"] |= {
+        "oneOf": [{"required": ["of"]}, {"required": ["errors"]}],
+        "dependentRequired": {"errors": ["total"], "total": ["errors"]},
     }
     for key in ("ready", "live"):
         given = workload["properties"][key]
@@ -178,7 +205,7 @@ def schema_at(data: Any, location: Location) -> Schema | None:
     """The part of the schema for a place in a manifest, or None for a place it does not know.
 
     Args:
-        data: the manifest; it decides which kind of probe a probe is.
+        data: the manifest; it decides which kind of probe or alert something is.
         location: the place.
     """
     node = _resolve(_schema())
@@ -203,14 +230,15 @@ def _child(data: Any, part: str | int) -> Any:
 
 
 def _narrow(node: Schema, data: Any) -> Schema:
-    """Choose the probe that the data declares, where a probe may be."""
-    if node.get("anyOf", [{}])[-1].get("$ref", "").rpartition("/")[2] not in _PROBES:
+    """Choose the kind that the data declares, where something may be of several."""
+    member = node.get("anyOf", [{}])[-1].get("$ref", "").rpartition("/")[2]
+    if member not in _KINDS:
         return node
     try:
-        kind = probe_kind(expand_probe(data))
+        kind = probe_kind(expand_probe(data)) if member in _PROBES else alert_kind(data)
     except ValueError:
         kind = None
-    for name, tag in _PROBES.items():
+    for name, tag in _KINDS.items():
         if tag == kind:
             return cast("Schema", _schema()["$defs"][name])
     return node
@@ -236,6 +264,8 @@ def places_of(key: str) -> list[str]:
             ("a workload", definitions["WorkloadSpec"]),
             ("limits", definitions["Limits"]),
             ("a database", definitions["DatabaseSpec"]),
+            ("monitoring", definitions["MonitoringSpec"]),
+            ("a receiver", definitions["ReceiverSpec"]),
         )
         if key in part["properties"]
     ]
@@ -296,19 +326,21 @@ def _alternatives(options: list[Schema]) -> str:
         for option in options:
             resolved = _resolve(option)
             if resolved.get("type") == "object":
-                objects += [key for key in PROBE_KEYS if key in resolved.get("properties", {})]
+                objects += [key for key in _KIND_KEYS if key in resolved.get("properties", {})]
             else:
                 yield describe(resolved)
         if objects:
             yield f"a mapping with one of {', '.join(objects)}"
 
-    *most, last = phrases()
+    *most, last = dict.fromkeys(phrases())
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def _bounds(node: Schema) -> str:
     low, high = node.get("minimum"), node.get("maximum")
-    above = node.get("exclusiveMinimum")
+    above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
+    if above is not None and below is not None:
+        return f" > {above:g} and < {below:g}"
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}"
     if low is not None:

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from bedstone.model.fields import KIND_TAG
+from bedstone.model.monitoring_spec import ALERT_KEYS
 from bedstone.model.positions import Document, Location, Problem
 from bedstone.model.schema import PROBE_KEYS, describe, keys_at, places_of, schema_at
-from bedstone.model.spec import PROBE_TAG, UNBUILT, AppSpec
+from bedstone.model.spec import UNBUILT, AppSpec
 
 _SYNONYMS: Final = {
     "name": "app",
@@ -42,8 +44,15 @@ _SYNONYMS: Final = {
     "mem": "memory",
     "cpus": "cpu",
     "nofile": "files",
+    "expr": "when",
+    "condition": "when",
+    "description": "summary",
+    "url": "webhook",
+    "slo": "objective",
 }
 """What other tools call a key of ours."""
+_KEY: Final = "the key itself"
+"""The kind of mistake that is in a mapping's key, and not in its value."""
 
 
 def check_shape(document: Document) -> tuple[AppSpec | None, list[Problem]]:
@@ -70,7 +79,8 @@ def check_shape(document: Document) -> tuple[AppSpec | None, list[Problem]]:
             # A collection whose items are all wrong is "too short" to pydantic, but not to people.
             spurious = detail["type"] == "too_short" and _lookup(document.data, location)
             if not spurious and not _covered(location, problems):
-                problems.append(_translate(document, detail["type"], location))
+                kind = _KEY if "[key]" in detail["loc"] else detail["type"]
+                problems.append(_translate(document, kind, location))
     return (None if problems else spec), problems
 
 
@@ -86,7 +96,7 @@ def _locate(data: Any, kind: str, raw: Iterable[int | str]) -> Location:
     """Where in the data pydantic's location is: without its own marks for unions and keys."""
     location: list[int | str] = []
     for part in raw:
-        if isinstance(part, str) and (part.startswith(PROBE_TAG) or part == "[key]"):
+        if isinstance(part, str) and (part.startswith(KIND_TAG) or part == "[key]"):
             continue
         present = (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -108,9 +118,7 @@ def _translate(document: Document, kind: str, location: Location) -> Problem:
             return Problem(
                 document.key_position(location),
                 f"unknown key {last!r}, expected one of {', '.join(known)}",
-                "a probe has one of path, tcp, command"
-                if last in PROBE_KEYS and parent[-1:] in (("ready",), ("live",))
-                else _suggestion(str(last), known),
+                _of_one_kind(str(last), parent) or _suggestion(str(last), known),
                 location,
             )
         case "missing":
@@ -119,11 +127,11 @@ def _translate(document: Document, kind: str, location: Location) -> Problem:
             return Problem(
                 document.position(parent), f"missing key {last!r}{expected}", None, location
             )
-        case "string_pattern_mismatch" if _is_name_of_mapping(location):
+        case _ if kind == _KEY:
+            names = (schema_at(document.data, parent) or {}).get("propertyNames", {})
             return Problem(
                 document.key_position(location),
-                f"got the name {last!r}, expected a name of at most 40 lower-case letters, digits "
-                "and hyphens, from a letter",
+                f"got the name {last!r}, expected {describe(names)}",
                 None,
                 location,
             )
@@ -138,8 +146,13 @@ def _translate(document: Document, kind: str, location: Location) -> Problem:
     )
 
 
-def _is_name_of_mapping(location: Location) -> bool:
-    return len(location) == 2 and location[0] in {"workloads", "databases"}
+def _of_one_kind(key: str, parent: Location) -> str | None:
+    """What to say where a key belongs to another kind of the thing than the keys beside it."""
+    if key in PROBE_KEYS and parent[-1:] in (("ready",), ("live",)):
+        return f"a probe has one of {', '.join(PROBE_KEYS)}"
+    if key in ALERT_KEYS and parent[:1] == ("alerts",):
+        return f"an alert has one of {', '.join(ALERT_KEYS)}"
+    return None
 
 
 def _advice(location: Location, value: Any, node: Mapping[str, Any] | None) -> str | None:

@@ -10,77 +10,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Strict,
-    StringConstraints,
-    Tag,
-    WithJsonSchema,
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
+
+from bedstone.model.fields import (
+    KIND_TAG,
+    RUN_PATTERN,
+    Duration,
+    Failures,
+    Flag,
+    Name,
+    Path,
+    Port,
+    Size,
+    Spec,
 )
-
-from bedstone.model.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
-
-NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
-RUN_PATTERN = (
-    r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
-    r":[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
-)
-PATH_PATTERN = r"^/[^\s?#]*$"
-MAX_DURATION = 86400.0
-
-Name = Annotated[
-    str,
-    StringConstraints(pattern=NAME_PATTERN),
-    Field(description="A DNS label: lower-case letters, digits, hyphens; at most 40."),
-]
-Duration = Annotated[
-    float,
-    Strict(),
-    Field(gt=0, le=MAX_DURATION, description="Seconds, or a duration as 500ms, 2s, 5m."),
-    BeforeValidator(parse_duration),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DURATION},
-                {"type": "string", "pattern": DURATION_PATTERN},
-            ]
-        }
-    ),
-]
-Size = Annotated[
-    int,
-    Strict(),
-    Field(gt=0),
-    BeforeValidator(parse_size),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": SIZE_PATTERN},
-            ]
-        }
-    ),
-]
-Port = Annotated[int, Strict(), Field(ge=1, le=65535, description="A TCP port.")]
-Path = Annotated[
-    str,
-    StringConstraints(pattern=PATH_PATTERN),
-    Field(description="The path of a URL, without its query."),
-]
-Flag = Annotated[bool, Strict()]
-Failures = Annotated[
-    int, Strict(), Field(ge=1, description="Consecutive failures that make it unready.")
-]
-
-
-class Spec(BaseModel):
-    """An immutable part of a manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from bedstone.model.monitoring_spec import AlertsByName, MonitoringSpec, ReceiversByName
 
 
 class Route(Spec):
@@ -132,10 +76,6 @@ class ExecProbe(Spec):
     failures: Failures = 3
 
 
-PROBE_TAG = "probe:"
-"""Prefix of the tags below, which pydantic puts into the locations of its errors."""
-
-
 def expand_probe(value: Any) -> Any:
     """Write a probe's short form (`/healthz`, `tcp`) in full; anything else is left alone.
 
@@ -157,19 +97,19 @@ def probe_kind(value: Any) -> str | None:
     """The tag of the probe that a value in full form declares, or None."""
     match value:
         case HttpProbe() | {"path": _}:
-            return PROBE_TAG + "http"
+            return KIND_TAG + "http"
         case ExecProbe() | {"command": _}:
-            return PROBE_TAG + "exec"
+            return KIND_TAG + "exec"
         case TcpProbe() | {}:
-            return PROBE_TAG + "tcp"
+            return KIND_TAG + "tcp"
         case _:
             return None
 
 
 Probe = Annotated[
-    Annotated[HttpProbe, Tag(PROBE_TAG + "http")]
-    | Annotated[TcpProbe, Tag(PROBE_TAG + "tcp")]
-    | Annotated[ExecProbe, Tag(PROBE_TAG + "exec")],
+    Annotated[HttpProbe, Tag(KIND_TAG + "http")]
+    | Annotated[TcpProbe, Tag(KIND_TAG + "tcp")]
+    | Annotated[ExecProbe, Tag(KIND_TAG + "exec")],
     Discriminator(probe_kind),
     BeforeValidator(expand_probe),
 ]
@@ -276,6 +216,15 @@ class AppSpec(Spec):
     )
     transactions: TransactionsSpec | None = Field(
         default=None, description="Distributed transactions across databases and services."
+    )
+    monitoring: MonitoringSpec | None = Field(
+        default=None, description="What is kept of traces, and what is sent to others."
+    )
+    alerts: AlertsByName = Field(
+        default_factory=dict, description="What somebody should be told of, by name."
+    )
+    receivers: ReceiversByName = Field(
+        default_factory=dict, description="Who is told of alerts, by name."
     )
 
 

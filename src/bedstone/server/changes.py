@@ -20,6 +20,7 @@ from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError
 from bedstone.model.api import ApplyRequest, ApplyResult, Change, TokenGrant, TokenRequest
 from bedstone.model.database_url import check_url
 from bedstone.model.diff import diff
+from bedstone.model.resolving import refuse_unresolved
 from bedstone.model.resources import (
     App,
     AuditRecord,
@@ -181,6 +182,7 @@ class Changes:
             raise InvalidError(f"the manifest declares app {request.spec.app}, expected {name}")
         _refuse_reserved(request)
         _refuse_urls(request)
+        refuse_unresolved(request.spec)
         before = self._snapshot.get(App, f"apps/{name}")
         if before and before.deleting:
             raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")

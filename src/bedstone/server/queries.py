@@ -360,7 +360,7 @@ class Queries:
 
 
 def _mask(kind: str, value: dict[str, Any]) -> None:
-    """Leave of every workload's environment only the names."""
+    """Leave of every workload's environment only the names, and nothing that may hold a token."""
     match kind:
         case "app":
             workloads = list(value["spec"]["workloads"].values())
@@ -370,8 +370,25 @@ def _mask(kind: str, value: dict[str, Any]) -> None:
             workloads = [value]
         case _:
             workloads = []
+    if kind == "app":
+        _mask_monitoring(value["spec"])
     for workload in workloads:
         workload["env"] = dict.fromkeys(workload.get("env") or {}, MASK)
+
+
+def _mask_monitoring(spec: dict[str, Any]) -> None:
+    """Hide where alerts and measurements are sent, and with which credentials."""
+    monitoring = spec.get("monitoring") or {}
+    parts = [
+        *(spec.get("receivers") or {}).values(),
+        *(monitoring.get("remote_write") or ()),
+        *(monitoring.get("otlp") or ()),
+    ]
+    for part in parts:
+        part["headers"] = dict.fromkeys(part.get("headers") or {}, MASK)
+        for key in ("webhook", "url", "secret", "bearer"):
+            if part.get(key):
+                part[key] = MASK
 
 
 def _public(resource: Resource) -> dict[str, object]:

@@ -166,3 +166,71 @@ def test_a_transaction_log_comes_moves_and_goes() -> None:
         "~ transactions: database ledger → other (what is unfinished in the old log stays there)",
         "~ transactions: second_person false → true (no restart)",
     ]
+
+
+WATCHED = (
+    BASE
+    + """\
+monitoring: {otlp: [{url: "http://old-secret/"}]}
+alerts:
+  slow: {when: x > 5, for: 2m}
+  budget: {objective: 99.9%, of: accounts}
+receivers:
+  people: {webhook: "http://old-secret/", secret: "${env.S}", headers: {a: old-secret}}
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("when: x > 5", "when: x > 6", "~ alert slow: when x > 5 → x > 6"),
+        ("for: 2m", "for: 90s", "~ alert slow: for 2m → 90s"),
+        ("for: 2m", "severity: page, for: 2m", "~ alert slow: severity ticket → page"),
+        ("for: 2m", "labels: {a: b}, for: 2m", "~ alert slow: labels {} → {a: b}"),
+        ("when: x > 5, for: 2m", "expects: x", "~ alert slow when x > 5 for 2m → x within 30s"),
+        ("objective: 99.9%", "objective: 99%", "~ alert budget: objective 99.9% → 99%"),
+        (
+            "of: accounts}",
+            "of: accounts, windows: [{long: 3d, short: 6h, factor: 2}]}",
+            "~ alert budget: windows [] → [3d/6h at 2]",
+        ),
+        ("of: accounts}", "of: accounts, period: 7d}", "~ alert budget: period 30d → 7d"),
+        ("  slow: {when: x > 5, for: 2m}\n", "", "- alert slow (its alerts end)"),
+        (
+            "  budget:",
+            "  quiet: {expects: risk}\n  budget:",
+            "+ alert quiet risk within 30s",
+        ),
+        (
+            'webhook: "http://old-secret/"',
+            'webhook: "http://new-secret/"',
+            "~ receiver people: webhook changed",
+        ),
+        ("{a: old-secret}", "{a: new-secret}", "~ receiver people: headers changed"),
+        ("${env.S}", "${env.T}", "~ receiver people: secret changed"),
+        ('"${env.S}"', '"${env.S}", repeat: 1h', "~ receiver people: repeat 4h → 1h"),
+        ('[{url: "http://old-secret/"}]', "[]", "~ monitoring: otlp changed"),
+        ("{otlp:", "{traces: {slow: 1s}, otlp:", "~ monitoring: traces.slow 500ms → 1s"),
+        ("{otlp:", "{traces: {share: 0}, otlp:", "~ monitoring: traces.share 10% → 0%"),
+    ],
+)
+def test_a_change_of_monitoring_is_one_line_without_secrets(old: str, new: str, line: str) -> None:
+    found = lines(old, new, text=WATCHED)
+    assert found == [line]
+    assert "secret" not in line or "secret changed" in line
+
+
+def test_monitoring_comes_and_goes() -> None:
+    assert [format_change(c) for c in diff(spec(), spec(WATCHED), {}, {})] == [
+        "~ monitoring: otlp changed",
+        "+ alert slow when x > 5 for 2m",
+        "+ alert budget 99.9% of accounts",
+        "+ receiver people webhook",
+    ]
+    assert [format_change(c) for c in diff(spec(WATCHED), spec(), {}, {})] == [
+        "~ monitoring: otlp changed",
+        "- alert slow (its alerts end)",
+        "- alert budget (its alerts end)",
+        "- receiver people (is told no more)",
+    ]

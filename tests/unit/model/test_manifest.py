@@ -51,7 +51,7 @@ RUN = "    run: accounts:app\n"
             "gatewy:",
             (
                 "2:1: unknown key 'gatewy', expected one of app, gateway, workloads, databases, "
-                "transactions; "
+                "transactions, monitoring, alerts, receivers; "
                 "did you mean 'gateway'?"
             ),
         ),

@@ -53,6 +53,23 @@ workloads:
 databases:
   ledger: {engine: postgres}
   elsewhere: {url: "postgres://user@host/db"}
+monitoring:
+  traces: {slow: 1s, share: 10%}
+  remote_write: [{url: "http://127.0.0.1:9090/api/v1/write", bearer: "${env.T:-x}"}]
+  otlp: [{url: "${env.OTLP:-http://127.0.0.1:4318}", headers: {x-a: b}}]
+  disabled: [transaction-stuck]
+alerts:
+  errors: {when: bedstone_request_errors_total > 5, for: 2m, severity: page}
+  budget:
+    objective: 99.9%
+    of: gateway
+    period: 4w
+    windows: [{long: 1h, short: 5m, factor: 14.4, severity: page}]
+  own: {objective: 0.5, errors: a, total: b}
+  unusual: {series: x, deviates: 2, direction: above, labels: {team: a}, group_by: []}
+  quiet: {expects: risk, within: 10s}
+receivers:
+  people: {webhook: "https://h/x", secret: "${env.S:-x}", severities: [page], resolved: false}
 """
 
 
@@ -152,6 +169,28 @@ WORKLOAD = {"command": ["x"]}
         {"databases": {"ledger": {"standby": "sync"}}},
         {"databases": {"ledger": None}},
         {"cells": {}},
+        {"monitoring": {"traces": {"share": 1.5}}},
+        {"monitoring": {"traces": {"share": "101%"}}},
+        {"monitoring": {"remote_write": [{}]}},
+        {"monitoring": {"otlp": [{"url": "grpc://h"}]}},
+        {"monitoring": {"disabled": ["instance"]}},
+        {"alerts": {"a": {}}},
+        {"alerts": {"a": {"when": ""}}},
+        {"alerts": {"a": {"when": "x", "expects": "web"}}},
+        {"alerts": {"a": {"when": "x", "severity": "high"}}},
+        {"alerts": {"a": {"when": "x", "labels": {"a-b": "c"}}}},
+        {"alerts": {"A": {"when": "x"}}},
+        {"alerts": {"a": {"objective": "99%"}}},
+        {"alerts": {"a": {"objective": "100%", "of": "web"}}},
+        {"alerts": {"a": {"objective": 1, "of": "web"}}},
+        {"alerts": {"a": {"objective": "99%", "errors": "x"}}},
+        {"alerts": {"a": {"objective": "99%", "of": "web", "errors": "x", "total": "y"}}},
+        {"alerts": {"a": {"series": "x", "season": "1h"}}},
+        {"alerts": {"a": {"series": "x", "deviates": 0}}},
+        {"alerts": {"a": {"series": "x", "deviates": "0%"}}},
+        {"receivers": {"r": {}}},
+        {"receivers": {"r": {"webhook": "mailto:a@b"}}},
+        {"receivers": {"r": {"webhook": "http://h", "severities": ["pager"]}}},
     ],
     ids=json.dumps,
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from bedstone.model.fields import NAME_PATTERN
 from bedstone.model.manifest import parse_manifest
-from bedstone.model.spec import NAME_PATTERN
 from bedstone.model.template import SAMPLE, SAMPLE_FILE, app_name, template
 
 

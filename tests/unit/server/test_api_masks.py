@@ -1,4 +1,4 @@
-"""What a reader may not see of an app: the values in `env:`, which operators may."""
+"""What a reader may not see of an app, and operators may: the values in `env:`, who is told."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import Put, open_store
 from bedstone.trust.authority import Authority
 
+TOKEN = {"x-token": "topsecret"}
 SPEC = AppSpec.model_validate(
     {
         "app": "shop",
         "workloads": {"web": {"command": ["x"], "env": {"KEY": "topsecret"}, "uses": []}},
+        "receivers": {
+            "people": {"webhook": "http://topsecret/", "secret": "topsecret", "headers": TOKEN}
+        },
+        "monitoring": {
+            "remote_write": [{"url": "http://topsecret/", "bearer": "topsecret"}],
+            "otlp": [{"url": "http://h/", "headers": TOKEN}],
+        },
     }
 )
 
