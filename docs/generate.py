@@ -144,10 +144,13 @@ def routes() -> Iterator[str]:
     from fastapi.routing import APIRoute
 
     from bedstone.server.api import build_api
+    from bedstone.server.console import ConsoleService
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
-    for route in build_api(nothing, nothing, nothing, nothing).routes:
+    console = ConsoleService(None, "", nothing, nothing)
+    more = (console.add_routes,)
+    for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):
             continue
         roles = {getattr(d.call, "__name__", "") for d in route.dependant.dependencies}

@@ -270,7 +270,7 @@ def test_welcome(directory: Path) -> None:
         (False, False, False, None),
         (True, False, True, "127.0.0.1:8443"),
     ):
-        options = Options(detach, detach, 60.0, watch, None, api, "auto", None, as_json=False)
+        options = Options(detach, detach, 60.0, watch, None, api, None, "auto", None, as_json=False)
         lines = welcome(READY, manifest, options, 2.34, started=started)
         text += "\n".join(lines) + "\n--\n"
     lines = welcome(AS_ROOT, manifest, options, 2.34, started=True)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bedstone.cli.ports import check_port
 from bedstone.errors import EXIT_STATUS, Error, InvalidError, UnavailableError, from_code
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bedstone.processes.spec import ProcessInfo, ProcessSpec
 
 NODE_NAME = "local"
+_LOOPBACK = "127.0.0.1"
 _SESSION_PORTS = range(20000, 32000)
 """Below the ports that Linux gives to outgoing connections (ip_local_port_range), which could take
 the server's while it restarts."""
@@ -49,6 +51,8 @@ class Options:
     Args:
         detached: it outlives the command.
         api_listen: `HOST:PORT` on which the API is also served, by TLS and tokens.
+        console: the port of the web console, `0` for any that is free, or `off`; None: the one that
+            it had before, or any.
         isolate: whether instances get their own network namespaces where possible.
         certificate_seconds: how long a workload's certificate is valid.
         timeout: seconds for the server to answer.
@@ -56,6 +60,7 @@ class Options:
 
     detached: bool = False
     api_listen: str | None = None
+    console: str | None = None
     isolate: str = "auto"
     certificate_seconds: float | None = None
     timeout: float = 60.0
@@ -273,6 +278,8 @@ def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[Process
     }
     if options.api_listen:
         server["api_listen"] = options.api_listen
+    if options.console != "off":
+        server["console"] = f"{_LOOPBACK}:{int(options.console or 0) or _free_port()}"
     if options.certificate_seconds:
         server["certificate_seconds"] = options.certificate_seconds
     node = {
@@ -304,11 +311,40 @@ def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[Process
 def started_with(state_dir: Path) -> Options:
     """The options with which the run that lives was started, as its processes were told them."""
     server, node = (_read(state_dir / name) for name in ("server.json", "node.json"))
+    address = str(server.get("console") or "off")
     return Options(
         api_listen=server.get("api_listen"),
+        console=address.rpartition(":")[2],
         isolate=node.get("enforce", "auto"),
         certificate_seconds=server.get("certificate_seconds"),
     )
+
+
+def console_port(state_dir: Path, asked: str | None) -> tuple[str, str]:
+    """The port for the console of a run that is to be started, and what to tell a person, if any.
+
+    Args:
+        state_dir: the run's; the port that it had the last time is kept, for bookmarks' sake.
+        asked: what was asked for; see `Options`.
+
+    Raises:
+        ConflictError: another program listens on the port that was asked for.
+    """
+    if asked == "off":
+        return asked, ""
+    if asked is not None and int(asked):
+        check_port(_LOOPBACK, int(asked), "console", "--console-port")
+        return asked, ""
+    before = _read(state_dir / "server.json").get("console")
+    port = str(before).rpartition(":")[2] if before and asked is None else ""
+    if port.isdigit():
+        try:
+            check_port(_LOOPBACK, int(port), "console", "--console-port")
+        except Error as error:
+            fresh = str(_free_port())
+            return fresh, f"{error.message}; it moves to {fresh}"
+        return port, ""
+    return str(_free_port()), ""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -346,6 +382,15 @@ def check_listen(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidError(f"got {text!r}, expected HOST:PORT", hint="such as 127.0.0.1:8443")
+    return text
+
+
+def check_console(text: str) -> str:
+    """A port for the console that a user gave, or `off`; InvalidError if it is neither."""
+    if text != "off" and not (text.isdigit() and int(text) < 65536):
+        raise InvalidError(
+            f"got --console-port {text!r}, expected a port, 0 or off", hint="0 takes a free one"
+        )
     return text
 
 

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("bedstone.cli.manifest:init", "Write a commented bedstone.yaml to start from."),
     "up": ("bedstone.cli.up:up", "Run the app that bedstone.yaml declares."),
     "down": ("bedstone.cli.down:down", "Stop the app; its data stays."),
+    "open": ("bedstone.cli.open:open_", "Open the web console, signed in."),
     "ps": ("bedstone.cli.ps:ps", "Show what runs, and in which state."),
     "logs": ("bedstone.cli.logs:logs", "Show what a workload or an engine wrote."),
     "call": ("bedstone.cli.call:call", "Send one HTTP request to a workload, through the mesh."),
@@ -82,6 +83,7 @@ def cli() -> None:
       bedstone init          write a bedstone.yaml to start from
       bedstone up            run the app of the current directory
       bedstone ps            show what runs
+      bedstone open          see it in the browser
       bedstone logs web -f   follow the output of workload web
       bedstone down          stop it; its data stays
     """  # noqa: D301 - \b is click's mark for text that is not re-wrapped

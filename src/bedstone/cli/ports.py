@@ -1,4 +1,4 @@
-"""Whether the gateway could listen, and if not, who is in the way.
+"""Whether the gateway or the console could listen, and if not, who is in the way.
 
 The test binds without SO_REUSEPORT, so that it also finds a listener that would share the port.
 """
@@ -17,7 +17,18 @@ _LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
 
 
 def check_gateway(address: str, port: int) -> None:
-    """Return if the port can be listened on.
+    """Return if the gateway's port can be listened on; raises as `check_port`."""
+    check_port(address, port, "gateway", "--gateway-port")
+
+
+def check_port(address: str, port: int, whose: str, option: str) -> None:
+    """Return if a port can be listened on.
+
+    Args:
+        address: on which of this machine's.
+        port: which.
+        whose: what shall listen there, in messages.
+        option: of `bedstone up`, that chooses another.
 
     Raises:
         ConflictError: another program listens on it; names it where /proc shows it.
@@ -30,26 +41,27 @@ def check_gateway(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise _explained(error, address, port) from error
+            raise _explained(error, address, port, (whose, option)) from error
 
 
-def _explained(error: OSError, address: str, port: int) -> Exception:
+def _explained(error: OSError, address: str, port: int, names: tuple[str, str]) -> Exception:
+    whose, option = names
     match error.errno:
         case errno.EADDRINUSE:
             owner = port_owner(port)
             return ConflictError(
-                f"the gateway's port {port} is taken{f' by {owner}' if owner else ''}",
-                hint="stop that program, or choose another port: `bedstone up --gateway-port N`",
+                f"the {whose}'s port {port} is taken{f' by {owner}' if owner else ''}",
+                hint=f"stop that program, or choose another port: `bedstone up {option} N`",
             )
         case errno.EACCES | errno.EPERM:
             return DeniedError(
-                f"the gateway's port {port} needs a privilege",
-                hint="choose one from 1024: `bedstone up --gateway-port N`",
+                f"the {whose}'s port {port} needs a privilege",
+                hint=f"choose one from 1024: `bedstone up {option} N`",
             )
         case errno.EADDRNOTAVAIL:
             return InvalidError(
-                f"the gateway's address {address} is not one of this machine's",
-                hint="correct gateway.address in the manifest",
+                f"the {whose}'s address {address} is not one of this machine's",
+                hint=f"correct {whose}.address in the manifest",
             )
         case _:
             return UnavailableError(f"cannot listen on {address}:{port}: {error.strerror}")

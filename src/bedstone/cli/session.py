@@ -54,6 +54,8 @@ class Session:
     def __init__(
         self, path: Path, manifest: Manifest, options: Options, terminal: Terminal, began: float
     ) -> None:
+        if options.console_port is not None:
+            embedded.check_console(options.console_port)
         self.path = path
         self.manifest = manifest
         self.options = options
@@ -116,8 +118,13 @@ class Session:
 
     async def _start_run(self) -> RunInfo:
         self.terminal.say(f"starting {self.app} from {named(self.manifest.root)}")
+        console, moved = embedded.console_port(self._state_dir, self.options.console_port)
+        if moved:
+            self.terminal.complain(moved)
+        self.options = replace(self.options, console_port=console)
         options = embedded.Options(
             detached=self.options.detach,
+            console=console,
             api_listen=embedded.check_listen(self.options.api_listen)
             if self.options.api_listen
             else None,
@@ -134,6 +141,7 @@ class Session:
         held = embedded.started_with(self._state_dir)
         for option, asked, has in (
             ("--api-listen", self.options.api_listen, held.api_listen),
+            ("--console-port", self.options.console_port, held.console),
             ("--isolate", self.options.isolate, held.isolate),
             (
                 "--certificate-lifetime",
@@ -147,7 +155,12 @@ class Session:
                     f"{self.app} runs already, and {option} takes effect only when it is started",
                     hint=f"`bedstone down{where}`, then `bedstone up{where}` with {option} again",
                 )
-        self.options = replace(self.options, api_listen=held.api_listen, isolate=held.isolate)
+        self.options = replace(
+            self.options,
+            api_listen=held.api_listen,
+            console_port=held.console,
+            isolate=held.isolate,
+        )
 
     def _check_port(self, current: str | None) -> None:
         """Refuse at once what the proxy could only fail at later."""

@@ -27,6 +27,7 @@ class Options:
     watch: bool
     gateway_port: int | None
     api_listen: str | None
+    console_port: str | None
     isolate: str | None
     certificate_seconds: float | None
     as_json: bool
@@ -69,6 +70,11 @@ class Options:
     help="Also serve the API over TLS, to those with a token.",
 )
 @click.option(
+    "--console-port",
+    metavar="N|off",
+    help="Of the web console, on this machine; default: any free one, and then always that.",
+)
+@click.option(
     "--isolate",
     type=click.Choice(["auto", "never"]),
     help="Whether instances get network namespaces, where the machine lets them; default: auto.",
@@ -89,6 +95,7 @@ def up(
     no_watch: bool,
     gateway_port: int | None,
     api_listen: str | None,
+    console_port: str | None,
     isolate: str | None,
     certificate_lifetime: str | None,
     as_json: bool,
@@ -107,6 +114,7 @@ def up(
         not no_watch,
         gateway_port,
         api_listen,
+        console_port,
         isolate,
         _seconds(certificate_lifetime) if certificate_lifetime else None,
         as_json,

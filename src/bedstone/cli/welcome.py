@@ -22,6 +22,8 @@ def welcome(
     lines = ["", f"{status.app} is {paint('ready')} after {seconds(elapsed)}", ""]
     if status.gateway:
         lines.append(f"  gateway     {status.gateway}")
+    if options.console_port != "off":
+        lines.append(f"  console     `bedstone open{at(manifest.root, '-C')}`")
     lines.append(f"  identities  {identities(status, options.isolate)}")
     if options.api_listen:
         authority = shown(manifest.root / STATE_NAME / "authority" / "root.pem")

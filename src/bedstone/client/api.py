@@ -38,6 +38,7 @@ from bedstone.model.resources import AuditRecord
 
 if TYPE_CHECKING:
     from bedstone.model.messages import LogLine
+    from bedstone.model.monitoring import ConsoleLink, ConsoleLinkRequest, ConsoleSignIn
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -202,6 +203,23 @@ class Client:
     async def delete_token(self, name: str) -> None:
         """Revoke a credential."""
         await self._transport.request("DELETE", _path("tokens", name))
+
+    async def console_link(self, request: ConsoleLinkRequest) -> ConsoleLink:
+        """A one-time link to sign in to the console; ConflictError if the server has none."""
+        from bedstone.model.monitoring import ConsoleLink  # not before: it takes 10 ms
+
+        return await self._send(ConsoleLink, "POST", request, "console", "links")
+
+    async def console_sessions(self) -> list[ConsoleSignIn]:
+        """Who is signed in to the console, the latest first."""
+        from bedstone.model.monitoring import ConsoleSignIn
+
+        content = await self._transport.request("GET", "/v1/console/sessions")
+        return TypeAdapter(list[ConsoleSignIn]).validate_json(content)
+
+    async def end_console_session(self, session: str) -> None:
+        """Sign somebody out of the console; NotFoundError if there is no such session."""
+        await self._transport.request("DELETE", _path("console", "sessions", session))
 
     async def audit(self, limit: int = 100) -> list[AuditRecord]:
         """The last changes, with who made them."""

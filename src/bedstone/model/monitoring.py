@@ -28,7 +28,11 @@ Paths (all under `/v1`, JSON unless said otherwise), beside those of `bedstone.m
 | POST `/silences` | operator | `SilenceRequest` | `Silence` |
 | DELETE `/silences/ID` | operator | | `{"deleted": ID}` |
 | POST `/console/links` | operator | `ConsoleLinkRequest` | `ConsoleLink` |
+| POST `/console/login` (console only) | none | `ConsoleLogin` | `ConsoleSession`, and a cookie |
+| POST `/console/logout` (console only) | reader | | `{"deleted": ID}` |
 | GET `/console/session` | reader | | `ConsoleSession` |
+| GET `/console/sessions` | operator | | list of `ConsoleSignIn` |
+| DELETE `/console/sessions/ID` | operator | | `{"deleted": ID}` |
 | any `/prometheus/api/v1/…` (no `/v1` before it) | reader | | as Prometheus's HTTP API |
 | GET `/metrics` (no `/v1`) | reader | | every series' last value (OpenMetrics text) |
 """
@@ -341,6 +345,25 @@ class ConsoleLinkRequest(Frozen):
     """Ask for a link."""
 
     role: Literal["reader", "operator"] = "operator"
+
+
+class ConsoleLogin(Frozen):
+    """The code of a one-time link."""
+
+    code: str = Field(min_length=1, max_length=200)
+
+
+class ConsoleSignIn(Frozen):
+    """One who is signed in to the console."""
+
+    id: str
+    who: str
+    role: Literal["reader", "operator"]
+    created_at: float
+    seen_at: float
+    expires_at: float
+    agent: str = ""
+    """What its browser calls itself."""
 
 
 class ConsoleSession(Frozen):

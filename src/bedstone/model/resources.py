@@ -385,6 +385,28 @@ class Token(Resource):
         return f"tokens/{self.name}"
 
 
+class SignIn(Resource):
+    """A session of the web console; of its cookie only the SHA-256 digest is kept.
+
+    `via` is who asked for the link (`local:USER`, `token:NAME`): the session ends with that token.
+    """
+
+    kind: ClassVar[str] = "signin"
+
+    digest: str
+    who: str
+    role: Literal["reader", "operator"]
+    via: str
+    created_at: float
+    seen_at: float
+    agent: str = ""
+
+    @property
+    def key(self) -> str:
+        """`signins/DIGEST`."""
+        return f"signins/{self.digest}"
+
+
 KINDS: dict[str, type[Resource]] = {
     kind.kind: kind
     for kind in (
@@ -400,5 +422,6 @@ KINDS: dict[str, type[Resource]] = {
         Condition,
         AuditRecord,
         Token,
+        SignIn,
     )
 }

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bedstone import __version__
+from bedstone.console.signins import VISITOR, Visitor
 from bedstone.errors import (
     HTTP_STATUS,
     INTERNAL,
@@ -79,7 +80,12 @@ class _Gate:
             client = request.client.host if request.client else ""
             authorization = request.headers.get("authorization")
             try:
-                request.state.principal = await authenticate(client, authorization, self._store)
+                visitor: Visitor | None = scope.get(VISITOR)
+                request.state.principal = (
+                    Principal(visitor.who, visitor.role)
+                    if visitor
+                    else await authenticate(client, authorization, self._store)
+                )
                 _refuse_large(request)
             except Error as error:
                 await _answer(error)(scope, receive, send)

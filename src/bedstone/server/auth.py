@@ -3,6 +3,7 @@
 - On the Unix socket, the kernel says who is at the other end (SO_PEERCRED); our own user and root
   are operators, nobody else gets in, whatever the socket's mode has become.
 - On TCP, a bearer token (RFC 6750) names a role. Without one, only liveness is served.
+- On the console's listener, a session's cookie does; `bedstone.console` has checked it before.
 """
 
 from __future__ import annotations

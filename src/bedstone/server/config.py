@@ -17,6 +17,7 @@ class ServerConfig(BaseModel):
 
     `session` is HOST:PORT of the gRPC listener for nodes and proxies, fixed for the life of a run.
     `api_listen` is HOST:PORT of the HTTPS listener with bearer tokens, if there shall be one.
+    `console` is HOST:PORT on loopback of the web console, if there shall be one.
     `certificate_seconds` is how long a workload's certificate is valid; it is renewed at half.
     """
 
@@ -28,6 +29,7 @@ class ServerConfig(BaseModel):
     store: str = ""
     api_socket: Path
     api_listen: str | None = None
+    console: str | None = None
     certificate_seconds: float = Field(LEAF_LIFETIME.total_seconds(), ge=2)
 
     @classmethod

@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
@@ -32,6 +33,7 @@ from bedstone.server.api import build_api
 from bedstone.server.auth import PeerProtocol
 from bedstone.server.changes import Changes
 from bedstone.server.config import ServerConfig, host_and_port
+from bedstone.server.console import ConsoleService, listen
 from bedstone.server.credentials import ServerCredentials
 from bedstone.server.meshing import Meshing
 from bedstone.server.peers import peer_node
@@ -83,7 +85,8 @@ async def serve(config: ServerConfig) -> None:
             complete=lambda: meshing.complete,
         )
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
-        api = build_api(store, queries, changes, transactions)
+        console = ConsoleService(config.console, authority.domain, store, changes)
+        api = build_api(store, queries, changes, transactions, more=(console.add_routes,))
         credentials = ServerCredentials(authority, [host])
         try:
             async with asyncio.TaskGroup() as group:
@@ -97,6 +100,7 @@ async def serve(config: ServerConfig) -> None:
                 listeners = [_local_api(config, api)]
                 if remote:
                     listeners.append(_remote_api(config, api, credentials, remote))
+                listeners.append(console.run(api, _serve_console))
                 for listener in listeners:
                     group.create_task(listener)
                 _log.info("started", extra={"session": config.session, "domain": mesh.domain})
@@ -173,7 +177,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def settings(api: FastAPI, key: Path | None = None, chain: Path | None = None) -> uvicorn.Config:
+def settings(api: ASGIApp, key: Path | None = None, chain: Path | None = None) -> uvicorn.Config:
     """How the API is served, with TLS if there is a key.
 
     By default uvicorn would take the peer's address from `X-Forwarded-For` of a caller on loopback,
@@ -187,6 +191,7 @@ def settings(api: FastAPI, key: Path | None = None, chain: Path | None = None) -
         log_config=None,
         access_log=False,
         proxy_headers=False,
+        server_header=False,
         ssl_keyfile=key,
         ssl_certfile=chain,
     )
@@ -201,20 +206,18 @@ async def _local_api(config: ServerConfig, api: FastAPI) -> None:
 def _bind(address: str) -> socket.socket:
     """Listen on HOST:PORT."""
     host, port = host_and_port(address)
-    # asyncio turns Nagle's algorithm off only where the protocol is named.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
+        return listen(host, port)
     except OSError as error:
-        listener.close()
         raise UnavailableError(
             f"the API cannot listen on {host}:{port}: {error.strerror}",
             hint="choose another address with --api-listen",
         ) from error
-    return listener
+
+
+async def _serve_console(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve the console, which checks itself who is there."""
+    await _Uvicorn(settings(app)).serve(sockets=[listener])
 
 
 async def _remote_api(
