@@ -17,7 +17,7 @@ import asyncio
 import base64
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -60,6 +60,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.5
 _LAST_PAUSE = 15.0
 _CALL_TIMEOUT = 30.0
+_NOT_PLACED = "its database is not placed yet"
 _HOPELESS = 10
 """Failed attempts after which a person may say that a branch has ended: its participant may be gone
 for good."""
@@ -148,6 +149,16 @@ class Transactions:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_PAUSE)
 
+    def logs(self) -> Mapping[str, Log | str]:
+        """Of each app that declares transactions, its log, or why that is not open."""
+        declared = self._loop.snapshot.apps().items()
+        found: dict[str, Log | str] = {}
+        for name, app in declared:
+            if app.spec.transactions and not app.deleting:
+                hosted = self._hosted.get(name)
+                found[name] = (hosted.log or hosted.reason) if hosted else _NOT_PLACED
+        return found
+
     async def list(
         self, app: str, state: str, after: str, limit: int, *, stuck: bool
     ) -> TransactionList:
@@ -206,7 +217,7 @@ class Transactions:
         self._spec(app)
         hosted = self._hosted.get(app)
         if hosted is None or hosted.log is None:
-            reason = hosted.reason if hosted else "its database is not placed yet"
+            reason = hosted.reason if hosted else _NOT_PLACED
             raise UnavailableError(f"transactions of app {app}: {reason}", retry_after=1.0)
         return hosted.log
 

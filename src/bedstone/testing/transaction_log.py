@@ -14,7 +14,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,15 +24,17 @@ from typing import Final, Self, TypeVar
 
 from bedstone.errors import Error, UnavailableError, UnknownOutcomeError
 from bedstone.testing.faults import Fault
-from bedstone.transactions import machine
+from bedstone.transactions import log_counts, machine
 from bedstone.transactions.errors import LockConflictError, UnknownTransactionError
-from bedstone.transactions.model import Branch, Event, Outcome, State, Transaction
+from bedstone.transactions.model import Branch, Counts, Event, Outcome, State, Transaction
 
 T = TypeVar("T")
 Plan = Callable[[str], Fault]
 """What happens to an operation of that name."""
 
-READS: Final = frozenset({"now", "owned", "get", "list", "events", "ends", "locked", "leases"})
+READS: Final = frozenset(
+    {"now", "owned", "get", "list", "events", "ends", "locked", "leases", "counts"}
+)
 
 
 def no_faults(_operation: str) -> Fault:
@@ -61,6 +65,9 @@ class World:
     """By owner, the ids of what has not ended."""
     held: dict[str, list[str]] = field(default_factory=dict)
     """By transaction, its locks."""
+    steps: Counter[str] = field(default_factory=Counter)
+    """How often each of `log_counts.STEPS` was taken."""
+    identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class MemoryLog:
@@ -260,6 +267,20 @@ class MemoryLog:
         held = self.world.locks
         return await self._do("locked", lambda: {it: held[it] for it in locks if it in held})
 
+    async def counts(self) -> Counts:
+        """As `Log.counts`."""
+
+        def apply() -> Counts:
+            world = self.world
+            stuck = sum(
+                any(branch.stuck is not None for branch in transaction.branches)
+                for transaction in world.transactions.values()
+            )
+            numbers = (world.steps[step] for step in log_counts.STEPS)
+            return log_counts.counts(world.identity, numbers, stuck)
+
+        return await self._do("counts", apply)
+
     async def purge(self, older_than: float, limit: int) -> int:
         """As `Log.purge`."""
 
@@ -303,6 +324,7 @@ class MemoryLog:
         if change.releases:
             for lock in world.held.pop(after.xid, ()):
                 world.locks.pop(lock, None)
+        world.steps.update(log_counts.steps(before.state if before else None, after.state))
         world.transactions[after.xid] = after
         world.events.setdefault(after.xid, []).extend(change.events)
         if change.refusal is not None:

@@ -1,8 +1,8 @@
 """What the checks of transaction logs are run on, and what they all use.
 
 Owns `Subject`, the world that a driver's tests describe, and small helpers of the checks. The
-checks themselves are in `transaction_log_starts`, `transaction_log_ends` and
-`transaction_log_owners`.
+checks themselves are in `transaction_log_starts`, `transaction_log_ends`,
+`transaction_log_owners` and `transaction_log_counts`.
 """
 
 from __future__ import annotations

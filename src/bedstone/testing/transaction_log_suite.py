@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from bedstone.testing.transaction_log_counts import CountChecks
 from bedstone.testing.transaction_log_ends import DecisionChecks, EndChecks
 from bedstone.testing.transaction_log_owners import OwnerChecks, ReopeningChecks
 from bedstone.testing.transaction_log_starts import StartChecks
@@ -27,7 +28,9 @@ LIMIT: Final = 60.0
 """Seconds for one check."""
 
 
-class LogConformance(StartChecks, DecisionChecks, EndChecks, OwnerChecks, ReopeningChecks):
+class LogConformance(
+    StartChecks, DecisionChecks, EndChecks, OwnerChecks, ReopeningChecks, CountChecks
+):
     """The checks, each an `async` method named `check_…`.
 
     Args:

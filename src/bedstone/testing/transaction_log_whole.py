@@ -6,7 +6,8 @@ its last step: `begun`, `decided` or `ended`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from bedstone.transactions.model import Branch, Log, Mode, State, Transaction
@@ -34,6 +35,23 @@ async def begin(log: Log, xid: str) -> None:
     await log.begin(Transaction(xid, "n", FAR, 0.0, "one", branches=branches(xid)))
 
 
+async def check_counts(log: Log, found: Sequence[Transaction]) -> None:
+    """A log that nothing was purged from has counted just what it holds.
+
+    Raises:
+        AssertionError: something was counted twice, or missed.
+    """
+    states = Counter(it.state for it in found)
+    counts = await log.counts()
+    assert counts.events == {
+        "begun": len(found),
+        "committed": states[State.COMMITTED],
+        "cancelled": states[State.ABORTED],
+    }
+    assert counts.open == {state: states[state] for state in State if not state.ended}
+    assert counts.stuck == sum(any(b.stuck is not None for b in it.branches) for it in found)
+
+
 async def check_whole(log: Log, acknowledged: Mapping[str, str]) -> None:
     """What was acknowledged is there, and nothing at all is half there.
 
@@ -43,6 +61,7 @@ async def check_whole(log: Log, acknowledged: Mapping[str, str]) -> None:
     found: list[Transaction] = []
     while page := await log.list(after=found[-1].xid if found else "", limit=500):
         found += page
+    await check_counts(log, found)
     known = {it.xid: STEPS.index(_REACHED[it.state]) for it in found}
     for xid, step in acknowledged.items():
         assert known.get(xid, -1) >= STEPS.index(step), (xid, step)

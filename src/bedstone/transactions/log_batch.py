@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.transactions.errors import LockConflictError
+from bedstone.transactions.log_counts import STEPS, steps
 from bedstone.transactions.log_rows import Stored, encode_branches, held_locks
 from bedstone.transactions.machine import Change
 from bedstone.transactions.model import Event, State, Transaction
@@ -85,6 +86,7 @@ class Draft:
         self._before: dict[str, str | None] = {**holders, **(placed or {})}
         self._holders: dict[str, str | None] = {**holders, **dict.fromkeys(placed or (), None)}
         self._dirty: dict[str, None] = {}
+        self._steps: Counter[str] = Counter()
         self.events: list[tuple[str, int, Event]] = []
 
     def apply(self, operation: Operation) -> Outcome:
@@ -117,6 +119,7 @@ class Draft:
             ended_at,
         )
         self._dirty[xid] = None
+        self._steps.update(steps(held.transaction.state if held is not None else None, after.state))
         # What commits gave its locks up when that was decided; they may be another's by now.
         if change.releases and (held is None or held.transaction.state is not State.COMMITTING):
             for lock in held_locks(after.branches):
@@ -141,6 +144,11 @@ class Draft:
     def updated(self) -> list[Stored]:
         """Transactions that were there and have changed, sorted."""
         return [self._rows[xid] for xid in sorted(self._dirty) if xid in self._old]
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """How many of each of `log_counts.STEPS` it takes; empty where it is none."""
+        return tuple(self._steps[step] for step in STEPS) if self._steps else ()
 
     def locks(self) -> LockChanges:
         """What becomes of the locks."""

@@ -18,14 +18,15 @@ Rules:
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Self, TypeVar
 
 import psycopg
 
 from bedstone.errors import UnknownOutcomeError
+from bedstone.transactions import log_counts, log_rows, machine
 from bedstone.transactions import log_postgres_sql as statements
-from bedstone.transactions import log_rows, machine
 from bedstone.transactions.log_base import BatchedLog, unknown
 from bedstone.transactions.log_batch import Draft, Operation, Outcome, closed
 from bedstone.transactions.log_postgres_session import (
@@ -40,13 +41,15 @@ from bedstone.transactions.log_postgres_session import (
     translated,
     worth_repeating,
 )
-from bedstone.transactions.model import Event, State, Transaction
+from bedstone.transactions.model import Counts, Event, State, Transaction
 
 T = TypeVar("T")
 _Rows = Sequence[tuple[object, ...]]
 
 ATTEMPTS: Final = 5
 """How often a batch is begun anew after a deadlock, or on a connection that was lost idle."""
+SILENCE: Final = 3600.0
+"""Seconds without a write after which a writer's counts are added to those of all that are gone."""
 
 
 class PostgresLog(BatchedLog):
@@ -60,6 +63,7 @@ class PostgresLog(BatchedLog):
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
         super().__init__()
         parameters, schema = parse(url)
+        self._name = secrets.token_hex(8)
         self._writer = Session(parameters, schema, patience)
         self._reader = Session(parameters, schema, patience)
 
@@ -125,6 +129,11 @@ class PostgresLog(BatchedLog):
     async def leases(self) -> dict[str, float]:
         """As `Log.leases`."""
         return dict(await self._read(statements.LEASES))
+
+    async def counts(self) -> Counts:
+        """As `Log.counts`."""
+        ((log, stuck, *numbers),) = await self._read(statements.COUNTS)
+        return log_counts.counts(log, numbers, stuck)
 
     async def _transactions(self, query: Query, values: Sequence[object]) -> Sequence[Transaction]:
         rows = await self._read(query, values)
@@ -209,20 +218,22 @@ class PostgresLog(BatchedLog):
             found.sort(key=log_rows.age)
             draft = Draft(found, {}, now)
             taken = [draft.put(machine.claim(it.transaction, owner, now)) for it in found]
-            await self._commit(connection, _statements(draft))
+            await self._commit(connection, _statements(draft, self._name))
             return taken
 
         return await self._persist(attempt)
 
     async def _release(self, owner: str) -> None:
         await self._alone(statements.RELEASE, (owner,))
+        await self._alone(statements.FOLD, (self._name, SILENCE))
 
     async def _purge(self, older_than: float, limit: int) -> int:
         ((count,),) = await self._alone(statements.PURGE, (older_than, limit, older_than))
+        await self._alone(statements.FOLD, ("", SILENCE))
         return int(count)
 
     async def _alone(self, query: Query, values: Sequence[object]) -> Rows:
-        """Run one idempotent statement, on the writer."""
+        """Run one statement that may run twice, on the writer."""
         self.statistics.round_trips += 1
         self.statistics.commits += 1
         return await self._writer.read(query, values)
@@ -232,7 +243,7 @@ class PostgresLog(BatchedLog):
             await connection.execute("ROLLBACK")
             self.statistics.round_trips += 1
         else:
-            await self._commit(connection, _statements(draft))
+            await self._commit(connection, _statements(draft, self._name))
 
     async def _commit(self, connection: Connection, changes: Sequence[tuple[Query, _Rows]]) -> None:
         self.statistics.round_trips += 1
@@ -281,8 +292,8 @@ class PostgresLog(BatchedLog):
             await self._writer.drop(connection)
 
 
-def _statements(draft: Draft) -> list[tuple[Query, _Rows]]:
-    """What writes a draft, each with its rows."""
+def _statements(draft: Draft, writer: str) -> list[tuple[Query, _Rows]]:
+    """What writes a draft, each with its rows; the counts last, on which others may wait."""
     locks = draft.locks()
     every: list[tuple[Query, _Rows]] = [
         (statements.INSERT, [log_rows.row(it) for it in draft.inserted]),
@@ -290,5 +301,6 @@ def _statements(draft: Draft) -> list[tuple[Query, _Rows]]:
         (statements.HISTORY, [log_rows.event_row(*event) for event in draft.events]),
         (statements.GIVE_UP, locks.removed),
         (statements.HAND_ON, locks.added + locks.moved),
+        (statements.COUNT, [(writer, *draft.counted)] if draft.counted else []),
     ]
     return [(query, rows) for query, rows in every if rows]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from psycopg import conninfo, sql
 
 from bedstone.errors import DeniedError, Error, InvalidError, UnavailableError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 PATIENCE: Final = 5.0
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
@@ -98,7 +99,30 @@ CREATE TABLE {schema}.transaction_owners (
     until double precision NOT NULL
 );
 CREATE TABLE {schema}.transaction_log (version integer NOT NULL);
-INSERT INTO {schema}.transaction_log VALUES ({version});
+INSERT INTO {schema}.transaction_log VALUES (1);
+"""
+
+# Version 2 counts. What the log still knows is where the counts begin; nobody writes meanwhile.
+_COUNTS: Final = """
+LOCK TABLE {schema}.transactions IN SHARE ROW EXCLUSIVE MODE;
+CREATE TABLE {schema}.transaction_counts (
+    writer text COLLATE "C" PRIMARY KEY,
+    at double precision NOT NULL,
+    begun bigint NOT NULL,
+    committing bigint NOT NULL,
+    aborting bigint NOT NULL,
+    committed bigint NOT NULL,
+    cancelled bigint NOT NULL
+) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0.05);
+INSERT INTO {schema}.transaction_counts
+    SELECT '', extract(epoch FROM clock_timestamp()), count(*),
+           count(*) FILTER (WHERE state IN ('committing', 'committed')),
+           count(*) FILTER (WHERE state IN ('aborting', 'aborted')),
+           count(*) FILTER (WHERE state = 'committed'),
+           count(*) FILTER (WHERE state = 'aborted')
+    FROM {schema}.transactions;
+ALTER TABLE {schema}.transaction_log ADD COLUMN identity text NOT NULL DEFAULT {identity};
+UPDATE {schema}.transaction_log SET version = 2;
 """
 
 
@@ -203,7 +227,7 @@ def parse(url: str) -> tuple[dict[str, Any], str]:
 
 
 async def prepare(session: Session) -> None:
-    """Create the log's tables, once, whoever comes first; or check those that there are.
+    """Create the log's tables or bring them up to date, once, whoever comes first.
 
     Raises:
         InvalidError: the database is not fit, or a newer version wrote it.
@@ -213,14 +237,16 @@ async def prepare(session: Session) -> None:
     connection = await session.connection()
     try:
         version = await _version(connection, session.schema)
-        if version is None:
+        if version is None or version < SCHEMA:
             # Not inside a transaction, which would go on to see what it saw before it waited.
             lock = f"bedstone.transactions.{session.schema}"
             await connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (lock,))
             version = await _version(connection, session.schema)
-            if version is None:
+            if version is None or version < SCHEMA:
                 async with connection.transaction():
-                    await _create(connection, session.schema)
+                    if version is None:
+                        await _create(connection, session.schema)
+                    await _count(connection, session.schema)
                 version = SCHEMA
             await connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (lock,))
     except psycopg.Error as error:
@@ -260,7 +286,33 @@ async def _create(connection: Connection, schema: str) -> None:
     cursor = await connection.execute("SELECT to_regnamespace(%s)", (f'"{schema}"',))
     if await cursor.fetchone() == (None,):
         await connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-    await connection.execute(sql.SQL(_TABLES).format(schema=name, version=SCHEMA))
+    await connection.execute(sql.SQL(_TABLES).format(schema=name))
+
+
+async def _count(connection: Connection, schema: str) -> None:
+    """Bring tables of version 1 to version 2; who may use those may use the new one."""
+    name = sql.Identifier(schema)
+    identity = sql.Literal(secrets.token_hex(8))
+    await connection.execute(sql.SQL(_COUNTS).format(schema=name, identity=identity))
+    found = await connection.execute(
+        "SELECT pg_get_userbyid(relowner), current_user FROM pg_class WHERE oid = to_regclass(%s)",
+        (f'"{schema}".transactions',),
+    )
+    owner, user = await found.fetchone() or (None, None)
+    if owner != user:
+        change = sql.SQL("ALTER TABLE {}.transaction_counts OWNER TO {}")
+        await connection.execute(change.format(name, sql.Identifier(str(owner))))
+    grants = await connection.execute(
+        "SELECT CASE grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(grantee) END, privilege_type "
+        "FROM pg_class, aclexplode(relacl) WHERE pg_class.oid = to_regclass(%s) "
+        "AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')",
+        (f'"{schema}".transactions',),
+    )
+    for grantee, privilege in await grants.fetchall():
+        who = sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee)
+        await connection.execute(
+            sql.SQL("GRANT {} ON {}.transaction_counts TO {}").format(sql.SQL(privilege), name, who)
+        )
 
 
 def proves_nothing_written(error: psycopg.Error) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from psycopg import sql
 
 from bedstone.transactions import log_rows
+from bedstone.transactions.log_counts import STEPS
 
 _READ: Final = sql.SQL(log_rows.READ)
 _NOW: Final = sql.SQL("extract(epoch FROM clock_timestamp())::float8")
@@ -47,6 +48,42 @@ GIVE_UP: Final = sql.SQL(
 HAND_ON: Final = sql.SQL(
     "INSERT INTO transaction_locks SELECT * FROM unnest(%b::text[], %b::text[]) "
     "ON CONFLICT (key) DO UPDATE SET xid = excluded.xid"
+)
+# A row for each writer, so that none waits for another; the one of '' is of writers that are gone.
+_STEPS: Final = sql.SQL(", ").join(sql.SQL(step) for step in STEPS)
+_COUNTED: Final = sql.SQL("ON CONFLICT (writer) DO UPDATE SET at = excluded.at, {}").format(
+    sql.SQL(", ").join(sql.SQL("{0} = c.{0} + excluded.{0}").format(sql.SQL(it)) for it in STEPS)
+)
+COUNT: Final = sql.SQL(
+    "INSERT INTO transaction_counts AS c (writer, at, {}) SELECT n.writer, {}, {} FROM unnest("
+    "%b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[]) "
+    "AS n (writer, {}) {}"
+).format(_STEPS, _NOW, _STEPS, _STEPS, _COUNTED)
+# What is moved is never lost nor doubled: a writer whose row has gone begins another one.
+FOLD: Final = sql.SQL("""
+WITH gone AS (
+    DELETE FROM transaction_counts WHERE writer = ANY(ARRAY(
+        SELECT writer FROM transaction_counts WHERE writer <> '' AND (writer = %s OR at < {} - %s)
+        ORDER BY writer FOR UPDATE SKIP LOCKED))
+    RETURNING *
+)
+INSERT INTO transaction_counts AS c (writer, at, {})
+    SELECT '', {}, {} FROM gone HAVING count(*) > 0
+    {} RETURNING 1
+""").format(
+    _NOW,
+    _STEPS,
+    _NOW,
+    sql.SQL(", ").join(sql.SQL("sum({})").format(sql.SQL(step)) for step in STEPS),
+    _COUNTED,
+)
+COUNTS: Final = sql.SQL(
+    "SELECT (SELECT identity FROM transaction_log), "
+    "(SELECT count(*) FROM transactions WHERE stuck), {} FROM transaction_counts"
+).format(
+    sql.SQL(", ").join(
+        sql.SQL("coalesce(sum({}), 0)::bigint").format(sql.SQL(step)) for step in STEPS
+    )
 )
 RENEW: Final = sql.SQL(
     "INSERT INTO transaction_owners VALUES (%s, {} + %s) "

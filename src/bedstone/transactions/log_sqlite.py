@@ -17,17 +17,23 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import unquote
 
 from bedstone.errors import InvalidError
-from bedstone.transactions import log_rows, machine
+from bedstone.transactions import log_counts, log_rows, machine
 from bedstone.transactions.log_base import BatchedLog, unknown
 from bedstone.transactions.log_batch import Draft, Operation, Outcome, closed
 from bedstone.transactions.log_sqlite_file import File
-from bedstone.transactions.model import Event, State, Transaction
+from bedstone.transactions.model import Counts, Event, State, Transaction
 
 T = TypeVar("T")
 
 _FIND: Final = f"SELECT {log_rows.READ} FROM transactions "  # noqa: S608 - our own columns
 _PUT: Final = f"INSERT OR REPLACE INTO transactions ({log_rows.WRITTEN}) VALUES "  # noqa: S608
 _ADD: Final = f"INSERT INTO events ({log_rows.EVENT}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
+_SUM: Final = ", ".join(f"{step} = {step} + ?" for step in log_counts.STEPS)
+_COUNT: Final = f"UPDATE counts SET {_SUM}"  # noqa: S608
+_COUNTS: Final = (
+    f"SELECT log, (SELECT count(*) FROM transactions WHERE stuck), {', '.join(log_counts.STEPS)} "  # noqa: S608
+    "FROM counts"
+)
 # Each owner is found by one step in the index, however much it holds.
 _ORPHANED: Final = """
 WITH RECURSIVE holders (owner) AS (
@@ -137,6 +143,11 @@ class SqliteLog(BatchedLog):
     async def leases(self) -> dict[str, float]:
         """As `Log.leases`."""
         return dict(await self._read("SELECT owner, until FROM owners", ()))
+
+    async def counts(self) -> Counts:
+        """As `Log.counts`."""
+        ((log, stuck, *numbers),) = await self._read(_COUNTS, ())
+        return log_counts.counts(log, numbers, stuck)
 
     async def _transactions(
         self, condition: str, values: Sequence[object]
@@ -252,3 +263,5 @@ def _put(database: sqlite3.Connection, draft: Draft) -> None:
     locks = draft.locks()
     database.executemany("DELETE FROM locks WHERE key = ? AND xid = ?", locks.removed)
     database.executemany("INSERT OR REPLACE INTO locks VALUES (?, ?)", locks.added + locks.moved)
+    if draft.counted:
+        database.execute(_COUNT, draft.counted)

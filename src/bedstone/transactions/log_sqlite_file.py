@@ -25,7 +25,7 @@ from bedstone.transactions.log_batch import closed
 T = TypeVar("T")
 
 APPLICATION: Final = 0x42_44_54_58  # "BDTX", in the file's header
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 BUSY: Final = 10.0
 
 _TABLES: Final = """
@@ -58,6 +58,26 @@ CREATE TABLE events (
     PRIMARY KEY (xid, position)
 ) WITHOUT ROWID;
 CREATE TABLE owners (owner TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+"""
+
+# Version 2 counts, from what the log still knows. The file has one writer at a time: one row does.
+_COUNTS: Final = """
+CREATE TABLE counts (
+    log TEXT NOT NULL,
+    begun INTEGER NOT NULL,
+    committing INTEGER NOT NULL,
+    aborting INTEGER NOT NULL,
+    committed INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL
+);
+INSERT INTO counts SELECT
+    lower(hex(randomblob(8))),
+    count(*),
+    count(*) FILTER (WHERE state IN ('committing', 'committed')),
+    count(*) FILTER (WHERE state IN ('aborting', 'aborted')),
+    count(*) FILTER (WHERE state = 'committed'),
+    count(*) FILTER (WHERE state = 'aborted')
+FROM transactions;
 """
 
 
@@ -245,7 +265,11 @@ def _create_tables(database: sqlite3.Connection, path: Path) -> None:
             for statement in _TABLES.split(";\n"):
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {APPLICATION}")
-            database.execute(f"PRAGMA user_version = {SCHEMA}")
+            database.execute("PRAGMA user_version = 1")
+        if database.execute("PRAGMA user_version").fetchone()[0] == 1:
+            for statement in _COUNTS.split(";\n"):
+                database.execute(statement)
+            database.execute("PRAGMA user_version = 2")
     _check_identity(database, path)
 
 

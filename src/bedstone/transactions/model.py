@@ -23,7 +23,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -155,6 +155,25 @@ class Event:
     detail: dict[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a log has done, and what it holds open, all as of one moment.
+
+    What has begun is ended or open: `begun` = `committed` + `cancelled` + the sum of `open`.
+
+    Args:
+        log: the log's identity; another one has counted from zero.
+        events: how many have `begun`, are `committed` and are `cancelled`, ever; never less.
+        open: how many are in each state that is no end.
+        stuck: how many of these wait for a person.
+    """
+
+    log: str
+    events: Mapping[str, int]
+    open: Mapping[State, int]
+    stuck: int
+
+
 class Log(Protocol):
     """The coordinators' durable log: one for all coordinators of a domain.
 
@@ -282,6 +301,13 @@ class Log(Protocol):
 
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """Which of these locks are held, by which transaction."""
+
+    async def counts(self) -> Counts:
+        """How many transactions have begun and ended since the log was made, and are open.
+
+        They equal what the log did exactly: a change is counted in the write that makes it. What
+        `purge` forgets stays counted. The cost does not grow with the transactions.
+        """
 
     async def purge(self, older_than: float, limit: int) -> int:
         """Forget at most `limit` transactions that ended before a time, and how many it were.

@@ -18,7 +18,7 @@ from bedstone.testing.simulation.faults import Fate
 from bedstone.testing.simulation.loop import Process
 from bedstone.testing.simulation.network import Network
 from bedstone.testing.transaction_log import READS, MemoryLog
-from bedstone.transactions.model import Branch, Event, Outcome, State, Transaction
+from bedstone.transactions.model import Branch, Counts, Event, Outcome, State, Transaction
 
 NAME: Final = "log"
 _REPEATABLE: Final = READS | {"begin", "decide", "record", "claim"}
@@ -138,6 +138,12 @@ class RemoteLog:
     async def locked(self, locks: Sequence[str]) -> dict[str, str]:
         """As `Log.locked`."""
         return dict(await self._call("locked", tuple(locks)))
+
+    async def counts(self) -> Counts:
+        """As `Log.counts`."""
+        found = await self._call("counts")
+        assert isinstance(found, Counts)
+        return found
 
     async def purge(self, older_than: float, limit: int) -> int:
         """As `Log.purge`."""
