@@ -65,6 +65,7 @@ def instance(workload: str, number: int, node: str, *, netns: str | None = None)
         outbound=at(2),
         services={name: at(3 + i) for i, name in enumerate(uses) if name != "ledger"},
         databases={"ledger": at(9)} if netns and "ledger" in uses else {},
+        telemetry=at(8),
         credential=None if netns else "Basic dXNlcjpzZWNyZXQ=",
     )
     status = InstanceStatus(**ids, revision="r1", phase=Phase.READY, plumbing=plumbing)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ADS_CLUSTER = "bedstone_ads"
 SDS_CLUSTER = "bedstone_sds"
 COLLECTOR_CLUSTER = "bedstone_collector"
+TELEMETRY_CLUSTER = "bedstone_telemetry"
 
 KEPT = (
     r"http\.(gateway|inbound)/[^.]*\.(downstream_rq_([2-5]xx|active|time)|rbac\.denied)",
@@ -88,6 +89,7 @@ class EnvoyEngine:
         tls: mutual TLS with it; None only for a Unix socket.
         sds_socket: the node's secret service; None for none.
         collector_socket: the node's collector of spans and access logs (OTLP over gRPC).
+        telemetry_socket: the same collector, for what instances send (OTLP over HTTP/1.1).
         name: of the process.
         metadata: told to the control plane.
         concurrency: worker threads, capped at the processors there are.
@@ -104,6 +106,7 @@ class EnvoyEngine:
     tls: AdsTls | None = None
     sds_socket: Path | None = None
     collector_socket: Path | None = None
+    telemetry_socket: Path | None = None
     name: str = "envoy"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 2
@@ -130,6 +133,9 @@ class EnvoyEngine:
         if self.collector_socket is not None:
             pipe = {"pipe": {"path": str(self.collector_socket)}}
             clusters.append(_cluster(COLLECTOR_CLUSTER, pipe, None))
+        if self.telemetry_socket is not None:
+            pipe = {"pipe": {"path": str(self.telemetry_socket)}}
+            clusters.append(_cluster(TELEMETRY_CLUSTER, pipe, None, _HTTP1))
         from_ads = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
         return {
             "node": {
@@ -347,12 +353,26 @@ def grpc_service(cluster: str) -> dict[str, Any]:
     }
 
 
+_HTTP2 = {
+    "explicit_http_config": {
+        "http2_protocol_options": {"connection_keepalive": {"interval": "5s", "timeout": "5s"}}
+    }
+}
+_HTTP1 = {
+    "explicit_http_config": {"http_protocol_options": {}},
+    # The server closes idle connections later than this.
+    "common_http_protocol_options": {"idle_timeout": "30s"},
+}
+
+
 def _cluster(
-    name: str, address: dict[str, Any], transport_socket: dict[str, Any] | None
+    name: str,
+    address: dict[str, Any],
+    transport_socket: dict[str, Any] | None,
+    protocol: dict[str, Any] = _HTTP2,
 ) -> dict[str, Any]:
     options = f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions"
     endpoint = {"lb_endpoints": [{"endpoint": {"address": address}}]}
-    keep_alive = {"interval": "5s", "timeout": "5s"}
     host = address.get("socket_address", {}).get("address", "")
     numeric = host.replace(".", "").isdigit() or ":" in host or not host
     cluster: dict[str, Any] = {
@@ -362,9 +382,7 @@ def _cluster(
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": options,
-                "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": keep_alive}
-                },
+                **protocol,
             }
         },
         "load_assignment": {"cluster_name": name, "endpoints": [endpoint]},

@@ -168,6 +168,7 @@ class Plumbing(Frozen):
             proxy support (`RISK_URL`).
         databases: for each database in `uses`, the address the instance dials, when it is
             not the database's own (inside a network namespace).
+        telemetry: where the instance's traces, metrics and logs are taken (OTLP over HTTP or gRPC).
         credential: the value of `Proxy-Authorization` that the outbound listener demands where
             the caller cannot be told by its network namespace; its SHA-256 digest is not enough
             for Envoy, so it is kept here, readable to operators only.
@@ -178,6 +179,7 @@ class Plumbing(Frozen):
     outbound: Address
     services: dict[str, Address] = Field(default_factory=dict)
     databases: dict[str, Address] = Field(default_factory=dict)
+    telemetry: Address | None = None
     credential: str | None = None
 
 

@@ -25,6 +25,8 @@ from bedstone.model.messages import (
 from bedstone.model.resources import Node
 from bedstone.node import proxy, sds
 from bedstone.node.certificates import Certificates
+from bedstone.node.collector import otlp_grpc, otlp_http
+from bedstone.node.collector.intake import Discard, Intake
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
@@ -89,6 +91,10 @@ class Agent:
             stack.callback(watching.cancel)
             server = await sds.serve(self._secrets, config.sds)
             stack.push_async_callback(server.stop, 0)
+            self._intake = Intake(Discard(), Discard(), Discard())
+            receiver = await otlp_grpc.serve(self._intake, config.collector)
+            stack.push_async_callback(receiver.stop, 0)
+            await stack.enter_async_context(otlp_http.serve(self._intake, config.telemetry))
             ports = Ports(*config.port_range)
             self._sandboxes: dict[str, Sandbox] = {}
             host = Host(

@@ -68,6 +68,11 @@ class NodeConfig(BaseModel):
         return self.run_dir / "collector.sock"
 
     @property
+    def telemetry(self) -> Path:
+        """The socket on which the collector takes what instances send (OTLP over HTTP)."""
+        return self.run_dir / "telemetry.sock"
+
+    @property
     def admin(self) -> Path:
         """The socket of the proxy's administration."""
         return self.run_dir / "admin.sock"

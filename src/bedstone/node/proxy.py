@@ -178,6 +178,7 @@ class Proxy:
             ),
             sds_socket=self._config.sds,
             collector_socket=self._config.collector,
+            telemetry_socket=self._config.telemetry,
         )
 
     def _say(self, phase: Phase, reason: str, pid: int | None = None) -> None:

@@ -50,6 +50,8 @@ def environment(unit: Unit, base: Mapping[str, str] | None = None) -> dict[str, 
         result[f"{variable(name)}_URL"] = f"http://{_host_port(address)}"
     for name, url in unit.databases.items():
         result[f"{variable(name)}_URL"] = url
+    if plumbing.telemetry is not None:
+        result["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{_host_port(plumbing.telemetry)}"
     for name, text in unit.revision.spec.env.items():
         result[name] = interpolate(text, lambda reference: lookup(reference, unit, base))
     result["PORT"] = str(plumbing.app.port)

@@ -34,6 +34,7 @@ from bedstone.sandbox.protocol import Host, Started, Unit, process_name
 
 APP_PORT: Final = 8080
 OUTBOUND_PORT: Final = 15001
+TELEMETRY_PORT: Final = 15002
 SERVICE_PORTS: Final = 15100
 DATABASE_PORTS: Final = 5432
 FIRST_UID: Final = 2_100_000_000
@@ -76,23 +77,26 @@ class ProcessSandbox:
         """Addresses; see the protocol."""
         if self._enforced:
             return await self._allot_namespace(instance, workloads, databases, previous)
-        if previous is not None and self._fits(previous, workloads):
-            return previous
         take = self._host.ports.take
+        if previous is not None and self._fits(previous, workloads):
+            if previous.telemetry is not None:
+                return previous
+            telemetry = Address(host="127.0.0.1", port=take())
+            return previous.model_copy(update={"telemetry": telemetry})
         password = secrets.token_urlsafe(24)
         return Plumbing(
             app=Address(host="127.0.0.1", port=take()),
             inbound=Address(host=self._host.address, port=take(self._host.address)),
             outbound=Address(host="127.0.0.1", port=take()),
             services={name: Address(host="127.0.0.1", port=take()) for name in workloads},
+            telemetry=Address(host="127.0.0.1", port=take()),
             credential=credential(instance.workload, password),
         )
 
     def _fits(self, previous: Plumbing, workloads: Sequence[str]) -> bool:
         if previous.app.netns is not None or set(previous.services) != set(workloads):
             return False
-        addresses = (previous.app, previous.inbound, previous.outbound, *previous.services.values())
-        for address in addresses:
+        for address in (previous.app, previous.inbound, *_listeners(previous)):
             self._host.ports.hold(address.port)
         return True
 
@@ -122,6 +126,7 @@ class ProcessSandbox:
             databases={
                 name: inside(DATABASE_PORTS + i) for i, name in enumerate(sorted(databases))
             },
+            telemetry=inside(TELEMETRY_PORT),
         )
 
     async def start(self, unit: Unit) -> Started:
@@ -152,7 +157,7 @@ class ProcessSandbox:
         if plumbing.app.netns is not None:
             await self._host.processes.delete_netns(namespace_name(instance))
             return
-        for address in (plumbing.app, plumbing.outbound, *plumbing.services.values()):
+        for address in (plumbing.app, *_listeners(plumbing)):
             self._host.ports.free(address.port)
 
     def refresh(self, unit: Unit) -> None:
@@ -183,7 +188,7 @@ class ProcessSandbox:
 
     def usable(self, plumbing: Plumbing) -> bool:
         """Whether the proxy could listen; see the protocol."""
-        addresses = (plumbing.inbound, plumbing.outbound, *plumbing.services.values())
+        addresses = (plumbing.inbound, *_listeners(plumbing))
         return all(
             bindable(address.host, address.port) for address in addresses if address.netns is None
         )
@@ -282,6 +287,12 @@ class ProcessSandbox:
 
     def _folder(self, instance: Instance) -> Path:
         return self._host.run_dir / "instances" / namespace_name(instance)
+
+
+def _listeners(plumbing: Plumbing) -> list[Address]:
+    """Where the proxy listens for the instance itself, but for its databases."""
+    found = [plumbing.outbound, *plumbing.services.values()]
+    return found if plumbing.telemetry is None else [*found, plumbing.telemetry]
 
 
 @contextlib.contextmanager

@@ -179,6 +179,5 @@ def _own_part(rejection: Rejection) -> str:
     _, found, rest = rejection.message.partition(f"{rejection.name}: ")
     if not found:
         return rejection.message
-    return re.split(r"\b(?:outbound|inbound|service|database|gateway|connect|call)/", rest)[
-        0
-    ].strip()
+    kinds = "outbound|inbound|service|database|gateway|connect|call|telemetry"
+    return re.split(rf"\b(?:{kinds})/", rest)[0].strip()

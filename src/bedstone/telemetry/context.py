@@ -32,6 +32,8 @@ TRANSACTION = "x-bedstone-transaction"
 SHARD_KEY = "x-bedstone-shard-key"
 CALLER = "x-bedstone-caller"
 OUTCOME = "x-bedstone-outcome"
+SENDER = "x-bedstone-instance"
+"""Whose telemetry it is: set by the proxy, on the way to the node's collector only."""
 
 READ = frozenset((TRACEPARENT, TRACESTATE, TIMEOUT_IN, TIMEOUT_OUT, TRANSACTION, SHARD_KEY, CALLER))
 """The headers that `extract` looks at."""

@@ -134,6 +134,7 @@ class MeshRig:
                 inbound=Address(host=HOST, port=free_port()),
                 outbound=Address(host=HOST, port=free_port()),
                 services={callee: Address(host=HOST, port=free_port()) for callee in services},
+                telemetry=Address(host=HOST, port=free_port()),
                 credential=credential,
             ),
         )
@@ -270,6 +271,8 @@ async def mesh_rig(
                 server_id(domain),
             ),
             sds_socket=directory / "sds.sock",
+            collector_socket=directory / "collector.sock",
+            telemetry_socket=directory / "telemetry.sock",
             concurrency=concurrency,
         )
         mesh = Mesh(domain, leds_threshold=leds_threshold)

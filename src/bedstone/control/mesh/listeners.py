@@ -31,12 +31,14 @@ from bedstone.control.mesh.protos import (
 from bedstone.control.mesh.replies import forbidden, header, local_replies, proxy_credential
 from bedstone.control.mesh.routes import ORIGIN, RBAC_FILTER
 from bedstone.model.resources import Address
+from bedstone.telemetry.context import SENDER
 
 _INTERNAL_HEADERS = ("x-envoy-", "x-bedstone-")
 _DISGUISED = r"x_(envoy|bedstone).*|x-(envoy|bedstone).*_.*|x[-_]forwarded[-_]client[-_]cert"
 """Names that WSGI and CGI programs cannot tell from those of internal headers (RFC 3875 §4.1.18:
 `-` and `_` both become `_`), so that they would read a caller's word as the mesh's."""
 _STREAM_IDLE = 3600.0
+_TELEMETRY_TIMEOUT = 10.0
 _LOOPBACK = "127.0.0.1"
 
 
@@ -170,6 +172,39 @@ def passed_on(name: str, address: Address, cluster: str) -> Any:
         TcpProxy(stat_prefix=name, cluster=cluster, idle_timeout=seconds(0)),
     )
     return _listener(name, socket_address(address), [proxy])
+
+
+def telemetry(path: str, address: Address) -> Any:
+    """Where an instance's own traces, metrics and logs go: to the node's collector.
+
+    Who sends them is said here, over whatever the sender says of itself.
+    """
+    name = f"telemetry/{path}"
+    to_grpc = {"cluster": names.COLLECTOR_CLUSTER, "timeout": seconds(_TELEMETRY_TIMEOUT)}
+    to_http = {"cluster": names.TELEMETRY_CLUSTER, "timeout": seconds(_TELEMETRY_TIMEOUT)}
+    manager = HttpConnectionManager(
+        stat_prefix=name,
+        codec_type="AUTO",
+        route_config={
+            "name": name,
+            "request_headers_to_add": [header(SENDER, path)],
+            "virtual_hosts": [
+                {
+                    "name": "collector",
+                    "domains": ["*"],
+                    "routes": [
+                        {"match": {"prefix": "/", "grpc": {}}, "route": to_grpc},
+                        {"match": {"prefix": "/"}, "route": to_http},
+                    ],
+                }
+            ],
+        },
+        http_filters=[_router()],
+        generate_request_id={"value": False},
+        stream_idle_timeout=seconds(_TELEMETRY_TIMEOUT),
+    )
+    filters = [typed("envoy.filters.network.http_connection_manager", manager)]
+    return _listener(name, socket_address(address), filters)
 
 
 def inbound(domain: str, path: str, address: Address) -> Any:

@@ -356,6 +356,7 @@ class Mesh:
                 (Type.LDS, "outbound"),
                 (Type.LDS, "inbound"),
                 (Type.LDS, "control"),
+                (Type.LDS, "telemetry"),
                 (Type.RDS, "inbound"),
                 (Type.CDS, "program"),
             )

@@ -9,6 +9,7 @@ Every name is a path, so that it says whose it is without a look-up:
 | LDS | `database/APP/CELL/WORKLOAD/INSTANCE/DATABASE` | goes to a database |
 | LDS | `direct/APP/CELL/WORKLOAD/INSTANCE/CALLEE/ENDPOINT` | an endpoint, inside a namespace |
 | LDS | `control/APP/CELL/WORKLOAD/INSTANCE` | the ADS, inside a namespace |
+| LDS | `telemetry/APP/CELL/WORKLOAD/INSTANCE` | goes to the node's collector |
 | LDS | `inbound/APP/CELL/WORKLOAD/INSTANCE` | mutual TLS for the instance |
 | LDS | `connect/APP/CELL/CALLER` | inside the proxy: what arrives through CONNECT |
 | LDS | `gateway/APP`, `call/NODE/APP/CELL/CALLER` | from outside; from `bedstone call` |
@@ -33,6 +34,12 @@ OPERATOR = "operator"
 SDS_CLUSTER = "bedstone_sds"
 """The static cluster of every proxy's bootstrap that is the node's secret service."""
 
+COLLECTOR_CLUSTER = "bedstone_collector"
+"""The static cluster that is the node's collector, as OTLP over gRPC."""
+
+TELEMETRY_CLUSTER = "bedstone_telemetry"
+"""The static cluster that is the node's collector, as OTLP over HTTP."""
+
 BUNDLE_SECRET = "bundle"  # noqa: S105 - the name of a secret is public
 """The SDS secret with the domain's trust bundle; a certificate's secret is named by its id."""
 
@@ -43,7 +50,10 @@ DENIED = "denied/"
 CONTROL = "control"
 """The cluster that is the server's own address, for gRPC clients inside network namespaces."""
 
-_OF_WORKLOAD = ("outbound", "inbound", "service", "connect", "program", "direct", "control")
+_OF_WORKLOAD = (
+    *("outbound", "inbound", "service", "connect"),
+    *("program", "direct", "control", "telemetry"),
+)
 
 
 class Type(StrEnum):

@@ -343,6 +343,8 @@ def _instance_listener(  # noqa: PLR0911 - a table
             return Recipe(
                 listeners.passed_on, (f"database/{status.path}/{target}", address, cluster)
             )
+        case "telemetry" if address := plumbing.telemetry:
+            return Recipe(listeners.telemetry, (status.path, address))
         case "control" if state.control is not None:
             inside = state.control.model_copy(update={"netns": plumbing.app.netns})
             name = f"control/{status.path}"

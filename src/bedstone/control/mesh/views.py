@@ -103,6 +103,8 @@ def instance(state: State, path: str, node: str) -> frozenset[Name]:
         (Type.LDS, f"connect/{caller}"),
         (Type.CDS, f"connect/{caller}"),
     ]
+    if status.plumbing.telemetry is not None:
+        own.append((Type.LDS, f"telemetry/{path}"))
     for callee in status.plumbing.services:
         if callee in callees:
             own.append((Type.LDS, f"service/{path}/{callee}"))

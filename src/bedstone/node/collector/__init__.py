@@ -1,0 +1,1 @@
+"""The node's collector: what proxies, instances and engines tell of themselves, by the second."""

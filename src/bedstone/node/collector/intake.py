@@ -1,0 +1,116 @@
+"""What came in over OTLP, from whom, and who takes it.
+
+Rules:
+- Who sent it is known from the proxy, which writes the sender into a header on the way here; what
+  the sender says of itself (`service.name` and the like) counts for nothing.
+- A sink takes what it is given at once and never waits; what it has no room for it drops, counts,
+  and says so in its answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from bedstone.errors import InvalidError
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+        ExportMetricsServiceRequest,
+    )
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+LARGEST = 4 << 20
+"""Bytes of one request, also once it is unpacked."""
+
+
+class Sender(NamedTuple):
+    """The instance that sent something."""
+
+    app: str
+    cell: str
+    workload: str
+    instance: str
+
+    @classmethod
+    def parse(cls, path: str) -> Sender:
+        """From `APP/CELL/WORKLOAD/INSTANCE`.
+
+        Raises:
+            InvalidError: it is not that.
+        """
+        parts = path.split("/")
+        if len(parts) != 4 or not all(parts):
+            raise InvalidError(
+                f"got the sender {path[:200]!r}, expected APP/CELL/WORKLOAD/INSTANCE"
+            )
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+class Spans(Protocol):
+    """Takes spans."""
+
+    def spans(self, sender: Sender | None, request: ExportTraceServiceRequest) -> int:
+        """Take them; how many were dropped. Without a sender they are the proxy's own."""
+        ...
+
+
+class Logs(Protocol):
+    """Takes log records of instances."""
+
+    def logs(self, sender: Sender, request: ExportLogsServiceRequest) -> int:
+        """Take them; how many were dropped."""
+        ...
+
+
+class AccessLogs(Protocol):
+    """Takes the proxy's records of requests."""
+
+    def access(self, request: ExportLogsServiceRequest) -> None:
+        """Take them."""
+        ...
+
+
+class Metrics(Protocol):
+    """Takes metrics of instances."""
+
+    def metrics(self, sender: Sender, request: ExportMetricsServiceRequest) -> int:
+        """Take them; how many points were dropped."""
+        ...
+
+
+class Discard:
+    """Takes everything and keeps nothing, where a part is not there."""
+
+    def spans(self, sender: Sender | None, request: ExportTraceServiceRequest) -> int:
+        """Keep nothing."""
+        del sender, request
+        return 0
+
+    def logs(self, sender: Sender, request: ExportLogsServiceRequest) -> int:
+        """Keep nothing."""
+        del sender, request
+        return 0
+
+    def access(self, request: ExportLogsServiceRequest) -> None:
+        """Keep nothing."""
+        del request
+
+    def metrics(self, sender: Sender, request: ExportMetricsServiceRequest) -> int:
+        """Keep nothing."""
+        del sender, request
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Who takes what; both receivers share it."""
+
+    spans: Spans
+    logs: Logs
+    metrics: Metrics
+    access: tuple[AccessLogs, ...] = ()
