@@ -143,13 +143,14 @@ def routes() -> Iterator[str]:
     """Every route of the API, with the role that it takes."""
     from fastapi.routing import APIRoute
 
+    from bedstone.server.actions import Actions
     from bedstone.server.api import build_api
     from bedstone.server.console import ConsoleService
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
     console = ConsoleService(None, "", nothing, nothing)
-    more = (console.add_routes,)
+    more = (console.add_routes, Actions(nothing).add_routes)
     for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):
             continue

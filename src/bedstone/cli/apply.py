@@ -80,6 +80,8 @@ def show_result(terminal: Terminal, result: ApplyResult, *, dry_run: bool) -> No
         terminal.say("nothing was changed: this was a dry run")
     else:
         terminal.say(f"{result.app}: applied (generation {result.generation})")
+    for note in result.notes:
+        terminal.say(f"note: {note}")
 
 
 async def settle(client: Client, feed: Feed, result: ApplyResult, timeout: float) -> None:

@@ -27,6 +27,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "get": ("bedstone.cli.get:get", "Show the resources behind an app."),
     "delete": ("bedstone.cli.get:delete", "Delete a resource."),
     "restart": ("bedstone.cli.apply:restart", "Replace a workload's instances, one by one."),
+    "scale": ("bedstone.cli.actions:scale", "Run another number of a workload's instances."),
+    "rollback": (
+        "bedstone.cli.actions:rollback",
+        "Declare a workload again as it was declared before.",
+    ),
+    "undo": ("bedstone.cli.actions:undo", "Declare the app again as it was before a change."),
+    "changes": ("bedstone.cli.actions:changes", "Show what changed, with the difference."),
     "tx": ("bedstone.cli.transactions:tx", "See distributed transactions, and repair stuck ones."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
     "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),

@@ -117,6 +117,8 @@ def remarks(status: DomainStatus) -> list[str]:
     lines = []
     for app in status.apps:
         lines += ["", *shared_users(app)] if shared_users(app) else []
+        for workload, number in app.scaled.items():
+            lines += ["", f"{workload} is scaled to {number}, until its manifest says otherwise"]
         for condition in app.conditions:
             hint = f"; {condition.hint}" if condition.hint else ""
             text = clean(f"{condition.subject}: {condition.message}{hint}")

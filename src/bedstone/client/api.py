@@ -38,7 +38,15 @@ from bedstone.model.resources import AuditRecord
 
 if TYPE_CHECKING:
     from bedstone.model.messages import LogLine
-    from bedstone.model.monitoring import ConsoleLink, ConsoleLinkRequest, ConsoleSignIn
+    from bedstone.model.monitoring import (
+        ChangeList,
+        ConsoleLink,
+        ConsoleLinkRequest,
+        ConsoleSignIn,
+        RollbackRequest,
+        ScaleRequest,
+        UndoRequest,
+    )
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -100,6 +108,36 @@ class Client:
         return await self._send(
             ApplyResult, "POST", None, "apps", app, "workloads", workload, "restart"
         )
+
+    async def scale(self, app: str, workload: str, request: ScaleRequest) -> ApplyResult:
+        """Run another number of the workload's instances, until a manifest says another."""
+        return await self._send(
+            ApplyResult, "POST", request, "apps", app, "workloads", workload, "scale"
+        )
+
+    async def roll_back(self, app: str, workload: str, request: RollbackRequest) -> ApplyResult:
+        """Declare the workload again as an earlier generation did; source files stay."""
+        return await self._send(
+            ApplyResult, "POST", request, "apps", app, "workloads", workload, "rollback"
+        )
+
+    async def undo(self, app: str, request: UndoRequest) -> ApplyResult:
+        """Declare the app again as it was before a generation; source files stay."""
+        return await self._send(ApplyResult, "POST", request, "apps", app, "undo")
+
+    async def changes(
+        self, app: str = "", *, before: float | None = None, limit: int = 50
+    ) -> ChangeList:
+        """Who changed what, the latest first; of one app, and before a time, if given."""
+        from bedstone.model.monitoring import ChangeList
+
+        params = {"limit": str(limit)}
+        if app:
+            params["app"] = app
+        if before is not None:
+            params["before"] = repr(before)
+        content = await self._transport.request("GET", "/v1/changes", params=params)
+        return _parse(ChangeList, content)
 
     def logs(
         self,

@@ -62,6 +62,7 @@ def app_status(
         and all(_enforced(snapshot, instance) for instance in snapshot.of(Instance, app.name)),
         parts=parts,
         conditions=tuple(conditions),
+        scaled=dict(app.scaled),
     )
 
 
@@ -207,8 +208,9 @@ def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]
         state, detail = Phase.READY, ""
         if "gateway" in rejected:
             state, detail = Phase.FAILED, rejected["gateway"].message
-        elif app.spec.workloads[route.to].replicas == 0:
-            detail = f"{route.to} is declared with no replica"
+        elif app.replicas(route.to) == 0:
+            word = "scaled to" if route.to in app.scaled else "declared with"
+            detail = f"{route.to} is {word} no replica"
         elif not ready:
             state, detail = Phase.PENDING, f"{route.to} has no ready instance"
         elif not programmed:
@@ -225,10 +227,10 @@ def _missing(snapshot: Snapshot, app: App) -> Iterator[str]:
     for instance in snapshot.of(Instance, app.name):
         if instance.desired is Desired.RUNNING:
             counts[instance.workload] = counts.get(instance.workload, 0) + 1
-    for workload, spec in app.spec.workloads.items():
-        if counts.get(workload, 0) < spec.replicas:
+    for workload in app.spec.workloads:
+        if counts.get(workload, 0) < app.replicas(workload):
             yield f"workload {workload}, not yet placed on a node"
-        elif counts.get(workload, 0) > spec.replicas:
+        elif counts.get(workload, 0) > app.replicas(workload):
             yield f"workload {workload}, which has more instances than it shall"
     held = {database.name for database in snapshot.of(Database, app.name)}
     for database in sorted(app.spec.databases.keys() - held):

@@ -108,7 +108,7 @@ def _plan_workload(
         )
         if snapshot.get(Revision, present.key) is None:
             yield _put(snapshot, present)
-        replicas, current = spec.replicas, present.name
+        replicas, current = app.replicas(workload), present.name
     elif app.deleting or _served(snapshot, app):
         replicas, current = 0, ""
     else:
@@ -120,7 +120,7 @@ def _plan_workload(
 def _served(snapshot: Snapshot, app: App) -> bool:
     """Whether every declared workload serves; one may be taking the place of one that left."""
     ready = Counter(i.workload for i in snapshot.of(Instance, app.name) if snapshot.ready(i))
-    return all(ready[name] >= spec.replicas for name, spec in app.spec.workloads.items())
+    return all(ready[name] >= app.replicas(name) for name in app.spec.workloads)
 
 
 def _plan_instances(

@@ -76,6 +76,8 @@ class ApplyResult(Frozen):
     app: str
     generation: int
     changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a person should know of it besides, a sentence each."""
 
 
 class Part(Frozen):
@@ -120,6 +122,8 @@ class AppStatus(Frozen):
     cooperative."""
     parts: tuple[Part, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    scaled: dict[str, int] = Field(default_factory=dict)
+    """The replicas of workloads that were scaled to another number than the manifest says."""
 
 
 class DomainStatus(Frozen):

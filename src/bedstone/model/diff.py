@@ -39,6 +39,7 @@ def diff(
     new: AppSpec | None,
     old_sources: Mapping[str, str],
     new_sources: Mapping[str, str],
+    scaled: Mapping[str, int] | None = None,
 ) -> list[Change]:
     """The changes from one declaration to another, in the order of the manifest.
 
@@ -47,12 +48,14 @@ def diff(
         new: what shall be applied; None: the app is deleted.
         old_sources: source digest by workload, as of `old`.
         new_sources: likewise, as of `new`.
+        scaled: the replicas of workloads that were scaled since `old`.
     """
     changes = [*_gateway(old.gateway if old else None, new.gateway if new else None)]
     before, after = (old.workloads if old else {}), (new.workloads if new else {})
     for name in _union(before, after):
         sources = (old_sources.get(name, ""), new_sources.get(name, ""))
-        changes += _workload(name, before.get(name), after.get(name), sources)
+        held = (scaled or {}).get(name)
+        changes += _workload(name, before.get(name), after.get(name), sources, held)
     stores, wanted = (old.databases if old else {}), (new.databases if new else {})
     for name in _union(stores, wanted):
         changes += _database(name, stores.get(name), wanted.get(name))
@@ -125,7 +128,11 @@ def _route(route: Route) -> str:
 
 
 def _workload(
-    name: str, old: WorkloadSpec | None, new: WorkloadSpec | None, sources: tuple[str, str]
+    name: str,
+    old: WorkloadSpec | None,
+    new: WorkloadSpec | None,
+    sources: tuple[str, str],
+    scaled: int | None,
 ) -> Iterator[Change]:
     subject = f"workload {name}"
     if new is None:
@@ -141,6 +148,8 @@ def _workload(
         if key == "env":
             yield from _env(subject, was, is_now)
             continue
+        if key == "replicas" and scaled is not None:
+            was = f"{scaled}, scaled by hand,"
         effect = "scales" if key == "replicas" else ROLLS_OUT
         yield from _value(f"{subject}: {key}", was, is_now, effect, duration=key in _DURATIONS)
     if sources[0] != sources[1]:

@@ -267,9 +267,12 @@ class ScaleRequest(Frozen):
 
 
 class RollbackRequest(Frozen):
-    """Declare a workload again as an earlier generation of the app did."""
+    """Declare a workload again as an earlier generation of the app did.
 
-    generation: int = Field(ge=1)
+    None: as the latest generation whose declaration of it differs from the present one.
+    """
+
+    generation: int | None = Field(default=None, ge=1)
 
 
 class UndoRequest(Frozen):

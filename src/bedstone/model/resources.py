@@ -53,6 +53,8 @@ class App(Resource):
 
     `root` is the directory of the manifest on the node that runs it; `sources` gives each
     workload's source digest, `restarts` counts the restarts asked for. Both enter the revision.
+    `scaled` holds the replicas of workloads that were scaled since they were declared; a manifest
+    that declares another number of them takes its place.
     """
 
     kind: ClassVar[str] = "app"
@@ -63,12 +65,39 @@ class App(Resource):
     generation: int = 1
     sources: dict[str, str] = Field(default_factory=dict)
     restarts: dict[str, int] = Field(default_factory=dict)
+    scaled: dict[str, int] = Field(default_factory=dict)
     deleting: bool = False
 
     @property
     def key(self) -> str:
         """`apps/APP`."""
         return f"apps/{self.name}"
+
+    def replicas(self, workload: str) -> int:
+        """How many instances of a declared workload are wanted now."""
+        return self.scaled.get(workload, self.spec.workloads[workload].replicas)
+
+
+class Declaration(Resource):
+    """What an app was declared to be at one generation; secrets are in it as they are in `App`."""
+
+    kind: ClassVar[str] = "declaration"
+
+    app: str
+    generation: int
+    spec: AppSpec
+    root: str = ""
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """`history/APP/GENERATION`; they sort by generation."""
+        return declaration_key(self.app, self.generation)
+
+
+def declaration_key(app: str, generation: int) -> str:
+    """The key of a `Declaration`."""
+    return f"history/{app}/{generation:08d}"
 
 
 class Revision(Resource):
@@ -354,7 +383,10 @@ class Condition(Resource):
 
 
 class AuditRecord(Resource):
-    """One change, with who made it and when (seconds since the epoch)."""
+    """One change, with who made it and when (seconds since the epoch).
+
+    `generation` is the one that it made of `app`, if it made one.
+    """
 
     kind: ClassVar[str] = "audit"
 
@@ -364,6 +396,8 @@ class AuditRecord(Resource):
     target: str
     detail: str = ""
     sequence: str = ""
+    app: str = ""
+    generation: int | None = None
 
     @property
     def key(self) -> str:
@@ -425,5 +459,6 @@ KINDS: dict[str, type[Resource]] = {
         AuditRecord,
         Token,
         SignIn,
+        Declaration,
     )
 }

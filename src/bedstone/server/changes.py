@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from bedstone.control import declaring
 from bedstone.control.loop import ControlLoop
 from bedstone.control.snapshot import Snapshot
 from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError
@@ -31,10 +32,16 @@ from bedstone.model.resources import (
     Token,
 )
 from bedstone.model.rules import RESERVED_APPS, RESERVED_NAMES
+from bedstone.model.spec import AppSpec
+from bedstone.server.history import History, recorded
 from bedstone.store import ABSENT, Delete, Operation, Put, Store
 
 _ATTEMPTS = 20
 AUDIT_KEPT = 10_000
+Declared = tuple[list[Operation], ApplyResult]
+"""What to commit, and what to answer."""
+_DECLARES = frozenset({"apply", "rollback", "undo"})
+"""Actions that make a generation."""
 _AUDIT_SLACK = 100
 
 
@@ -48,6 +55,7 @@ class Changes:
         self._loop = loop
         self._clock = clock
         self._audited: int | None = None
+        self.history = History(store)
 
     @property
     def _snapshot(self) -> Snapshot:
@@ -69,37 +77,36 @@ class Changes:
             app, result = self._applied(name, request)
             if not result.changes:
                 return [], result
-            return [self._put(app)], result
+            return [self.put(app), *recorded(app)], result
 
-        return await self._commit(who, "apply", f"app {name}", change)
+        return await self.commit(who, "apply", f"app {name}", change)
 
     async def restart(self, name: str, workload: str, who: str) -> ApplyResult:
         """Replace every instance of a workload by a new one, rolling."""
 
         def change() -> tuple[list[Operation], ApplyResult]:
-            app = self._app(name)
-            if workload not in app.spec.workloads:
-                known = ", ".join(sorted(app.spec.workloads))
-                raise NotFoundError(f"app {name} has no workload {workload}, it has {known}")
+            app = self.app(name)
+            declaring.known(app, workload)
             counts = {**app.restarts, workload: app.restarts.get(workload, 0) + 1}
             after = app.model_copy(update={"restarts": counts})
             subject = f"workload {workload}"
             line = Change(op="~", subject=subject, after="restart", effect="rolls out")
             result = ApplyResult(app=name, generation=app.generation, changes=(line,))
-            return [self._put(after)], result
+            return [self.put(after)], result
 
-        return await self._commit(who, "restart", f"{name}/{workload}", change)
+        return await self.commit(who, "restart", f"{name}/{workload}", change)
 
     async def delete(self, name: str, who: str) -> ApplyResult:
         """Drain and remove an app; its databases' data is kept on disk."""
+        gone = [Delete(key) for key in await self.history.keys(name)]
 
         def change() -> tuple[list[Operation], ApplyResult]:
-            app = self._app(name)
+            app = self.app(name)
             lines = diff(app.spec, None, app.sources, {})
             result = ApplyResult(app=name, generation=app.generation, changes=tuple(lines))
-            return [self._put(app.model_copy(update={"deleting": True}))], result
+            return [self.put(app.model_copy(update={"deleting": True})), *gone], result
 
-        return await self._commit(who, "delete", f"app {name}", change)
+        return await self.commit(who, "delete", f"app {name}", change)
 
     async def delete_instance(self, path: str, who: str) -> ApplyResult:
         """Drain one instance; another takes its place if the declaration still wants it."""
@@ -111,9 +118,9 @@ class Changes:
             line = Change(op="-", subject=f"instance {path}", effect="drains, and is replaced")
             result = ApplyResult(app=instance.app, generation=0, changes=(line,))
             drained = instance.model_copy(update={"desired": Desired.DRAINED})
-            return [self._put(drained)], result
+            return [self.put(drained)], result
 
-        return await self._commit(who, "delete", f"instance {path}", change)
+        return await self.commit(who, "delete", f"instance {path}", change)
 
     async def grant(self, request: TokenRequest, who: str) -> TokenGrant:
         """Make a credential for the API; only its digest is kept.
@@ -192,28 +199,32 @@ class Changes:
                 f"app {name} is at generation {generation}, expected {request.generation}",
                 hint="read it again, and apply to what is there now",
             )
-        self._refuse_shared_port(name, request)
-        lines = diff(
-            before.spec if before else None,
-            request.spec,
-            before.sources if before else {},
-            request.sources,
-        )
-        if before and before.root != request.root:
-            lines = [*lines, Change(op="~", subject="root", before=before.root, after=request.root)]
-        app = App(
-            name=name,
-            spec=request.spec,
-            root=request.root,
-            generation=generation + 1,
-            sources=request.sources,
-            restarts=before.restarts if before else {},
-        )
+        self._refuse_shared_port(name, request.spec)
+        app, lines = declaring.declared(before, name, request.spec, request.root, request.sources)
         number = app.generation if lines else generation
         return app, ApplyResult(app=name, generation=number, changes=tuple(lines))
 
-    def _refuse_shared_port(self, name: str, request: ApplyRequest) -> None:
-        gateway = request.spec.gateway
+    def declare_again(self, app: App, spec: AppSpec, sources: Mapping[str, str]) -> Declared:
+        """What to commit for an app to be declared as it once was.
+
+        Raises:
+            ConflictError: it is being deleted.
+            InvalidError: its gateway's port is another app's by now.
+        """
+        if app.deleting:
+            raise ConflictError(f"app {app.name} is being deleted", hint="wait until it is gone")
+        self._refuse_shared_port(app.name, spec)
+        after, lines = declaring.declared(app, app.name, spec, app.root, sources)
+        if not lines:
+            return [], ApplyResult(app=app.name, generation=app.generation)
+        notes = (declaring.FILE_WINS, declaring.NO_SOURCE)
+        result = ApplyResult(
+            app=app.name, generation=after.generation, changes=tuple(lines), notes=notes
+        )
+        return [self.put(after), *recorded(after)], result
+
+    def _refuse_shared_port(self, name: str, spec: AppSpec) -> None:
+        gateway = spec.gateway
         for other in self._snapshot.apps().values():
             theirs = other.spec.gateway
             if other.name != name and gateway and theirs and gateway.port == theirs.port:
@@ -222,14 +233,16 @@ class Changes:
                     hint="choose another gateway.port",
                 )
 
-    def _app(self, name: str) -> App:
+    def app(self, name: str) -> App:
+        """An app as it is now; NotFoundError if there is none."""
         app = self._snapshot.get(App, f"apps/{name}")
         if app is None:
             known = ", ".join(sorted(self._snapshot.apps())) or "none"
             raise NotFoundError(f"there is no app {name}, there is {known}", hint="see bedstone ps")
         return app
 
-    def _put(self, resource: Resource) -> Put:
+    def put(self, resource: Resource) -> Put:
+        """Write a resource, if it is still what the picture shows."""
         return Put(
             resource.key, resource.encode(), expected=self._snapshot.revision_of(resource.key)
         )
@@ -245,7 +258,14 @@ class Changes:
         if old:
             await self._store.commit([Delete(entry.key) for entry in old])
 
-    def _audit(self, who: str, action: str, target: str, detail: str = "") -> Put:
+    def _audit(
+        self,
+        who: str,
+        action: str,
+        target: str,
+        detail: str = "",
+        result: ApplyResult | None = None,
+    ) -> Put:
         now = self._clock()
         record = AuditRecord(
             at=now,
@@ -254,25 +274,32 @@ class Changes:
             target=target,
             detail=detail,
             sequence=f"{int(now * 1e6):016d}-{secrets.token_hex(4)}",
+            app=result.app if result else "",
+            generation=result.generation if result and action in _DECLARES else None,
         )
         return Put(record.key, record.encode(), expected=ABSENT)
 
-    async def _commit(
-        self,
-        who: str,
-        action: str,
-        target: str,
-        change: Callable[[], tuple[list[Operation], ApplyResult]],
+    async def commit(
+        self, who: str, action: str, target: str, change: Callable[[], Declared]
     ) -> ApplyResult:
+        """Make a change together with its audit record.
+
+        Args:
+            who: makes it.
+            action: what it is.
+            target: of what.
+            change: computes it from the picture; called again if that has changed meanwhile. With
+                no operations there is nothing to change, and nothing is recorded.
+        """
         for _ in range(_ATTEMPTS):
             operations, result = change()
             if not operations:
                 return result
-            detail = "; ".join(f"{line.op} {line.subject}" for line in result.changes)
+            detail = "; ".join(map(_detail, result.changes))
             version = self._loop.version
             try:
                 revision = await self._store.commit(
-                    [*operations, self._audit(who, action, target, detail[:1000])]
+                    [*operations, self._audit(who, action, target, detail[:1000], result)]
                 )
             except ConflictError:
                 await self._loop.changed(version)
@@ -283,6 +310,12 @@ class Changes:
                 await self.trim_audit()
             return result
         raise ConflictError(f"{target} keeps changing", hint="try again")
+
+
+def _detail(line: Change) -> str:
+    words = f"{line.op} {line.subject}"
+    numbers = line.subject.endswith(": replicas") and line.before
+    return f"{words} {line.before} → {line.after}" if numbers else words
 
 
 def _refuse_reserved(request: ApplyRequest) -> None:

@@ -28,6 +28,7 @@ from bedstone.control.mesh.mesh import Mesh
 from bedstone.errors import DeniedError, Error, UnavailableError
 from bedstone.model import messages
 from bedstone.model.resources import Address
+from bedstone.server.actions import Actions
 from bedstone.server.ads import AdsService, by_certificate
 from bedstone.server.api import build_api
 from bedstone.server.auth import PeerProtocol
@@ -86,7 +87,13 @@ async def serve(config: ServerConfig) -> None:
         )
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
         console = ConsoleService(config.console, authority.domain, store, changes)
-        api = build_api(store, queries, changes, transactions, more=(console.add_routes,))
+        api = build_api(
+            store,
+            queries,
+            changes,
+            transactions,
+            more=(console.add_routes, Actions(changes).add_routes),
+        )
         credentials = ServerCredentials(authority, [host])
         try:
             async with asyncio.TaskGroup() as group:
