@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests benchmarks examples docs
+SOURCES := src tests benchmarks examples docs console/generate.py
 
-.PHONY: setup up test check coverage chaos lint types imports docs lock clean help
+.PHONY: setup up test check coverage chaos lint types imports front docs console lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -23,7 +23,7 @@ test: setup ## pass the tests
 	@sh requirements/system.sh
 	@sh tests/run.sh $(BIN)/python
 
-check: lint types imports test ## everything that CI demands
+check: lint types imports front test ## everything that CI demands
 
 coverage: setup ## say which lines the tests in this process reach
 	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered tests/unit tests/faults \
@@ -42,8 +42,14 @@ types: setup
 imports: setup
 	@$(BIN)/lint-imports
 
+front: setup
+	@sh console/check.sh
+
 docs: setup ## run what the documents show (also a part of test)
 	@$(BIN)/python -m pytest -q tests/docs
+
+console: setup ## build the console's front end from console/ (needs npm)
+	@sh console/build.sh
 
 lock: ## renew the hashed locks (needs uv)
 	uv pip compile -q --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \

@@ -1,0 +1,1 @@
+"use strict";(()=>{var o="bedstone.theme";function a(){try{let e=localStorage.getItem(o);return e==="dark"||e==="light"?e:"system"}catch{return"system"}}function r(){let e=a(),t=e==="system"?matchMedia("(prefers-color-scheme: dark)").matches:e==="dark";return document.documentElement.dataset.theme=t?"dark":"light",t?"dark":"light"}r();})();
