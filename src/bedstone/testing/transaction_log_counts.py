@@ -35,6 +35,25 @@ async def _end(log: Log, xid: str, state: State) -> None:
         await done(log, transaction, reached, 1, 2)
 
 
+async def _insist(log: Log, xid: str) -> None:
+    """Begin one, commit it, and end it; each is asked again until there is an answer."""
+    new = Transaction(xid, "", 4e9, 0.0, "one", branches=(branch("r1"), branch("r2", xid)))
+    for step in (
+        lambda: log.begin(new),
+        lambda: log.decide(xid, State.COMMITTING),
+        lambda: done(log, new, CONFIRMED, 1, 2),
+    ):
+        for _ in range(100):
+            try:
+                await step()
+            except (UnavailableError, UnknownOutcomeError):
+                await asyncio.sleep(0.01)
+            else:
+                break
+        else:
+            raise AssertionError(f"{xid} never ended")
+
+
 class CountChecks(Checks):
     """What was counted is what was done."""
 
@@ -158,19 +177,8 @@ class CountChecks(Checks):
             return SKIPPED
         async with self.subject.open() as log:
             for round_ in range(5):
-
-                async def insist(xid: str) -> None:
-                    for _ in range(100):
-                        try:
-                            await _end(log, xid, State.COMMITTING)
-                        except (UnavailableError, UnknownOutcomeError):
-                            await asyncio.sleep(0.01)
-                        else:
-                            return
-                    raise AssertionError(f"{xid} never ended")
-
                 names = [f"r{round_}-{n}" for n in range(10)]
-                attempts = [asyncio.ensure_future(insist(name)) for name in names]
+                attempts = [asyncio.ensure_future(_insist(log, name)) for name in names]
                 await asyncio.sleep(0.002 * round_)
                 await self.subject.cut()
                 await asyncio.gather(*attempts)

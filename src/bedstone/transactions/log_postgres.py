@@ -44,7 +44,7 @@ from bedstone.transactions.log_postgres_session import (
 from bedstone.transactions.model import Counts, Event, State, Transaction
 
 T = TypeVar("T")
-_Rows = Sequence[tuple[object, ...]]
+_Statements = Sequence[tuple[Query, Sequence[object]]]
 
 ATTEMPTS: Final = 5
 """How often a batch is begun anew after a deadlock, or on a connection that was lost idle."""
@@ -245,13 +245,13 @@ class PostgresLog(BatchedLog):
         else:
             await self._commit(connection, _statements(draft, self._name))
 
-    async def _commit(self, connection: Connection, changes: Sequence[tuple[Query, _Rows]]) -> None:
+    async def _commit(self, connection: Connection, changes: _Statements) -> None:
         self.statistics.round_trips += 1
         sent = False
         try:
             async with connection.pipeline():
-                for query, rows in changes:
-                    await connection.execute(query, [list(it) for it in zip(*rows, strict=True)])
+                for query, values in changes:
+                    await connection.execute(query, values)
                 sent = True
                 await connection.execute("COMMIT")
         except psycopg.Error as error:
@@ -292,15 +292,21 @@ class PostgresLog(BatchedLog):
             await self._writer.drop(connection)
 
 
-def _statements(draft: Draft, writer: str) -> list[tuple[Query, _Rows]]:
-    """What writes a draft, each with its rows; the counts last, on which others may wait."""
+def _statements(draft: Draft, writer: str) -> _Statements:
+    """What writes a draft; the counts last, on which others may wait."""
     locks = draft.locks()
-    every: list[tuple[Query, _Rows]] = [
+    every: list[tuple[Query, Sequence[tuple[object, ...]]]] = [
         (statements.INSERT, [log_rows.row(it) for it in draft.inserted]),
         (statements.UPDATE, [log_rows.row(it) for it in draft.updated]),
         (statements.HISTORY, [log_rows.event_row(*event) for event in draft.events]),
         (statements.GIVE_UP, locks.removed),
         (statements.HAND_ON, locks.added + locks.moved),
-        (statements.COUNT, [(writer, *draft.counted)] if draft.counted else []),
     ]
-    return [(query, rows) for query, rows in every if rows]
+    found: list[tuple[Query, Sequence[object]]] = [
+        (query, [list(column) for column in zip(*rows, strict=True)])
+        for query, rows in every
+        if rows
+    ]
+    if draft.counted:
+        found.append((statements.COUNT, (writer, *draft.counted)))
+    return found
