@@ -293,20 +293,19 @@ class PostgresLog(BatchedLog):
 
 
 def _statements(draft: Draft, writer: str) -> _Statements:
-    """What writes a draft; the counts last, on which others may wait."""
+    """What writes a draft, each with its rows as columns."""
     locks = draft.locks()
-    every: list[tuple[Query, Sequence[tuple[object, ...]]]] = [
-        (statements.INSERT, [log_rows.row(it) for it in draft.inserted]),
-        (statements.UPDATE, [log_rows.row(it) for it in draft.updated]),
-        (statements.HISTORY, [log_rows.event_row(*event) for event in draft.events]),
-        (statements.GIVE_UP, locks.removed),
-        (statements.HAND_ON, locks.added + locks.moved),
+    counted = (writer, *draft.counted) if draft.counted else ()
+    history = statements.COUNTED_HISTORY if counted else statements.HISTORY
+    every: list[tuple[Query, tuple[object, ...], Sequence[tuple[object, ...]]]] = [
+        (statements.INSERT, (), [log_rows.row(it) for it in draft.inserted]),
+        (statements.UPDATE, (), [log_rows.row(it) for it in draft.updated]),
+        (history, counted, [log_rows.event_row(*event) for event in draft.events]),
+        (statements.GIVE_UP, (), locks.removed),
+        (statements.HAND_ON, (), locks.added + locks.moved),
     ]
-    found: list[tuple[Query, Sequence[object]]] = [
-        (query, [list(column) for column in zip(*rows, strict=True)])
-        for query, rows in every
+    return [
+        (query, [*values, *(list(column) for column in zip(*rows, strict=True))])
+        for query, values, rows in every
         if rows
     ]
-    if draft.counted:
-        found.append((statements.COUNT, (writer, *draft.counted)))
-    return found
