@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         ConsoleSignIn,
         RollbackRequest,
         ScaleRequest,
+        Seconds,
+        Tick,
         UndoRequest,
     )
 
@@ -170,6 +172,21 @@ class Client:
         async with self._transport.lines(path, params=window) as lines:
             async for line in lines:
                 yield _parse(LogLine, line)
+
+    async def ticks(self) -> AsyncGenerator[Tick, None]:
+        """Each second of the monitoring as it ends."""
+        from bedstone.model.monitoring import Tick  # not before: it takes some milliseconds
+
+        async with self._transport.lines("/v1/ticks") as lines:
+            async for line in lines:
+                yield _parse(Tick, line)
+
+    async def seconds(self, start: int, end: int) -> Seconds:
+        """Which seconds from `start` to `end` were not complete, and what was missing."""
+        from bedstone.model.monitoring import Seconds
+
+        params = {"start": str(start), "end": str(end)}
+        return _parse(Seconds, await self._transport.request("GET", "/v1/seconds", params=params))
 
     async def call(self, app: str, workload: str, request: CallRequest) -> CallResult:
         """One HTTP request to a workload, through the mesh."""

@@ -26,6 +26,7 @@ from bedstone.model.resources import Node
 from bedstone.node import proxy, sds
 from bedstone.node.certificates import Certificates
 from bedstone.node.collector import otlp_grpc, otlp_http
+from bedstone.node.collector.collector import Collector, NoApplicationMetrics
 from bedstone.node.collector.intake import Discard, Intake
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
@@ -125,6 +126,7 @@ class Agent:
             self._build(supervisor, watch, ports, run_id)
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
+            stack.callback(self._collector.close)
             # None of these ever ends; when one fails, all do, and the supervisor starts an agent
             # anew, which adopts what runs.
             async with asyncio.TaskGroup() as group:
@@ -193,8 +195,23 @@ class Agent:
                 failed=self._broken.set,
             )
         )
+        self._collector = Collector(
+            config.name,
+            config.state_dir,
+            self._proxy.admin,
+            run_id,
+            self._view,
+            self._reports,
+            watch,
+            NoApplicationMetrics(),
+        )
         self._commands = Commands(
-            config, self._session.send, self._session.drained, self._tasks, self._databases
+            config,
+            self._session.send,
+            self._session.drained,
+            self._tasks,
+            self._databases,
+            self._collector,
         )
 
     # Membership.

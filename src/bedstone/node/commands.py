@@ -15,6 +15,7 @@ from bedstone.node.config import NodeConfig
 from bedstone.node.http import request
 from bedstone.node.logs import show
 from bedstone.node.tasks import Tasks
+from bedstone.telemetry.frames import Frame, encode
 
 
 class Databases(Protocol):
@@ -22,6 +23,14 @@ class Databases(Protocol):
 
     def operator_url(self, path: str, user: str) -> str:
         """The URL of the ready database APP/CELL/NAME with the credentials of `user`."""
+        ...
+
+
+class Collector(Protocol):
+    """What commands need of the node's collector."""
+
+    async def collect(self, second: int, *, full: bool) -> Frame:
+        """The frame of one second."""
         ...
 
 
@@ -35,6 +44,7 @@ class Commands:
         drained: Callable[[], Awaitable[None]],
         tasks: Tasks,
         databases: Databases,
+        collector: Collector,
     ) -> None:
         """Args: the node's, how to answer, how to wait until answers have left, where to work."""
         self._config = config
@@ -42,6 +52,7 @@ class Commands:
         self._drained = drained
         self._tasks = tasks
         self._databases = databases
+        self._collector = collector
         self._running: dict[str, asyncio.Task[object]] = {}
 
     def handle(self, command: Command) -> None:
@@ -65,6 +76,8 @@ class Commands:
                 case "database":
                     url = self._databases.operator_url(command.subject, command.identity)
                     self._send(Reply(id=command.id, final=True, body=url))
+                case "metrics":
+                    await self._metrics(command)
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
         except Exception as error:  # whoever asked must hear of it, and not wait for ever
@@ -86,6 +99,11 @@ class Commands:
                     return  # the stream broke, and with it the command
                 await self._drained()
         self._send(Reply(id=command.id, final=True))
+
+    async def _metrics(self, command: Command) -> None:
+        frame = await self._collector.collect(int(command.since or 0), full=command.full)
+        body = base64.b64encode(encode(frame)).decode()
+        self._send(Reply(id=command.id, final=True, body=body))
 
     async def _call(self, command: Command) -> None:
         """One request into the mesh, as the command's identity."""

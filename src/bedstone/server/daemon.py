@@ -37,6 +37,7 @@ from bedstone.server.config import ServerConfig, host_and_port
 from bedstone.server.console import ConsoleService, listen
 from bedstone.server.credentials import ServerCredentials
 from bedstone.server.meshing import Meshing
+from bedstone.server.monitoring import Monitoring
 from bedstone.server.peers import peer_node
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
@@ -87,12 +88,13 @@ async def serve(config: ServerConfig) -> None:
         )
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
         console = ConsoleService(config.console, authority.domain, store, changes)
+        monitoring = Monitoring(config.state_dir, sessions, transactions)
         api = build_api(
             store,
             queries,
             changes,
             transactions,
-            more=(console.add_routes, Actions(changes).add_routes),
+            more=(monitoring.routes, console.add_routes, Actions(changes).add_routes),
         )
         credentials = ServerCredentials(authority, [host])
         try:
@@ -100,6 +102,7 @@ async def serve(config: ServerConfig) -> None:
                 group.create_task(loop.run())
                 group.create_task(meshing.run(changes))
                 group.create_task(transactions.run())
+                group.create_task(monitoring.run())
                 await loop.loaded()
                 server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
                 # Bound before anybody is answered: a server that will fail must not look alive.

@@ -12,11 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bedstone.telemetry.frames import Series
+
 SCOPE = ("app", "cell", "workload", "revision", "instance", "node")
 """Labels that say whose a series is."""
 EDGE = ("app", "cell", "caller", "callee", "node")
 
-CODES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+NO_ANSWER = "none"
+"""The `code` of a request that got no answer, because its caller went away before."""
+CODES = ("1xx", "2xx", "3xx", "4xx", "5xx", NO_ANSWER)
 """Values of the label `code`."""
 ERROR_KINDS = (
     "answer",  # the program answered 5xx
@@ -46,6 +50,18 @@ class Metric:
     unit: str
     labels: tuple[str, ...]
     help: str
+
+    def series(self, source: str, **labels: str) -> Series:
+        """One series of this counter or gauge (of a histogram: the labels of its parts).
+
+        Args:
+            source: what counts it.
+            labels: exactly those of the metric.
+        """
+        pairs = tuple((name, labels[name]) for name in sorted(self.labels))
+        if len(pairs) != len(labels):
+            raise KeyError(*(labels.keys() - set(self.labels)))
+        return Series(self.name, pairs, "gauge" if self.kind == "gauge" else "counter", source)
 
 
 REQUESTS = Metric(

@@ -1,6 +1,7 @@
 """Commands of the server: whoever asked is answered, whatever happens."""
 
 import asyncio
+import base64
 import logging
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bedstone.model.messages import Command, FromNode, Reply
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.tasks import Tasks
+from bedstone.telemetry.frames import Frame, Series, decode
 
 
 class OneDatabase:
@@ -20,6 +22,14 @@ class OneDatabase:
         if (path, user) != ("a/default/ledger", "operator"):
             raise NotFoundError(f"database {path} of {user} is not on node n")
         return "postgresql://operator@127.0.0.1/ledger"
+
+
+class OneFrame:
+    """A collector with one series."""
+
+    async def collect(self, second: int, *, full: bool) -> Frame:
+        assert full
+        return Frame(second, 0, new={1: Series("up", (), "gauge", "node")}, values={1: 1.0})
 
 
 def answer(folder: Path, command: Command) -> FromNode:
@@ -38,7 +48,8 @@ def answer(folder: Path, command: Command) -> FromNode:
             name="n", state_dir=folder, run_dir=folder, api="a", supervisor=folder / "s"
         )
         tasks = Tasks()
-        commands = Commands(config, send, answered.wait, tasks, OneDatabase())  # type: ignore[arg-type]
+        databases, collector = OneDatabase(), OneFrame()
+        commands = Commands(config, send, answered.wait, tasks, databases, collector)  # type: ignore[arg-type]
         commands.handle(command)
         await asyncio.wait_for(answered.wait(), 5)
         await tasks.close()
@@ -55,6 +66,15 @@ def test_a_bug_of_ours_is_an_answer_too(tmp_path: Path, caplog: pytest.LogCaptur
     assert isinstance(reply, Reply)
     assert (reply.id, reply.final, reply.error) == ("1", True, "internal")
     assert "task failed" in caplog.text
+
+
+def test_a_second_of_the_node_is_told_as_a_frame(tmp_path: Path) -> None:
+    command = Command(id="1", action="metrics", since=1_800_000_000.0, full=True)
+    reply = answer(tmp_path, command)
+    assert isinstance(reply, Reply)
+    assert reply.final
+    frame = decode(base64.b64decode(reply.body))
+    assert (frame.second, frame.values) == (1_800_000_000, {1: 1.0})
 
 
 def test_the_server_may_ask_where_its_own_database_is(tmp_path: Path) -> None:

@@ -17,13 +17,26 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from bedstone.control.mesh.protos import StatsLogger, typed
+from bedstone.control.mesh.replies import NOT_APPLIED, UNKNOWN
+from bedstone.telemetry.context import OUTCOME as OUTCOME_HEADER
 
 PREFIX = "bedstone"
 """The beginning of the names of these statistics."""
 ENDED = "ended"
 """Requests at a listener that ended in another way than by a whole answer below 500."""
-LISTENER, CLUSTER, CODE, FLAGS = "listener", "cluster", "code", "flags"
+LISTENER, CLUSTER, ROUTE = "listener", "cluster", "route"
+CODE, FLAGS, OUTCOME = "code", "flags", "outcome"
 """The tags of `ENDED`."""
+
+_CANCELLED = {"DC", "DR", "DPE"}
+_KINDS: tuple[tuple[str, set[str]], ...] = (
+    ("unavailable", {"UH", "NC", "NR", "LH"}),
+    ("overflow", {"UO", "OM", "DO"}),
+    ("connect", {"UF"}),
+    ("timeout", {"UT", "SI", "DT", "UMSDR"}),
+    ("reset", {"UC", "UR", "LR", "UPE", "UDO"}),
+    ("denied", {"UAEX", "RL", "RLSE"}),
+)
 
 
 def _status(op: str, status: int) -> dict[str, Any]:
@@ -38,6 +51,9 @@ def exceptional(listener: str) -> dict[str, Any]:
         CLUSTER: "%UPSTREAM_CLUSTER%",
         CODE: "%RESPONSE_CODE%",
         FLAGS: "%RESPONSE_FLAGS%",
+        ROUTE: "%ROUTE_NAME%",
+        # only the mesh sets it: an inbound proxy removes a program's own
+        OUTCOME: f"%RESP({OUTCOME_HEADER})%",
     }
     counter = {
         "stat": {
@@ -51,6 +67,29 @@ def exceptional(listener: str) -> dict[str, Any]:
         **typed("envoy.access_loggers.stats", StatsLogger(stat_prefix=PREFIX, counters=[counter])),
         "filter": {"or_filter": {"filters": unusual}},
     }
+
+
+def error_kind(code: int, flags: str, outcome: str) -> str | None:
+    """How a request failed (`bedstone.telemetry.names.ERROR_KINDS`); None if it did not.
+
+    Args:
+        code: the status that was sent; 0 for none.
+        flags: Envoy's response flags, with commas between; `-` for none.
+        outcome: what a proxy further on said of it, in `x-bedstone-outcome`; `-` for nothing.
+    """
+    found = set(flags.split(","))
+    for kind, signs in _KINDS:
+        if found & signs and (code == 0 or code >= 500 or kind != "unavailable"):
+            return kind
+    if code < 500:
+        return "cancelled" if found & _CANCELLED else None
+    match outcome:
+        case o if o == NOT_APPLIED:
+            return "connect"
+        case o if o == UNKNOWN:
+            return "timeout" if code == 504 else "reset"
+        case _:
+            return "answer"
 
 
 def route_prefix(app: str, to: str, where: str) -> str:

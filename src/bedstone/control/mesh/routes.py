@@ -125,7 +125,11 @@ def service_routes(
             "route": _action(cluster, timeout, retry_policy=_retry_unapplied(), **more),
         },
     ]
-    return [{**route, "stat_prefix": counted} for route in routes] if counted else routes
+    return (
+        [{**route, "name": counted, "stat_prefix": counted} for route in routes]
+        if counted
+        else routes
+    )
 
 
 def _denied(caller: Caller) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The monitoring of a server: the store of series, and what fills it each second.
+
+Owns `STATE_DIR/telemetry`. Other parts read the series through `series`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from bedstone.server.api import Routes
+from bedstone.server.collecting import Collecting, SteadyClock
+from bedstone.server.latest import Latest
+from bedstone.server.seconds import second_routes
+from bedstone.server.sessions import Session, Sessions
+from bedstone.server.transaction_counts import TransactionCounts
+from bedstone.server.transactions import Transactions
+
+
+class _Living:
+    """The nodes that are present, with or without a session."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def present(self) -> list[str]:
+        """The names of the nodes that live."""
+        snapshot = self._sessions.snapshot
+        return [name for name in snapshot.nodes() if snapshot.present(name)]
+
+    def get(self, node: str) -> Session:
+        """A node's session; UnavailableError."""
+        return self._sessions.get(node)
+
+
+class Monitoring:
+    """The series of a domain, and their collection.
+
+    Args:
+        state_dir: the server's.
+        sessions: of the nodes.
+        transactions: of the apps, whose logs are counted.
+    """
+
+    def __init__(self, state_dir: Path, sessions: Sessions, transactions: Transactions) -> None:
+        self.directory = state_dir / "telemetry"
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.series = Latest()
+        self._counts = TransactionCounts(transactions.logs)
+        clock = SteadyClock(time.time, time.monotonic, after=self.series.last() + 1)
+        self.collecting = Collecting(
+            _Living(sessions),
+            self.series,
+            clock.now,
+            incarnation=f"{os.getpid()}:{time.time():.3f}",
+            own=(self._counts,),
+        )
+
+    @property
+    def routes(self) -> Routes:
+        """The API's routes of the seconds."""
+        return second_routes(self.collecting, self.series)
+
+    async def run(self) -> None:
+        """Collect until cancelled."""
+        try:
+            await self.collecting.run()
+        finally:
+            await self._counts.close()
