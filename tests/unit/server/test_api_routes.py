@@ -196,7 +196,7 @@ def test_every_change_is_audited_with_who_and_when(tmp_path: Path) -> None:
             assert applied.status_code == 200, applied.text
             assert applied.json()["generation"] == 1
             same = await ci.put("/v1/apps/shop", json={"spec": SPEC})
-            assert same.json() == {"app": "shop", "generation": 1, "changes": []}
+            assert (same.json()["generation"], same.json()["changes"]) == (1, [])
             await ci.post("/v1/apps/shop/workloads/web/restart")
             records = [AuditRecord.model_validate(r) for r in (await ci.get("/v1/audit")).json()]
         told = {(record.who, record.action, record.target) for record in records}
