@@ -37,8 +37,8 @@ TELEMETRY_CLUSTER = "bedstone_telemetry"
 KEPT = (
     r"http\.(gateway|inbound)/[^.]*\.(downstream_rq_([2-5]xx|active|time)|rbac\.denied)",
     r"http\.(outbound|call|connect)/[^.]*\.rq_direct_response",
-    r"cluster\.to/[^.]*\.upstream_rq_([1-5]xx|time|retry)",
-    r"vhost\..*\.route\.[^.]*\.upstream_rq_([1-5]xx|time)",
+    r"cluster\.to/[^.]*\.upstream_rq_([2-5]xx|time|retry)",
+    r"vhost\..*\.route\.[^.]*\.upstream_rq_([2-5]xx|time)",
     r"bedstone\..*",
     r"(server|listener_manager|cluster_manager|control_plane|filesystem)\..*",
     r"cluster\.bedstone_.*",

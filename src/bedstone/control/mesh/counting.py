@@ -74,15 +74,17 @@ def error_kind(code: int, flags: str, outcome: str) -> str | None:
 
     Args:
         code: the status that was sent; 0 for none.
-        flags: Envoy's response flags, with commas between; `-` for none.
-        outcome: what a proxy further on said of it, in `x-bedstone-outcome`; `-` for nothing.
+        flags: Envoy's response flags, with commas between.
+        outcome: what a proxy further on said of it, in `x-bedstone-outcome`; empty for nothing.
+
+    A connection that was upgraded (101) ends when either side likes.
     """
     found = set(flags.split(","))
     for kind, signs in _KINDS:
         if found & signs and (code == 0 or code >= 500 or kind != "unavailable"):
             return kind
     if code < 500:
-        return "cancelled" if found & _CANCELLED else None
+        return "cancelled" if found & _CANCELLED and code != 101 else None
     match outcome:
         case o if o == NOT_APPLIED:
             return "connect"

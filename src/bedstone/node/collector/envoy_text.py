@@ -65,6 +65,8 @@ class Naming:
     def _targets(self, name: str, labels: dict[str, str]) -> Iterator[Target]:
         listener, cluster = labels.get(_LISTENER, ""), labels.get(_CLUSTER, "")
         code = f"{labels.get(_CLASS, '')}xx"
+        if code == "1xx":
+            return  # "100 Continue" too, which is no answer; see `_ended`
         match name:
             case "envoy_http_downstream_rq_xx":
                 yield from self._listener(
