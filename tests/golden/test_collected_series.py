@@ -1,7 +1,7 @@
 """A proxy's own words to series of ours: recorded answers of Envoy and what is made of them.
 
-Recorded: a gateway with the routes `/` to web, `/r` to risk and `/h` of api.example.com to risk; its
-clients got 200, 404 and 500 thrice each, three answers that broke off, three refusals; one client
+Recorded: a gateway with the routes `/` to web, `/r` to risk and `/h` of api.example.com to risk.
+Clients got 200, 404 and 500 thrice each, three answers that broke off, three refusals; one client
 went away before its answer, one after an upgrade; web asked risk once and somebody unknown once.
 `BEDSTONE_GOLDEN=write` writes what is made now; review the difference.
 """
