@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel
 from opentelemetry import trace
@@ -33,8 +33,12 @@ from bedstone.telemetry.context import (
     enter,
     extract,
     leave,
+    mark,
     new_trace,
 )
+
+if TYPE_CHECKING:
+    from bedstone.runtime.spans import Recorder
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -54,10 +58,16 @@ _DISCONNECT = "http.disconnect"
 
 
 class ContextMiddleware:
-    """An ASGI application that runs `app` with `bedstone.runtime.current()` set."""
+    """An ASGI application that runs `app` with `bedstone.runtime.current()` set.
 
-    def __init__(self, app: Application) -> None:
+    Args:
+        app: the application.
+        recorder: begins spans of those requests that are recorded.
+    """
+
+    def __init__(self, app: Application, recorder: Recorder | None = None) -> None:
         self._app = app
+        self._recorder = recorder
         self._baggage = W3CBaggagePropagator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,21 +76,38 @@ class ContextMiddleware:
         if kind not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        context, otel_token = self._enter(scope)
+        context, surroundings = self._read(scope)
+        served = None
         if kind == "websocket":
             context = replace(context, deadline=None)
-        token = enter(context)
+        elif self._recorder is not None and self._recorder.records(context):
+            served = await self._recorder.begin(scope, context, surroundings)
+        if served is not None:
+            context = replace(context, trace=_from_span(served.span.get_span_context()))
+            surroundings = trace.set_span_in_context(served.span, surroundings)
+            send = served.watching(send)
+        elif context.trace is None:
+            context = replace(context, trace=new_trace())
+            surroundings = _within(context, surroundings)
+        otel_token, token = otel.attach(surroundings), enter(context)
+        failure: BaseException | None = None
         try:
             if kind == "websocket":
                 await self._app(scope, receive, send)
             else:
                 await _Exchange(self._app, scope, receive, send).run(context.remaining())
+        except BaseException as error:
+            failure = error
+            mark(error, context.trace)
+            raise
         finally:
+            if served is not None:
+                served.end(failure)
             leave(token)
             otel.detach(otel_token)
 
-    def _enter(self, scope: Scope) -> tuple[RequestContext, Any]:
-        """What the request carries, with a trace begun if it has none, made OpenTelemetry's too."""
+    def _read(self, scope: Scope) -> tuple[RequestContext, otel.Context]:
+        """What the request carries, for us and for OpenTelemetry."""
         headers = scope["headers"]
         context = extract(
             (name.decode("latin-1"), value.decode("latin-1"))
@@ -90,18 +117,21 @@ class ContextMiddleware:
         span = trace.get_current_span().get_span_context()
         if span.is_valid:  # a tracing middleware outside of us has opened the server's span
             context = replace(context, trace=_from_span(span))
-            return context, otel.attach(otel.get_current())
-        if context.trace is None:
-            context = replace(context, trace=new_trace())
+            return context, otel.get_current()
         surroundings = otel.get_current()
         for name, value in headers:
             if name == b"baggage":
                 surroundings = self._baggage.extract(
                     {"baggage": value.decode("latin-1")}, surroundings
                 )
-        assert context.trace is not None  # noqa: S101  # for the type checker: set just above
-        parent = trace.NonRecordingSpan(_to_span(context.trace))
-        return context, otel.attach(trace.set_span_in_context(parent, surroundings))
+        return context, _within(context, surroundings)
+
+
+def _within(context: RequestContext, surroundings: otel.Context) -> otel.Context:
+    """With the request's position in its trace, if it has one."""
+    if context.trace is None:
+        return surroundings
+    return trace.set_span_in_context(trace.NonRecordingSpan(_to_span(context.trace)), surroundings)
 
 
 def _from_span(span: trace.SpanContext) -> Trace:

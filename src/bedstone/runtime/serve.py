@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
@@ -63,18 +62,23 @@ def _serve(options: argparse.Namespace) -> int:
     listener = _bind(options.host, _port(options.port))
     import uvicorn
 
-    from bedstone.runtime import tracing
+    from bedstone.runtime import exporting, logs, meters, spans, tracing
     from bedstone.runtime.asgi import ContextMiddleware
     from bedstone.runtime.extensions import extended
     from bedstone.runtime.loading import load
 
     tracing.instrument()
-    application = extended(load(options.application))
-    _log_as_the_application_does()
     service = options.application.partition(":")[0]
+    waiting = meters.meters(service)
+    if waiting is not None:
+        waiting.watch()
+    application = extended(load(options.application))
+    logs.configure()
+    if waiting is not None:
+        waiting.serve()
     server = uvicorn.Server(
         uvicorn.Config(
-            tracing.traced(ContextMiddleware(application), service),
+            ContextMiddleware(application, spans.recorder(service)),
             # An application without the lifespan protocol raises on it (Django does), so it is
             # asked for but not demanded; one that reports a failed start-up still stops us.
             lifespan="auto",
@@ -90,18 +94,8 @@ def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
+    exporting.finish()
     return 0 if server.started else _FAILED_START
-
-
-def _log_as_the_application_does() -> None:
-    """Give logs a form if the application, now imported, has not given them one."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("uvicorn.error", "httpx"):
-        logger = logging.getLogger(chatty)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.WARNING)
 
 
 def _port(given: int | None) -> int:

@@ -18,7 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 
@@ -118,6 +118,18 @@ def enter(context: RequestContext) -> Token[RequestContext]:
 def leave(token: Token[RequestContext]) -> None:
     """Undo the `enter` that gave `token`."""
     _current.reset(token)
+
+
+def mark(error: BaseException, trace: Trace | None) -> None:
+    """Note where a failure happened, for whoever logs it when the context is gone."""
+    with suppress(AttributeError):  # a class with slots takes no note
+        error.__bedstone_trace__ = trace  # type: ignore[attr-defined]
+
+
+def marked(error: BaseException | None) -> Trace | None:
+    """Where a failure happened, if that was noted."""
+    found = getattr(error, "__bedstone_trace__", None)
+    return found if isinstance(found, Trace) else None
 
 
 @contextmanager

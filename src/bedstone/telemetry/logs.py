@@ -25,10 +25,11 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             "logger": record.name,
         }
-        line.update({k: v for k, v in record.__dict__.items() if k not in _STANDARD})
+        fields = {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
+        line.update({k: v for k, v in fields.items() if k not in line})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(line, default=str, ensure_ascii=False)
 
 
 def configure(stream: TextIO = sys.stdout, level: int = logging.INFO) -> None:
