@@ -18,6 +18,8 @@ from bedstone.testing.mesh_programs import (
     run,
 )
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
 
 def test_gateway_routes_and_removes_internal_headers() -> None:
     async def scenario(rig: MeshRig) -> None:
@@ -40,7 +42,8 @@ def test_gateway_routes_and_removes_internal_headers() -> None:
                 "X-Bedstone-Transaction": "t",
                 "x-envoy-upstream-rq-timeout-ms": "1",
                 "x-forwarded-client-cert": "URI=spiffe://forged/x",
-                "traceparent": "00-keep",
+                "traceparent": f"00-{TRACE}-00f067aa0ba902b7-00",
+                "x-request-id": "mine",
                 **dict.fromkeys(DISGUISED, "spiffe://forged/x"),
             }
             async with httpx.AsyncClient() as http:
@@ -52,7 +55,12 @@ def test_gateway_routes_and_removes_internal_headers() -> None:
                 host = (await http.get(f"{base}/h", headers={"host": "risk.example"})).json()
             gateway_id = f"spiffe://{rig.authority.domain}/bank/gateway"
             assert root["headers"]["x-bedstone-caller"] == gateway_id
-            assert root["headers"]["traceparent"] == "00-keep"
+            version, trace, span, flags = root["headers"]["traceparent"].split("-")
+            assert (version, trace) == ("00", TRACE)
+            assert span != "00f067aa0ba902b7"
+            assert flags == "01", "whether it is sampled is not for outsiders to say"
+            assert root["headers"]["x-request-id"] == "mine"
+            assert "x-request-id" not in bare["headers"]
             assert "x-bedstone-transaction" not in root["headers"]
             assert "x-forwarded-client-cert" not in root["headers"]
             assert not DISGUISED & root["headers"].keys()

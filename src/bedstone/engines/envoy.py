@@ -48,6 +48,11 @@ KEPT = (
 itself is. Without a choice there are some hundred for each listener and cluster."""
 
 _TYPE = "type.googleapis.com/envoy."
+_RUNTIME = {
+    # spans leave in batches, and soon
+    "tracing.opentelemetry.min_flush_spans": 64,
+    "tracing.opentelemetry.flush_interval_ms": 500,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,12 @@ class EnvoyEngine:
             },
             "static_resources": {"clusters": clusters},
             # what is sampled and tapped changes through the admin interface: no listener changes
-            "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
+            "layered_runtime": {
+                "layers": [
+                    {"name": "bedstone", "static_layer": _RUNTIME},
+                    {"name": "admin", "admin_layer": {}},
+                ]
+            },
             "bootstrap_extensions": [
                 {
                     "name": "envoy.bootstrap.internal_listener",
@@ -207,7 +217,8 @@ class EnvoyEngine:
                 str(envoy_program()),
                 *("-c", str(self.bootstrap_path)),
                 *("--concurrency", str(concurrency)),
-                *("--log-level", "warning", "--disable-hot-restart"),
+                *("--log-level", "warning", "--component-log-level", "misc:error"),
+                "--disable-hot-restart",
                 *("--drain-time-s", str(self.drain_seconds), "--drain-strategy", "immediate"),
             ),
             # The digest makes another bootstrap another specification.

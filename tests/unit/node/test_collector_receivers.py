@@ -48,8 +48,8 @@ class Taken:
         self.got.append(("metrics", sender, request))
         return self.drops
 
-    def access(self, request: Any) -> None:
-        self.got.append(("access", None, request))
+    def requests(self, records: Any) -> None:
+        self.got.append(("requests", None, list(records)))
 
 
 def spans(name: str = "work") -> trace.ExportTraceServiceRequest:
@@ -203,7 +203,7 @@ def test_grpc_tells_what_the_proxy_says_from_what_instances_send() -> None:
     assert [(kind, sender) for kind, sender, _ in taken.got] == [
         ("spans", None),
         ("spans", WEB),
-        ("access", None),
+        ("requests", None),
         ("logs", WEB),
         ("metrics", WEB),
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedstone.control.mesh import counting, names
+from bedstone.control.mesh import counting, names, tracing
 from bedstone.control.mesh.clusters import ADS, socket_address, tls
 from bedstone.control.mesh.names import Caller
 from bedstone.control.mesh.protos import (
@@ -53,7 +53,7 @@ def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
         "codec_type": "AUTO",
         "rds": {"route_config_name": routes, "config_source": ADS},
         "http_filters": [_router()],
-        "access_log": [counting.exceptional(name)],
+        "access_log": [counting.exceptional(name), tracing.records()],
         "http2_protocol_options": {"allow_connect": True},
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": seconds(_STREAM_IDLE),
@@ -63,6 +63,7 @@ def _http(name: str, routes: str, **options: Any) -> dict[str, Any]:
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": {"value": False},
         "skip_xff_append": True,
+        **tracing.spans(name),
     }
     return typed(
         "envoy.filters.network.http_connection_manager",
@@ -82,12 +83,13 @@ def _without(*mutations: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trusted() -> dict[str, Any]:
-    """Options by which a request counts as internal, whatever `x-forwarded-for` it carries.
+    """Options by which a request counts as an instance's, whatever `x-forwarded-for` it carries.
 
     Envoy takes the deadline headers away from any other, also where the peer is known by its
     certificate or its own listener. What counts is the address in a header that is always set here.
     """
-    mark = EarlyHeaderMutation(mutations=[{"append": header(ORIGIN, _LOOPBACK)}])
+    origin = {"append": header(ORIGIN, _LOOPBACK)}
+    mark = EarlyHeaderMutation(mutations=[origin, *tracing.CONTINUE])
     return {
         "early_header_mutation_extensions": [
             typed("envoy.http.early_header_mutation.header_mutation", mark)
@@ -112,7 +114,7 @@ def _listener(name: str, address: dict[str, Any], filters: list[Any], **chain: A
         address=address,
         enable_reuse_port={"value": False},
         per_connection_buffer_limit_bytes={"value": 1 << 20},
-        filter_chains=[{"filters": filters, **chain}],
+        filter_chains=[{"name": name, "filters": filters, **chain}],
     )
 
 
@@ -151,7 +153,9 @@ def connect(caller: Caller) -> Any:
     return Listener(
         name=name,
         internal_listener={},
-        filter_chains=[{"filters": [_http(name, f"outbound/{caller}", **_trusted())]}],
+        filter_chains=[
+            {"name": name, "filters": [_http(name, f"outbound/{caller}", **_trusted())]}
+        ],
     )
 
 
@@ -225,6 +229,7 @@ def inbound(domain: str, path: str, address: Address) -> Any:
         ],
         local_reply_config=local_replies(denied),
         forward_client_cert_details="SANITIZE",
+        **tracing.as_decided(),
         **_without(),
     )
     return _listener(
@@ -254,7 +259,7 @@ def gateway(app: str, address: str, port: int) -> Any:
     manager = _http(
         name,
         name,
-        **_without(*internal),
+        **_without(*internal, *tracing.BEGIN),
         use_remote_address={"value": True},
         skip_xff_append=False,
         normalize_path={"value": True},

@@ -18,6 +18,10 @@ from envoy.config.endpoint.v3.endpoint_components_pb2 import LbEndpoint
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.config.trace.v3.opentelemetry_pb2 import OpenTelemetryConfig
+from envoy.extensions.access_loggers.open_telemetry.v3.logs_service_pb2 import (
+    OpenTelemetryAccessLogConfig,
+)
 from envoy.extensions.access_loggers.stats.v3.stats_pb2 import Config as StatsLogger
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC, RBACPerRoute
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
@@ -31,6 +35,7 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutat
 from envoy.extensions.http.original_ip_detection.custom_header.v3.custom_header_pb2 import (
     CustomHeaderConfig,
 )
+from envoy.extensions.request_id.uuid.v3.uuid_pb2 import UuidRequestIdConfig
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from envoy.extensions.transport_sockets.internal_upstream.v3.internal_upstream_pb2 import (
     InternalUpstreamTransport,
@@ -67,6 +72,8 @@ __all__ = [
     "InternalUpstreamTransport",
     "LbEndpoint",
     "Listener",
+    "OpenTelemetryAccessLogConfig",
+    "OpenTelemetryConfig",
     "PreviousHostsPredicate",
     "RBACPerRoute",
     "RawBuffer",
@@ -75,6 +82,7 @@ __all__ = [
     "StatsLogger",
     "TcpProxy",
     "UpstreamTlsContext",
+    "UuidRequestIdConfig",
     "delta_entry",
     "encode",
     "packed",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bedstone.control.mesh import counting, names
+from bedstone.control.mesh import counting, names, tracing
 from bedstone.control.mesh.names import Caller
 from bedstone.control.mesh.protos import (
     PreviousHostsPredicate,
@@ -45,7 +45,7 @@ _NOT_APPLIED = [{"name": OUTCOME, "string_match": {"exact": NOT_APPLIED}}]
 ORIGIN = "x-bedstone-origin"
 """Set and removed within one proxy; see `listeners`."""
 _PROXY_HEADERS = ("proxy-authorization", "proxy-connection")
-_OWN_HEADERS = (ORIGIN, "x-envoy-internal")
+_OWN_HEADERS = (ORIGIN, "x-envoy-internal", *tracing.OWN_HEADERS)
 _PHASE_TWO = {"prefix": "/.bedstone/transactions/"}
 """Where services take part in transactions; see `bedstone.transactions.web`."""
 _DEADLINE = "x-bedstone-deadline"
@@ -96,7 +96,10 @@ def service_routes(
     counted: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
-    """The routes to one service, for requests that `match` (default: all), `counted` by a name."""
+    """The routes to one service, for requests that `match` (default: all).
+
+    `counted` is their name, in statistics and spans.
+    """
     match = match or {"prefix": "/"}
     timeout = callee.timeout if timeout is None else timeout
     idempotent = {**match, "headers": [_IDEMPOTENT, _NO_TRANSACTION]}
@@ -168,6 +171,7 @@ def outbound(
         {
             "name": name,
             "domains": [name],
+            **tracing.RESTORE,
             "routes": [
                 {
                     "match": {"connect_matcher": {}},
@@ -176,6 +180,7 @@ def outbound(
                         "timeout": seconds(0),
                         "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
                     },
+                    "tracing": tracing.NEVER,
                 },
                 *service_routes(names.to_cluster(caller, name), spec),
             ],
@@ -186,6 +191,7 @@ def outbound(
         {
             "name": name,
             "domains": [name],
+            **tracing.RESTORE,
             "routes": [
                 *service_routes(names.to_cluster(caller, name), spec, match=_PHASE_TWO),
                 *denied["routes"],
@@ -214,6 +220,7 @@ def service(caller: Caller, callee: str, spec: Callee) -> Any:
             {
                 "name": callee,
                 "domains": ["*"],
+                **tracing.RESTORE,
                 "routes": service_routes(names.to_cluster(caller, callee), spec),
             }
         ],
@@ -298,6 +305,7 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
                 "pattern": {"regex": f"^{_escaped(route.path.rstrip('/'))}/*"},
                 "substitution": "/",
             }
+        where = f"{route.host or ''}{route.path}"
         for match in _gateway_match(route.path):
             by_host.setdefault(route.host, []).extend(
                 service_routes(
@@ -305,9 +313,7 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
                     specs[route.to],
                     match=match,
                     timeout=route.timeout,
-                    counted=counting.route_prefix(
-                        caller.app, route.to, f"{route.host or ''}{route.path}"
-                    ),
+                    counted=counting.route_prefix(caller.app, route.to, where),
                     **more,
                 )
             )
@@ -318,16 +324,19 @@ def gateway(caller: Caller, declared: Gateway, workloads: tuple[tuple[str, Calle
             # without dots, which would end a part of the name of a statistic
             "name": str(host).replace(".", "/"),
             "domains": [host],
+            **tracing.RESTORE,
             "routes": [_internal(), *_merged(routes, anywhere)],
         }
         for host, routes in sorted(by_host.items(), key=lambda item: str(item[0]))
     ]
-    hosts.append({"name": "any", "domains": ["*"], "routes": [_internal(), *anywhere, _unrouted()]})
+    everywhere = [_internal(), *anywhere, _unrouted()]
+    hosts.append({"name": "any", "domains": ["*"], **tracing.RESTORE, "routes": everywhere})
     return RouteConfiguration(
         name=f"gateway/{caller.app}",
         ignore_port_in_host_matching=True,
         validate_clusters={"value": False},
         request_headers_to_add=[_SEND_DEADLINE],
+        request_headers_to_remove=tracing.OWN_HEADERS,
         response_headers_to_remove=["x-envoy-upstream-service-time"],
         virtual_hosts=hosts,
     )

@@ -9,10 +9,12 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bedstone.errors import InvalidError
+from bedstone.telemetry.requests import ProxyRequest
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -67,10 +69,10 @@ class Logs(Protocol):
         ...
 
 
-class AccessLogs(Protocol):
-    """Takes the proxy's records of requests."""
+class Requests(Protocol):
+    """Takes what the proxy wrote down: failed and slow requests, and those that are tapped."""
 
-    def access(self, request: ExportLogsServiceRequest) -> None:
+    def requests(self, records: Sequence[ProxyRequest]) -> None:
         """Take them."""
         ...
 
@@ -96,9 +98,9 @@ class Discard:
         del sender, request
         return 0
 
-    def access(self, request: ExportLogsServiceRequest) -> None:
+    def requests(self, records: Sequence[ProxyRequest]) -> None:
         """Keep nothing."""
-        del request
+        del records
 
     def metrics(self, sender: Sender, request: ExportMetricsServiceRequest) -> int:
         """Keep nothing."""
@@ -113,4 +115,4 @@ class Intake:
     spans: Spans
     logs: Logs
     metrics: Metrics
-    access: tuple[AccessLogs, ...] = ()
+    requests: tuple[Requests, ...] = ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -19,6 +19,10 @@ import grpc.aio
 from bedstone.errors import UnavailableError
 from bedstone.node.collector.intake import LARGEST, Intake, Sender
 from bedstone.telemetry.context import SENDER
+from bedstone.telemetry.requests import ProxyRequest, parse
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 _SERVICES = "opentelemetry.proto.collector"
 _OPTIONS = (
@@ -46,8 +50,9 @@ async def serve(intake: Intake, path: Path) -> grpc.aio.Server:
     def take_logs(sender: Sender | None, request: Any) -> Any:
         dropped = 0
         if sender is None:
-            for sink in intake.access:
-                sink.access(request)
+            written = records(request)
+            for sink in intake.requests:
+                sink.requests(written)
         else:
             dropped = intake.logs.logs(sender, request)
         partial = logs.ExportLogsPartialSuccess(rejected_log_records=dropped)
@@ -78,6 +83,23 @@ async def serve(intake: Intake, path: Path) -> grpc.aio.Server:
         os.umask(mask)
     await server.start()
     return server
+
+
+def records(request: ExportLogsServiceRequest) -> list[ProxyRequest]:
+    """What a proxy wrote down of requests."""
+    found = []
+    for resource in request.resource_logs:
+        for scope in resource.scope_logs:
+            for record in scope.log_records:
+                read = parse(
+                    record.body.string_value,
+                    start=record.time_unix_nano / 1e9,
+                    trace=record.trace_id.hex(),
+                    span=record.span_id.hex(),
+                )
+                if read is not None:
+                    found.append(read)
+    return found
 
 
 def _handler(
