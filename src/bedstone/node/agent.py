@@ -28,6 +28,7 @@ from bedstone.node.certificates import Certificates
 from bedstone.node.collector import otlp_grpc, otlp_http
 from bedstone.node.collector.collector import Collector, NoApplicationMetrics
 from bedstone.node.collector.intake import Discard, Intake
+from bedstone.node.collector.postgres import DatabaseStatistics
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
@@ -127,6 +128,7 @@ class Agent:
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
             stack.callback(self._collector.close)
+            stack.push_async_callback(self._statistics.close)
             # None of these ever ends; when one fails, all do, and the supervisor starts an agent
             # anew, which adopts what runs.
             async with asyncio.TaskGroup() as group:
@@ -195,6 +197,7 @@ class Agent:
                 failed=self._broken.set,
             )
         )
+        self._statistics = DatabaseStatistics(config.name, self._databases.served)
         self._collector = Collector(
             config.name,
             config.state_dir,
@@ -204,6 +207,7 @@ class Agent:
             self._reports,
             watch,
             NoApplicationMetrics(),
+            (self._statistics.read,),
         )
         self._commands = Commands(
             config,

@@ -21,6 +21,7 @@ from bedstone.engines.postgres import PostgresEngine
 from bedstone.errors import ConflictError, Error, NotFoundError, UnavailableError
 from bedstone.model.database_url import Place, dialled_at
 from bedstone.model.resources import Address, Database, DatabaseStatus, Phase, Plumbing
+from bedstone.node.collector.postgres import Served
 from bedstone.node.externals import External
 from bedstone.node.reports import Reports
 from bedstone.node.tasks import Tasks, insist
@@ -94,6 +95,7 @@ class _Server:
         self.reason = "it is being started"
         self.changed = asyncio.Event()
         self.wanted = True
+        self.engine: PostgresEngine | None = None
         self.task: asyncio.Task[object] | None = None
 
 
@@ -238,6 +240,18 @@ class DatabaseManager:
             raise UnavailableError(f"database {path}: {reason}", retry_after=1.0)
         return self._url(server, database.name, user, "127.0.0.1", server.credentials.port)
 
+    def served(self) -> dict[str, Served]:
+        """The databases that are ready, for their statistics."""
+        return {
+            path: Served(
+                server.database,
+                server.engine,
+                {role_of(workload): workload for workload in server.database.users},
+            )
+            for path, server in self._servers.items()
+            if server.ready and server.engine is not None
+        }
+
     async def close(self) -> None:
         """Let go of everything, leaving it running."""
         await self._tasks.close()
@@ -270,6 +284,7 @@ class DatabaseManager:
                 pause = min(pause * 2, LAST_BACKOFF)
                 continue
             begun = self._clock()
+            server.engine = engine
             self._say(server, Phase.READY, "", restarts, info.pid, info.started_at)
             ended = asyncio.ensure_future(self._watch.ended(info))
             changed = asyncio.ensure_future(server.changed.wait())

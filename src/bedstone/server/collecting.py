@@ -39,6 +39,8 @@ LEFT_OUT = RECENT = 600
 """So many seconds that were slept through are told one by one, and so many ticks are kept."""
 PATIENCE = 0.3
 """Seconds that nodes have at least, also when the server was late to ask."""
+PROXY = "envoy"
+"""The source of a node whose counts must be exact."""
 SERVER = "server"
 """The pseudo node of the server's own series, and what is missing when it was away."""
 _log = logging.getLogger(__name__)
@@ -150,6 +152,8 @@ class Collecting:
         self._builder = FrameBuilder()
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, Session] = {}
+        self._lives: dict[str, str] = {}
+        self._lost: dict[str, str] = {}
         self._finished = {"complete": 0, "incomplete": 0}
         self._last = Tick(second=0, complete=False)
         self._recent: deque[Tick] = deque([self._last], maxlen=RECENT)
@@ -213,7 +217,8 @@ class Collecting:
                 missing[node] = error.message if isinstance(error, Error) else repr(error)
                 if not isinstance(error, Error):
                     _log.error("collecting failed", exc_info=error)
-        self._finish(second, missing)
+        self._finish(second, {**self._lost, **missing})
+        self._lost.clear()
 
     async def _ask(self, node: str, second: int) -> None:
         session = self._nodes.get(node)
@@ -234,8 +239,19 @@ class Collecting:
                     raise UnavailableError("it sent what is not base64") from error
                 if frame.second != second:
                     raise UnavailableError(f"it answered for second {frame.second}")
-                return self._writer.ingest(node, frame)
+                taken = self._writer.ingest(node, frame)
+                if taken:
+                    self._note_lives(node, frame)
+                return taken
         raise UnavailableError("it did not answer")
+
+    def _note_lives(self, node: str, frame: Frame) -> None:
+        """A proxy that began anew took with it what it had counted since it was last asked."""
+        life = frame.incarnations.get(PROXY)
+        if life is not None:
+            if self._lives.get(node, life) != life:
+                self._lost[f"{node}/{PROXY}"] = "it began anew, and what it counted last is lost"
+            self._lives[node] = life
 
     async def _ingest_own(self, second: int) -> None:
         values: dict[Series, float] = {

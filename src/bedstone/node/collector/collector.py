@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from bedstone.node.collector import machine
 from bedstone.node.collector.envoy import EnvoyStatistics
 from bedstone.node.collector.envoy_text import SOURCE, Naming
 from bedstone.node.collector.processes import Processes, identity_of
+from bedstone.node.collector.reading import Reading
 from bedstone.node.reports import Reports
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
@@ -38,27 +38,6 @@ NODE = "node"
 """The source of what is counted since this agent began."""
 SUPERVISOR = "supervisor"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Reading:
-    """What sources said.
-
-    Attributes:
-        values: of every series of those that answered.
-        incarnations: of those that answered.
-        missing: of the others, why.
-    """
-
-    values: dict[Series, float] = field(default_factory=dict)
-    incarnations: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def add(self, other: Reading) -> None:
-        """Take in what other sources said."""
-        self.values |= other.values
-        self.incarnations |= other.incarnations
-        self.missing |= other.missing
 
 
 class ApplicationMetrics(Protocol):
@@ -202,7 +181,7 @@ class Collector:
         self._attempt(lambda: self._read_machine(reading), reading, machine.SOURCE)
         if trouble is None:
             trouble = self._attempt(lambda: self._read_envoy(reading))
-        if trouble is not None and "envoy" in roots:
+        if trouble is not None and (self._envoy.incarnation or "envoy" in roots):
             reading.missing[SOURCE] = trouble
         return reading
 
