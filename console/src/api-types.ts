@@ -25,6 +25,8 @@ export interface AuditRecord {
   target: string;
   detail: string;
   sequence: string;
+  app: string;
+  generation: number | null;
 }
 
 /** A failure */
@@ -48,6 +50,7 @@ export interface ApplyResult {
   app: string;
   generation: number;
   changes: Change[];
+  notes: string[];
 }
 
 /** One thing that becomes ready */
@@ -76,6 +79,7 @@ export interface AppStatus {
   enforced: boolean;
   parts: Part[];
   conditions: Condition[];
+  scaled: Record<string, number>;
 }
 
 /** The whole installation. */
@@ -375,7 +379,7 @@ export interface ScaleRequest {
 
 /** Declare a workload again as an earlier generation of the app did. */
 export interface RollbackRequest {
-  generation: number;
+  generation?: number | null;
 }
 
 /** Declare the app again as it was before a generation. */

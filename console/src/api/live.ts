@@ -19,6 +19,9 @@ export interface Live<T> {
   refresh(): void;
 }
 
+/** Asks for something; the signal ends it. */
+export type Load<T> = (signal: AbortSignal) => Promise<T>;
+
 class Entry {
   readonly data: Signal<unknown> = signal(null);
   readonly error: Signal<ApiError | null> = signal(null);
@@ -27,7 +30,7 @@ class Entry {
   asked = 0;
   left = 0;
 
-  constructor(readonly path: string) {}
+  constructor(readonly load: Load<unknown>) {}
 
   every(): number {
     return Math.min(...this.readers.values());
@@ -38,7 +41,7 @@ class Entry {
     const ending = new AbortController();
     this.under = ending;
     try {
-      const found = await get<unknown>(this.path, ending.signal);
+      const found = await this.load(ending.signal);
       this.error.value = null;
       this.data.value = found;
     } catch (error) {
@@ -88,8 +91,13 @@ export function refreshAll(): void {
  * @param every so many seconds; Infinity: once.
  */
 export function useLive<T>(path: string | null, every = 1): Live<T> {
+  return useLoaded<T>(path, (signal) => get<T>(path ?? "", signal), every);
+}
+
+/** As `useLive`, for what takes more than one path: `key` names it, and says all that it depends on. */
+export function useLoaded<T>(key: string | null, load: Load<T>, every = 1): Live<T> {
   const who = useRef(Symbol("reader"));
-  const entry = useMemo(() => (path === null ? null : found(path)), [path]);
+  const entry = useMemo(() => (key === null ? null : found(key, load)), [key]);
   useEffect(() => {
     if (!entry) return;
     const me = who.current;
@@ -110,16 +118,15 @@ export function useLive<T>(path: string | null, every = 1): Live<T> {
   return { data, error, loading: entry !== null && data === null && error === null, refresh: () => entry?.again() };
 }
 
-function found(path: string): Entry {
-  let entry = entries.get(path);
-  if (!entry) entries.set(path, (entry = new Entry(path)));
+function found(key: string, load: Load<unknown>): Entry {
+  let entry = entries.get(key);
+  if (!entry) entries.set(key, (entry = new Entry(load)));
   return entry;
 }
 
-/** As `useLive`, but keeps showing what an earlier path gave until the new one answers. */
-export function useKept<T>(path: string | null, every = 1): Live<T> {
-  const live = useLive<T>(path, every);
+/** As a live value, but what an earlier question gave is shown until the new one answers. */
+export function useKept<T>(live: Live<T>): Live<T> {
   const last = useRef<T | null>(null);
   if (live.data !== null) last.current = live.data;
-  return { ...live, data: live.data ?? (path === null ? null : last.current) };
+  return { ...live, data: live.data ?? last.current, loading: live.loading && last.current === null };
 }

@@ -6,7 +6,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { useComputed, useSignal } from "@preact/signals";
 import type { Signal } from "@preact/signals";
 import uPlot from "uplot";
-import { clock, absolute } from "./format.ts";
+import { absolute, bytes, clock } from "./format.ts";
 import { colour, theme } from "./theme.ts";
 
 export interface Line {
@@ -45,6 +45,8 @@ interface Properties {
 }
 
 export const SERIES = 8;
+/** Steps of an axis of bytes. */
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
 const FONT = "11px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
 export function Chart(properties: Properties) {
@@ -144,6 +146,7 @@ function options(
       { stroke: ink, grid: { show: false }, ticks: { stroke: colour("line"), size: 4 }, font: FONT, size: 26, space: 80, values: (_, splits, __, ___, space) => splits.map((at) => (space >= 60 ? clock(at).slice(0, 5) : clock(at))) },
       {
         stroke: ink, grid, ticks: { show: false }, font: FONT, size: 66, space: 32, gap: 4,
+        ...(latest.current.format === bytes ? { incrs: POWERS } : {}),
         values: (_, splits) => splits.map((value) => latest.current.format(value)),
       },
     ],

@@ -68,7 +68,7 @@ function pressed(event: KeyboardEvent): void {
       lists.at(-1)?.move(event.key === "j" ? 1 : -1);
       break;
     case "Enter":
-      if (!target.closest("a, button, summary") && lists.at(-1)?.open()) event.preventDefault();
+      if (!target.closest("a, button, summary, [role=button]") && lists.at(-1)?.open()) event.preventDefault();
       break;
   }
 }
