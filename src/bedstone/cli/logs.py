@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bedstone.cli.log_lines import readable
 from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach
 from bedstone.cli.target import Target, choose_app
 from bedstone.cli.terminal import Terminal, clean
 from bedstone.errors import NotFoundError, UnavailableError
+from bedstone.telemetry.lines import LEVELS, Filter
 
 if TYPE_CHECKING:
     from bedstone.client.api import Client
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RETRY = 0.2
+_MOST = 10_000
+"""Lines that the server gives at once."""
 _OWN = ("server", "node", "supervisor")
 
 
@@ -51,14 +56,17 @@ class Ago(click.ParamType[float]):
     context_settings=CONTEXT,
     help=teach(
         "Show what a workload's instances wrote, or an engine (engine:NAME).\n\n"
-        "Bedstone's own are engine:server and engine:node.",
+        "On a terminal, lines that are JSON objects are shown as people read them; in a pipe all "
+        "is as it was written. Bedstone's own are engine:server and engine:node.",
         ("bedstone logs accounts", "the last 200 lines"),
         ("bedstone logs accounts -f", "and what follows"),
         ("bedstone logs accounts --since 5m", "all of the last five minutes"),
         ("bedstone logs engine:envoy --tail 20", "of the proxy"),
+        ("bedstone logs accounts --level warning", "what is at least a warning"),
+        ("bedstone logs --trace 4bf92f3577b34da6a3ce929d0e0e4736", "of one request, in all"),
     ),
 )
-@click.argument("workload")
+@click.argument("workload", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
 @click.option("--since", type=Ago(), metavar="DURATION", help="How far back: 30s, 5m, 2h, 1d.")
 @click.option(
@@ -67,16 +75,25 @@ class Ago(click.ParamType[float]):
     metavar="N",
     help="At most so many of the last lines; default: 200, or all with --since.",
 )
+@click.option("--trace", default="", metavar="ID", help="Only lines that name this trace.")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    metavar="LEVEL",
+    help=f"Only lines of this level and above: {', '.join(LEVELS)}.",
+)
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time (UTC).")
 @app_option
 @targeted
 @output_option
 def logs(
     *,
-    workload: str,
+    workload: str | None,
     follow: bool,
     since: float | None,
     tail: int | None,
+    trace: str,
+    level: str | None,
     timestamps: bool,
     app: str | None,
     target: Target,
@@ -86,14 +103,27 @@ def logs(
     if tail is None and since is None:
         tail = 200
     start = None if since is None else time.time() - since
-    engine = workload.removeprefix("engine:") if workload.startswith("engine:") else None
     show = Show(timestamps=timestamps, as_json=as_json)
-    if engine in _OWN and target.url is None:
-        own_log(target, show, engine, Window(follow, start, tail))
+    window, wanted = Window(follow, start, tail), Filter(trace, level or "")
+    engine = (workload or "").removeprefix("engine:") if _is_engine(workload) else None
+    if engine is not None and wanted:
+        raise click.UsageError("--trace and --level are for workloads, not for engines")
+    if workload is None:
+        if follow or not wanted:
+            raise click.UsageError(
+                "name a workload; without one, --trace or --level find lines of all"
+            )
+        asyncio.run(_of_all(target, show, app, window, wanted))
+    elif engine in _OWN and target.url is None:
+        own_log(target, show, engine, window)
     else:
-        asyncio.run(_logs(target, show, Asked(engine, app, workload, Window(follow, start, tail))))
+        asyncio.run(_logs(target, show, Asked(engine, app, workload, window, wanted)))
     if not show.lines:
         show.nothing(since=since is not None)
+
+
+def _is_engine(workload: str | None) -> bool:
+    return workload is not None and workload.startswith("engine:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +143,7 @@ class Asked:
     app: str | None
     workload: str
     window: Window
+    wanted: Filter
 
 
 class Show:
@@ -122,11 +153,16 @@ class Show:
         self._terminal = Terminal()
         self._timestamps = timestamps
         self._as_json = as_json
+        self._readable = sys.stdout.isatty()
         self.lines = 0
 
     def nothing(self, *, since: bool) -> None:
         """Say that there was no line."""
         self._terminal.complain("nothing written since then" if since else "nothing written yet")
+
+    def older(self) -> None:
+        """Say that there were older lines."""
+        self._terminal.complain("there are older lines: see them with a larger --tail, or --since")
 
     def line(self, at: float, source: str, text: str) -> None:
         """Write one."""
@@ -138,13 +174,23 @@ class Show:
         stamp = ""
         if self._timestamps:
             stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{int(at % 1 * 1000):03d}Z "
-        self._terminal.answer(f"{stamp}{clean(source)} | {clean(text)}")
+        start = f"{stamp}{clean(source)} | "
+        if self._readable:
+            first, *more = readable(text)
+            self._terminal.answer(start + first)
+            for line in more:
+                self._terminal.answer(line)
+        else:
+            self._terminal.answer(start + clean(text))
 
     def raw(self, source: str, line: str) -> None:
         """Write one that has its own form, time included."""
         self.lines += 1
         if self._as_json:
             self._record({"source": source, "text": line.rstrip("\n")})
+        elif self._readable:
+            for shown in readable(line.rstrip("\n")):
+                self._terminal.answer(shown)
         else:
             self._terminal.answer(clean(line))
 
@@ -174,11 +220,32 @@ async def _logs(target: Target, show: Show, asked: Asked) -> None:
         await asyncio.sleep(_RETRY)
 
 
+async def _of_all(
+    target: Target, show: Show, app: str | None, window: Window, wanted: Filter
+) -> None:
+    """Show the newest lines of all workloads that are wanted."""
+    async with target.connect("asking the server") as client:
+        found = await client.lines(
+            await choose_app(client, target, app),
+            trace=wanted.trace,
+            level=wanted.level,
+            since=window.since,
+            limit=_MOST if window.tail is None else min(max(window.tail, 1), _MOST),
+        )
+    for line in found.items:
+        source = line.instance or line.workload
+        show.line(line.time, source, json.dumps(line.fields) if line.fields else line.text)
+    if found.truncated:
+        show.older()
+
+
 async def _open(client: Client, target: Target, asked: Asked) -> AsyncGenerator[LogLine, None]:
     window = asdict(asked.window)
     if asked.engine is not None:
         return client.engine_logs(asked.engine, **window)
-    return client.logs(await choose_app(client, target, asked.app), asked.workload, **window)
+    name = await choose_app(client, target, asked.app)
+    wanted = asked.wanted
+    return client.logs(name, asked.workload, trace=wanted.trace, level=wanted.level, **window)
 
 
 def recent(lines: Iterable[str], since: float) -> Iterator[str]:

@@ -31,6 +31,7 @@ _COLOUR = {
     "failed": "red",
     "fail": "red",
     "error": "red",
+    "critical": "red",
     "-": "red",
     "backoff": "yellow",
     "unready": "yellow",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Tick,
         UndoRequest,
     )
+    from bedstone.model.traces import LogPage
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -149,10 +150,39 @@ class Client:
         follow: bool = False,
         since: float | None = None,
         tail: int | None = None,
+        trace: str = "",
+        level: str = "",
     ) -> AsyncGenerator[LogLine, None]:
-        """Output of the workload's instances; `since` is seconds since the epoch."""
+        """Output of the workload's instances; `since` is seconds since the epoch.
+
+        Of a trace only, or of a level and above, where these are given.
+        """
         path = _path("apps", app, "workloads", workload, "logs")
-        return self._log(path, _window(follow, since, tail))
+        params = _window(follow, since, tail) | _given(trace=trace, level=level)
+        return self._log(path, params)
+
+    async def lines(
+        self,
+        app: str,
+        *,
+        workload: str = "",
+        trace: str = "",
+        level: str = "",
+        text: str = "",
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 500,
+    ) -> LogPage:
+        """The newest log lines of an app that match, oldest first."""
+        from bedstone.model.traces import LogPage
+
+        params = _given(workload=workload, trace=trace, level=level, text=text)
+        for name, at in (("since", since), ("until", until)):
+            if at is not None:
+                params[name] = f"{at:.3f}"
+        params["limit"] = str(limit)
+        content = await self._transport.request("GET", _path("apps", app, "lines"), params=params)
+        return _parse(LogPage, content)
 
     def engine_logs(
         self,
@@ -298,6 +328,10 @@ class Client:
 def _path(*segments: str) -> str:
     """The API's path of these segments; a slash inside one (a resource's name) stays."""
     return "/v1/" + "/".join(quote(segment, safe="/") for segment in segments)
+
+
+def _given(**params: str) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value}
 
 
 def _window(follow: bool, since: float | None, tail: int | None) -> dict[str, str]:  # noqa: FBT001

@@ -142,7 +142,10 @@ class Command(Frozen):
     """Something to do on the node now.
 
     `logs`: of `subject` (a prefix of `APP/CELL/WORKLOAD/INSTANCE`, or `engine:NAME`), from `since`
-    (seconds since the epoch), at most the last `tail` lines, going on when `follow`.
+    (seconds since the epoch) until `until`, at most the last `tail` lines, going on when `follow`;
+    only those that name `trace`, are of `level` or above, and contain `text` (of
+    `bedstone.telemetry.lines.Filter`). Where the subject names no workload, a line's source is
+    `WORKLOAD/INSTANCE`.
     `call`: one HTTP request into the mesh as `identity`, to `url` (`http://WORKLOAD/PATH`).
     `database`: the URL of database `subject` (`APP/CELL/NAME`), for the user `identity` of it.
     `metrics`: one frame of series for the second `since`; with `full`, a complete one.
@@ -157,8 +160,12 @@ class Command(Frozen):
     subject: str = ""
     full: bool = False
     since: float | None = None
+    until: float | None = None
     tail: int | None = None
     follow: bool = False
+    trace: str = ""
+    level: str = ""
+    text: str = ""
     app: str = ""
     identity: str = "operator"
     method: str = "GET"

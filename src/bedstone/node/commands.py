@@ -16,6 +16,7 @@ from bedstone.node.http import request
 from bedstone.node.logs import show
 from bedstone.node.tasks import Tasks
 from bedstone.telemetry.frames import Frame, encode
+from bedstone.telemetry.lines import Filter
 
 
 class Databases(Protocol):
@@ -90,8 +91,10 @@ class Commands:
             self._config.logs,
             command.subject,
             since=command.since,
+            until=command.until,
             tail=command.tail,
             follow=command.follow,
+            wanted=Filter(command.trace, command.level, command.text),
         )
         async with aclosing(batches):
             async for lines in batches:

@@ -21,7 +21,9 @@ from pathlib import Path
 from bedstone.errors import NotFoundError
 from bedstone.model.messages import LogLine
 from bedstone.node import logfile
+from bedstone.telemetry.lines import Filter
 
+EVERYTHING = Filter()
 BATCH = 500
 FOLLOW_PERIOD = 0.15
 RESCAN_PERIOD = 1.0
@@ -54,7 +56,10 @@ def find_sources(logs: Path, subject: str) -> list[Source]:
         return []
     folder = logs / "instances"
     pattern = "/".join([*parts, *["*"] * (4 - len(parts))]) + ".log"
-    return [Source(path, path.stem) for path in sorted(folder.glob(pattern))]
+    found = sorted(folder.glob(pattern))
+    if len(parts) < 3:  # of several workloads, each line says whose it is
+        return [Source(path, f"{path.parent.name}/{path.stem}") for path in found]
+    return [Source(path, path.stem) for path in found]
 
 
 def _engine(logs: Path, name: str) -> list[Source]:
@@ -119,24 +124,42 @@ async def show(
     subject: str,
     *,
     since: float | None = None,
+    until: float | None = None,
     tail: int | None = None,
     follow: bool = False,
+    wanted: Filter = EVERYTHING,
 ) -> AsyncGenerator[list[LogLine], None]:
     """Batches of lines of a subject, by time; without end when followed.
 
-    What is not followed includes a last line that is not complete yet.
+    What is not followed includes a last line that is not complete yet. `tail` counts the lines that
+    are wanted.
     """
     sources = await asyncio.to_thread(find_sources, logs, subject)
     ends = await asyncio.to_thread(_ends, sources, whole=follow)
-    if tail is None:
-        lines = _merged(sources, since, ends)
+    if tail is None or wanted or until is not None:
+        lines = _chosen(_merged(sources, since, ends), until, wanted)
+        if tail is not None:
+            lines = await asyncio.to_thread(_last, lines, tail)
     else:
         lines = await asyncio.to_thread(_tail, sources, since, tail, ends)
     while batch := await asyncio.to_thread(lambda: list(islice(lines, BATCH))):
         yield batch
     if follow:
         async for batch in _follow(logs, subject, ends):
-            yield batch
+            if found := [line for line in batch if not wanted or wanted.takes(line.text)]:
+                yield found
+
+
+def _chosen(lines: Iterator[LogLine], until: float | None, wanted: Filter) -> Iterator[LogLine]:
+    for line in lines:
+        if until is not None and line.time > until:
+            return
+        if not wanted or wanted.takes(line.text):
+            yield line
+
+
+def _last(lines: Iterator[LogLine], count: int) -> Iterator[LogLine]:
+    return iter(deque(lines, maxlen=count))
 
 
 async def _follow(

@@ -54,6 +54,7 @@ from bedstone.server.changes import Changes
 from bedstone.server.queries import Queries
 from bedstone.server.transactions import Transactions
 from bedstone.store import Store
+from bedstone.telemetry.lines import Filter, checked_level
 
 _log = logging.getLogger(__name__)
 _PROBLEMS: dict[int | str, dict[str, object]] = {
@@ -131,6 +132,9 @@ Reader = Annotated[Principal, Depends(_reader)]
 Operator = Annotated[Principal, Depends(_operator)]
 Since = Annotated[float | None, Query(description="Seconds since the epoch.")]
 Tail = Annotated[int | None, Query(ge=0, description="At most so many of the last lines.")]
+Trace = Annotated[str, Query(description="Only lines that name this trace.")]
+Level = Annotated[str, Query(description="Only lines of this level and above.")]
+Text = Annotated[str, Query(description="Only lines that contain this, in any case.")]
 
 
 def build_api(
@@ -236,8 +240,12 @@ def _log_routes(app: FastAPI, queries: Queries) -> None:
         follow: bool = False,
         since: Since = None,
         tail: Tail = None,
+        trace: Trace = "",
+        level: Level = "",
+        text: Text = "",
     ) -> StreamingResponse:
-        lines = queries.logs(name, workload, follow=follow, since=since, tail=tail)
+        wanted = Filter(trace, checked_level(level) if level else "", text)
+        lines = queries.logs(name, workload, follow=follow, since=since, tail=tail, wanted=wanted)
         return stream(await _started(lines))
 
     @app.get("/v1/engines/{name}/logs", response_class=StreamingResponse)

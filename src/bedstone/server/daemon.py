@@ -36,6 +36,7 @@ from bedstone.server.changes import Changes
 from bedstone.server.config import ServerConfig, host_and_port
 from bedstone.server.console import ConsoleService, listen
 from bedstone.server.credentials import ServerCredentials
+from bedstone.server.lines import Lines
 from bedstone.server.meshing import Meshing
 from bedstone.server.monitoring import Monitoring
 from bedstone.server.peers import peer_node
@@ -94,7 +95,12 @@ async def serve(config: ServerConfig) -> None:
             queries,
             changes,
             transactions,
-            more=(monitoring.routes, console.add_routes, Actions(changes).add_routes),
+            more=(
+                monitoring.routes,
+                console.add_routes,
+                Actions(changes).add_routes,
+                Lines(loop, queries).add_routes,
+            ),
         )
         credentials = ServerCredentials(authority, [host])
         try:

@@ -35,8 +35,10 @@ from bedstone.model.resources import (
     Revision,
 )
 from bedstone.server.sessions import Sessions, new_command_id
+from bedstone.telemetry.lines import Filter
 from bedstone.trust.authority import Authority
 
+EVERYTHING = Filter()
 MASK = "***"
 """What a reader sees in place of the value of an environment variable."""
 _NODE_NAME = re.compile(r"[a-z][-a-z0-9]{0,39}")
@@ -163,6 +165,7 @@ class Queries:
         follow: bool,
         since: float | None,
         tail: int | None,
+        wanted: Filter = EVERYTHING,
     ) -> AsyncGenerator[LogLine, None]:
         """Output of a workload's instances, from every node that runs one."""
         declared = self._app(app).spec.workloads
@@ -171,8 +174,18 @@ class Queries:
             raise NotFoundError(f"app {app} has no workload {workload}, it has {known}")
         placed = [i for i in self._loop.snapshot.of(Instance, app) if i.workload == workload]
         nodes = sorted({i.node for i in placed}) or list(self._loop.snapshot.nodes())
-        subject = f"{app}/default/{workload}/"
-        async for line in self._lines(nodes, subject, follow=follow, since=since, tail=tail):
+        command = Command(
+            id="",
+            action="logs",
+            subject=f"{app}/default/{workload}/",
+            follow=follow,
+            since=since,
+            tail=tail,
+            trace=wanted.trace,
+            level=wanted.level,
+            text=wanted.text,
+        )
+        async for line in self.lines(nodes, command):
             yield line
 
     async def engine_logs(
@@ -180,32 +193,25 @@ class Queries:
     ) -> AsyncGenerator[LogLine, None]:
         """Output of an engine, the server or the node agent, from every node."""
         nodes = list(self._loop.snapshot.nodes())
-        subject = f"engine:{name}"
-        async for line in self._lines(nodes, subject, follow=follow, since=since, tail=tail):
+        command = Command(
+            id="",
+            action="logs",
+            subject=f"engine:{name}",
+            follow=follow,
+            since=since,
+            tail=tail,
+        )
+        async for line in self.lines(nodes, command):
             yield line
 
-    async def _lines(
-        self,
-        nodes: Sequence[str],
-        subject: str,
-        *,
-        follow: bool,
-        since: float | None,
-        tail: int | None,
-    ) -> AsyncGenerator[LogLine, None]:
+    async def lines(self, nodes: Sequence[str], command: Command) -> AsyncGenerator[LogLine, None]:
+        """What these nodes answer to one command for logs, as it comes."""
         queue: asyncio.Queue[LogLine | Exception | None] = asyncio.Queue(maxsize=1000)
 
         async def read(node: str) -> None:
-            command = Command(
-                id=new_command_id(),
-                action="logs",
-                subject=subject,
-                follow=follow,
-                since=since,
-                tail=tail,
-            )
+            own = command.model_copy(update={"id": new_command_id()})
             try:
-                async for reply in self._sessions.get(node).command(command):
+                async for reply in self._sessions.get(node).command(own):
                     for line in reply.lines:
                         await queue.put(line)
                 await queue.put(None)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from bedstone.model.api import (
@@ -21,6 +22,7 @@ from bedstone.model.api import (
 )
 from bedstone.model.messages import LogLine
 from bedstone.model.resources import Condition
+from bedstone.model.traces import LogPage, StructuredLine
 from bedstone.testing.api import Answer, FakeApi
 from bedstone.testing.samples import DOMAIN, READY
 
@@ -91,6 +93,56 @@ def test_logs_show_source_and_text(server: FakeApi, command: Command) -> None:
     server.answers["GET /v1/engines/envoy/logs"] = Answer([line], stream=True)
     assert command("logs", "engine:envoy", "-f").status == 0
     assert server.asked[-1].query == {"follow": "true", "tail": "200"}
+
+
+def test_logs_of_one_trace_are_found_in_all_workloads(server: FakeApi, command: Command) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    fields = {"event": "paid", "level": "info", "trace_id": trace, "amount": 5}
+    line = StructuredLine(
+        time=1.0, app="bank", workload="web", instance="web-1", text="paid", fields=fields
+    )
+    plain = line.model_copy(update={"fields": {}, "text": f"of {trace}", "instance": "risk-1"})
+    path = "GET /v1/apps/bank/lines"
+    server.answers[path] = Answer(LogPage(items=(line, plain), truncated=True))
+    ended = command("logs", "--trace", trace, "--tail", "2")
+    assert server.asked[-1].query == {"trace": trace, "limit": "2"}
+    assert ended.out == f"web-1 | {json.dumps(fields)}\nrisk-1 | of {trace}\n", "a pipe gets it raw"
+    assert "older" in ended.err
+    workload = "GET /v1/apps/bank/workloads/web/logs"
+    server.answers[workload] = Answer([], stream=True)
+    command("logs", "web", "--level", "ERROR", "-f")
+    assert server.asked[-1].query == {"follow": "true", "tail": "200", "level": "error"}
+    for wrong in (
+        ["logs"],
+        ["logs", "-f", "--trace", trace],
+        ["logs", "engine:envoy", "--trace", "x"],
+    ):
+        assert command(*wrong).status == 2
+
+
+def test_lines_are_readable_on_a_terminal(
+    server: FakeApi, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Colour is for the level alone, and no field controls the terminal."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    texts = [
+        {"time": 1700000000.25, "level": "warn", "msg": "slow\x1b[2J", "ms": 12, "who": "a b"},
+        {"severity": "ERROR", "message": "lost", "trace_id": trace, "exception": "Trace:\n  x"},
+    ]
+    lines = [LogLine(time=1.0, source="web-1", text=json.dumps(text)) for text in texts]
+    lines.append(LogLine(time=1.0, source="web-1", text="plain"))
+    server.answers["GET /v1/apps/bank/workloads/web/logs"] = Answer(lines, stream=True)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = command("logs", "web").out
+    assert [click.unstyle(line) for line in shown.splitlines()] == [
+        'web-1 | 22:13:20 warning  slow[2J ms=12 who="a b"',
+        "web-1 | error    lost trace=4bf92f35",
+        "    Trace:",
+        "      x",
+        "web-1 | plain",
+    ]
 
 
 def test_logs_of_our_own_need_no_server(app: Path, command: Command) -> None:

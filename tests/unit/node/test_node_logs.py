@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 from bedstone.errors import NotFoundError
 from bedstone.node import logfile, logs
 from bedstone.node.logs import KEEP_DEAD, LogKeeper, find_sources, show
+from bedstone.telemetry.lines import Filter
 
 
 def append(path: Path, *lines: str) -> None:
@@ -124,7 +126,7 @@ def test_sources_of_a_subject(tmp_path: Path) -> None:
         return [source.name for source in find_sources(tmp_path, subject)]
 
     assert names("shop/default/web/") == ["web-1", "web-2"]
-    assert names("shop") == ["risk-1", "web-1", "web-2"]
+    assert names("shop") == ["risk/risk-1", "web/web-1", "web/web-2"]
     assert names("shop/default/web/web-2") == ["web-2"]
     assert names("other") == []
     assert names("../../etc") == []
@@ -146,9 +148,50 @@ def test_several_sources_are_merged_by_time(tmp_path: Path) -> None:
         batches = [batch async for batch in show(tmp_path, "shop", tail=tail)]
         return [(line.source, line.text) for line in itertools.chain(*batches)]
 
-    everything = [("web-1", "at 0"), ("web-2", "at 1"), ("web-1", "at 2"), ("web-2", "at 3")]
+    everything = [(f"web/web-{n % 2 + 1}", f"at {n}") for n in range(4)]
     assert asyncio.run(run(None)) == everything
     assert asyncio.run(run(3)) == everything[1:]
+
+
+def test_only_what_is_wanted_is_shown(tmp_path: Path) -> None:
+    """The last of those that match, and later those that come."""
+    log = instance_log(tmp_path, "web", "web-1")
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    for n in range(20):
+        append(log, json.dumps({"n": n, "level": "error" if n % 5 == 0 else "info"}))
+        append(log, f"plain {n}" + (f" of {trace}" if n == 7 else ""))
+        logfile.note(log, 1000.0 + n, log.stat().st_size)
+
+    async def run(wanted: Filter, **window: float) -> list[str]:
+        batches = show(tmp_path, "shop", wanted=wanted, **window)  # type: ignore[arg-type]
+        return [line.text async for batch in batches for line in batch]
+
+    errors = [json.dumps({"n": n, "level": "error"}) for n in (0, 5, 10, 15)]
+    assert asyncio.run(run(Filter(level="warning"))) == errors
+    assert asyncio.run(run(Filter(level="warning"), tail=2)) == errors[2:]
+    assert asyncio.run(run(Filter(level="warning"), until=1011.0)) == errors[:3]
+    assert asyncio.run(run(Filter(level="warning"), since=1003.0, until=1011.0)) == errors[1:3]
+    assert asyncio.run(run(Filter(trace=trace))) == [f"plain 7 of {trace}"]
+    assert asyncio.run(run(Filter(text="PLAIN 1"), tail=1)) == ["plain 19"]
+    assert asyncio.run(run(Filter(), until=1000.0)) == [
+        json.dumps({"n": 0, "level": "error"}),
+        "plain 0",
+    ]
+
+    async def follow() -> list[str]:
+        seen: list[str] = []
+        wanted = Filter(level="warning")
+        shown = show(tmp_path, "shop", tail=1, follow=True, wanted=wanted)
+        async with asyncio.timeout(10), aclosing(shown) as it:
+            async for batch in it:
+                seen += [line.text for line in batch]
+                if len(seen) == 1:
+                    append(log, '{"level": "info"}', "plain", '{"level": "fatal"}')
+                else:
+                    break
+        return seen
+
+    assert asyncio.run(follow()) == [errors[-1], '{"level": "fatal"}']
 
 
 def test_follow_shows_each_complete_line_once_and_sources_that_appear(tmp_path: Path) -> None:
