@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from urllib.parse import unquote
 from bedstone.errors import Error, InvalidError, UnavailableError, UnknownOutcomeError
 from bedstone.store.leases import Clock
 from bedstone.store.local import HISTORY, Loaded, LocalStore
+from bedstone.store.ownership import acquire, create_private
 from bedstone.store.planning import Draft
 from bedstone.store.protocol import Entry
 from bedstone.store.urls import number, split_options
@@ -143,8 +143,12 @@ class SqliteJournal:
                 f"{self._path} is a directory, expected a file", hint="name a file in it"
             )
         try:
-            self._lock = _acquire(self._path)
-            _create_private(self._path)
+            self._lock = acquire(
+                self._path,
+                "the store",
+                "stop that process, or use the postgres store for several servers",
+            )
+            create_private(self._path)
             self._connect()
         except (sqlite3.Error, OSError) as error:
             raise _refused(self._path, error) from error
@@ -278,46 +282,6 @@ class SqliteJournal:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
-
-
-def _acquire(path: Path) -> int:
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(lock, 256, 0).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise UnavailableError(
-            f"the store {path} is held by {owner}",
-            hint="stop that process, or use the postgres store for several servers",
-        ) from error
-    except BaseException:
-        os.close(lock)
-        raise
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} ({_program()})\n".encode(), 0)
-    return lock
-
-
-def _program() -> str:
-    # Never the whole command line: arguments may hold secrets.
-    try:
-        return Path("/proc/self/comm").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "unknown program"
-
-
-def _create_private(path: Path) -> None:
-    """Create the file for its owner only, and make its name durable."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _check_identity(database: sqlite3.Connection, path: Path) -> None:
