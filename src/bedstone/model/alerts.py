@@ -69,6 +69,31 @@ class AlertHistory(Frozen):
     items: tuple[AlertEvent, ...] = ()
 
 
+class AlertSample(Frozen):
+    """One series of a rule that was tried."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    value: float
+    holds: bool
+
+
+class AlertTest(Frozen):
+    """What a rule says now."""
+
+    app: str
+    rule: str
+    kind: Literal["condition", "burn-rate", "baseline", "dead-man"]
+    second: int
+    expression: str = ""
+    holds: bool = False
+    samples: tuple[AlertSample, ...] = ()
+    value: float | None = None
+    """What was measured, where one number says it."""
+    note: str = ""
+    """What makes this second less than it seems."""
+    error: str = ""
+
+
 class SilenceRequest(Frozen):
     """Tell nobody of alerts that match, for a time. `labels` may name `rule` and `app`, too."""
 

@@ -24,6 +24,7 @@ Paths (all under `/v1`, JSON unless said otherwise), beside those of `bedstone.m
 | GET `/apps/APP/lines?workload&trace&level&text&since&until&limit` | reader | | `LogPage` |
 | GET `/alerts` | reader | | `AlertList` |
 | GET `/alerts/history?app&rule&limit` | reader | | `AlertHistory` |
+| GET `/alerts/test?rule&app` | reader | | `AlertTest` |
 | GET `/silences` | reader | | `SilenceList` |
 | POST `/silences` | operator | `SilenceRequest` | `Silence` |
 | DELETE `/silences/ID` | operator | | `{"deleted": ID}` |

@@ -163,6 +163,16 @@ class Changes:
         """Record who made a node part of the domain; not before that is it given its identity."""
         await self._store.commit([self._audit(who, "join", f"node {node}", address[:1000])])
 
+    async def recorded(
+        self, who: str, action: str, target: str, detail: str, operations: Sequence[Operation]
+    ) -> None:
+        """Make a change of the store that is no app's, with the record of who made it.
+
+        Raises:
+            ConflictError: a key is not at the revision that is expected.
+        """
+        await self._store.commit([*operations, self._audit(who, action, target, detail[:1000])])
+
     async def noted(self, who: str, action: str, target: str, detail: str) -> None:
         """Record a change that was made elsewhere than in the store."""
         await self._store.commit([self._audit(who, action, target, detail[:1000])])

@@ -1,0 +1,123 @@
+"""How alerts get into the store: changes that wait are written together, again until they are.
+
+Rule: what is newer replaces what waits under the same key, so a store that is away for long costs
+no more memory than there are alerts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from bedstone.errors import Error
+from bedstone.model.alert_records import EVENTS, AlertEventRecord
+from bedstone.model.alerts import AlertEvent
+from bedstone.model.resources import Resource
+from bedstone.store import Delete, Operation, Put, Store
+
+_log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Resource)
+HISTORY: Final = 5_000
+"""Events that are kept."""
+_SLACK: Final = 200
+_LARGEST: Final = 500
+_RETRY: Final = 1.0
+
+
+@dataclass
+class AlertStore:
+    """Writes what alerts become.
+
+    Args:
+        store: where to.
+        sleep: waits so many seconds.
+    """
+
+    store: Store
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _waiting: dict[str, Operation] = field(default_factory=dict)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _events: int = _SLACK
+
+    def put(self, resource: Resource) -> None:
+        """Write a resource soon."""
+        self._wait(Put(resource.key, resource.encode()))
+
+    def delete(self, key: str) -> None:
+        """Remove a key soon."""
+        self._wait(Delete(key))
+
+    def happened(self, event: AlertEvent) -> None:
+        """Add to the history."""
+        sequence = f"{int(event.at * 1e6):016d}-{secrets.token_hex(4)}"
+        self.put(AlertEventRecord(**event.model_dump(), sequence=sequence))
+        self._events += 1
+
+    def _wait(self, operation: Operation) -> None:
+        self._waiting[operation.key] = operation
+        self._idle.clear()
+        self._wake.set()
+
+    async def written(self) -> None:
+        """Wait until nothing waits."""
+        if self._waiting:
+            await self._idle.wait()
+
+    async def run(self) -> None:
+        """Write what waits, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                if not await self._write():
+                    await self.sleep(_RETRY)
+            self._idle.set()
+
+    async def _write(self) -> bool:
+        taken = dict(list(self._waiting.items())[:_LARGEST])
+        try:
+            await self.store.commit(list(taken.values()))
+            if self._events >= _SLACK:
+                await self._trim()
+        except Error as error:
+            # Each operation is idempotent, so "may have been applied" is tried again as well.
+            _log.warning("alerts not written", extra={"error": error.message})
+            return False
+        for key, operation in taken.items():
+            if self._waiting.get(key) is operation:
+                del self._waiting[key]
+        return True
+
+    async def _trim(self) -> None:
+        entries = (await self.store.list(EVENTS)).entries
+        self._events = 0
+        old = entries[: max(0, len(entries) - HISTORY)]
+        if old:
+            await self.store.commit([Delete(entry.key) for entry in old])
+
+    async def load(self, kind: type[R], prefix: str) -> list[R]:
+        """The resources below a prefix; one that cannot be read is passed over, and said so."""
+        found = []
+        for entry in (await self.store.list(prefix)).entries:
+            try:
+                found.append(kind.decode(entry.value))
+            except ValidationError:
+                _log.exception("unreadable resource", extra={"key": entry.key})
+        return found
+
+    async def history(self, app: str, rule: str, limit: int) -> Iterable[AlertEvent]:
+        """The latest events, newest first, of an app and a rule where they are given."""
+        events = await self.load(AlertEventRecord, EVENTS)
+        wanted = [
+            event.public()
+            for event in reversed(events)
+            if (not app or event.app == app) and (not rule or event.rule == rule)
+        ]
+        return wanted[:limit]

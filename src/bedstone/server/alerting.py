@@ -1,0 +1,460 @@
+"""Alerts, as the server runs them: evaluates rules, keeps their state, and tells receivers.
+
+Three loops over one board: each finished second the rules that are due are evaluated, each in a
+thread; what changed is written to the store; and what is due is told.
+
+Rules:
+- A rule is evaluated once a second at most, and takes a fiftieth of the time at most: one that is
+  slow is looked at less often, beside those that are quick and not before them.
+- A receiver that hangs delays only itself: each group is told in a task of its own, with a limit on
+  time, and on how many are told at once.
+- What was pending or firing, and what was told, is in the store; so a restart neither begins a
+  `for` anew nor tells again what was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from bedstone.control.loop import ControlLoop
+from bedstone.control.monitoring.alerts import builtin, groups
+from bedstone.control.monitoring.alerts.board import (
+    Board,
+    Key,
+    identity,
+    labels_of,
+    recorded,
+    restored,
+    told,
+)
+from bedstone.control.monitoring.alerts.evaluation import Evaluator, Examiner
+from bedstone.control.monitoring.alerts.groups import Due, Firing, GroupKey, Target
+from bedstone.control.monitoring.alerts.machine import Certainty, Outcome, Transition
+from bedstone.control.monitoring.alerts.rules import Facts, Rule, declared
+from bedstone.control.monitoring.reading import Reader
+from bedstone.errors import Error, NotFoundError
+from bedstone.model.alert_records import (
+    ALERTS,
+    GROUPS,
+    SILENCES,
+    AlertGroupRecord,
+    AlertRecord,
+    SilenceRecord,
+)
+from bedstone.model.alerts import AlertEvent, Notification, Silence, SilenceRequest
+from bedstone.server.alert_sending import TIMEOUT, Sender
+from bedstone.server.alert_store import AlertStore
+from bedstone.server.changes import Changes
+from bedstone.store import ABSENT, Delete, Put, Store
+
+_log = logging.getLogger(__name__)
+POLL: Final = 0.2
+"""Seconds between looks for a finished second, and for what is due."""
+SHARE: Final = 50
+"""A rule is not due again before so many times what its evaluation took has passed."""
+SLOW: Final = 1.0
+"""Seconds from which a rule is slow."""
+AT_ONCE: Final = 4
+"""Notifications to one receiver."""
+_REMEMBERED: Final = 3600.0
+
+
+@dataclass
+class _Pace:
+    """When a rule is due, and whether it is being evaluated."""
+
+    due: int = 0
+    slow: bool = False
+    running: bool = False
+
+
+@dataclass
+class Alerting:
+    """All alerts of the installation.
+
+    Args:
+        store: where their state is kept.
+        loop: what is declared.
+        reader: the series.
+        evaluator: PromQL over them.
+        sender: tells receivers.
+        changes: writes silences, with who made them.
+        clock: seconds since the epoch.
+        sleep: waits so many seconds.
+        chance: a number from 0 to 1.
+    """
+
+    store: Store
+    loop: ControlLoop
+    reader: Reader
+    evaluator: Evaluator
+    sender: Sender
+    changes: Changes
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: Callable[[], float] = random.random
+    board: Board = field(default_factory=Board)
+    second: int = 0
+    """The last second that was looked at."""
+    silences: dict[str, SilenceRecord] = field(default_factory=dict)
+    records: dict[GroupKey, AlertGroupRecord] = field(default_factory=dict)
+    _paces: dict[str, _Pace] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)
+    _telling: set[GroupKey] = field(default_factory=set)
+    _slots: dict[tuple[str, str], asyncio.Semaphore] = field(default_factory=dict)
+    _declared: object = None
+
+    def __post_init__(self) -> None:
+        self.kept = AlertStore(self.store, self.sleep)
+        self.examiner = Examiner(self.reader, self.evaluator)
+
+    async def run(self) -> None:
+        """Watch and tell, until cancelled."""
+        await self.loop.loaded()
+        await self._restore()
+        with ExitStack() as stack:
+            quick, slow = (
+                stack.enter_context(ThreadPoolExecutor(workers, f"alerts-{name}"))
+                for name, workers in (("quick", 4), ("slow", 2))
+            )
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.kept.run())
+                group.create_task(self._watch(group, quick, slow))
+                group.create_task(self._tell(group))
+
+    async def _restore(self) -> None:
+        while True:
+            try:
+                alerts = await self.kept.load(AlertRecord, ALERTS)
+                told_before = await self.kept.load(AlertGroupRecord, GROUPS)
+                silences = await self.kept.load(SilenceRecord, SILENCES)
+            except Error as error:
+                _log.warning("alerts not restored yet", extra={"error": error.message})
+                await self.sleep(1.0)
+            else:
+                break
+        self.board = Board([restored(record) for record in alerts])
+        self.records = {groups.key_of(record): record for record in told_before}
+        self.silences = {record.id: record for record in silences}
+
+    # Watching
+
+    async def _watch(
+        self, group: asyncio.TaskGroup, quick: ThreadPoolExecutor, slow: ThreadPoolExecutor
+    ) -> None:
+        while True:
+            last = self.reader.last()
+            if last > self.second:
+                try:
+                    await self._look(last, group, quick, slow)
+                except Exception:  # noqa: BLE001 - the control plane goes on without this second
+                    _log.exception("alerts of a second failed", extra={"second": last})
+                    self.second = last
+            else:
+                await self.sleep(POLL)
+
+    async def _look(
+        self,
+        second: int,
+        group: asyncio.TaskGroup,
+        quick: ThreadPoolExecutor,
+        slow: ThreadPoolExecutor,
+    ) -> None:
+        certainty = await asyncio.to_thread(self.examiner.certainty, second)
+        self.second = second
+        self._declare(second)
+        for rule, pace in self._due(second):
+            if isinstance(rule.source, Facts):
+                # It reads what this thread owns, and reads little.
+                pace.due = second + rule.every
+                self._take(rule, self.examiner.examine(rule, second, certainty), second)
+            else:
+                pace.running = True
+                pool = slow if pace.slow else quick
+                group.create_task(self._examine(rule, second, certainty, pace, pool))
+
+    def _due(self, second: int) -> list[tuple[Rule, _Pace]]:
+        """The rules to evaluate in a second."""
+        paces = [
+            (rule, self._paces.setdefault(rule.version, _Pace()))
+            for rule in self.board.rules.values()
+        ]
+        return [(rule, pace) for rule, pace in paces if not pace.running and second >= pace.due]
+
+    async def settled(self, second: int) -> None:
+        """Wait until a second was looked at, and all that follows from it is told and written."""
+        while (
+            self.second < second
+            or any(pace.running for pace in self._paces.values())
+            or self._telling
+        ):
+            await self.sleep(POLL)
+        await self.kept.written()
+
+    async def _examine(
+        self,
+        rule: Rule,
+        second: int,
+        certainty: Certainty,
+        pace: _Pace,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        def work() -> tuple[Outcome, float]:
+            begun = time.thread_time()
+            outcome = self.examiner.examine(rule, second, certainty)
+            return outcome, time.thread_time() - begun
+
+        begun = time.monotonic()
+        outcome, spent = await asyncio.get_running_loop().run_in_executor(pool, work)
+        pace.slow = time.monotonic() - begun > SLOW
+        pace.due = second + max(rule.every, math.ceil(spent * SHARE))
+        pace.running = False
+        self._take(rule, outcome, second)
+
+    def _declare(self, second: int) -> None:
+        """Follow the manifests; does nothing where they are as before."""
+        snapshot = self.loop.snapshot
+        specs = {name: app.spec for name, app in snapshot.apps().items() if not app.deleting}
+        if self._declared == specs:
+            return
+        self._declared = specs
+        rules = [*builtin.of_installation(specs.values(), self.reader)]
+        for spec in specs.values():
+            rules += builtin.of_app(spec, snapshot)
+            rules += declared(spec)
+        before = {rule.version for rule in self.board.rules.values()}
+        self._note(self.board.declare(rules, second))
+        gone = before - {rule.version for rule in rules}
+        self.examiner.forget(gone)
+        for version in gone:
+            self._paces.pop(version, None)
+
+    def _take(self, rule: Rule, outcome: Outcome, second: int) -> None:
+        before = self.board.outcomes.get((rule.app, rule.name))
+        error = before.error if before else ""
+        if outcome.error != error:
+            _log.warning(
+                "rule cannot be evaluated" if outcome.error else "rule is evaluated again",
+                extra={"app": rule.app, "rule": rule.name, "error": outcome.error},
+            )
+        self._note(self.board.take(rule, outcome, second))
+
+    def _note(self, changed: list[Transition]) -> None:
+        """Have the store follow."""
+        for transition in changed:
+            alert = transition.alert
+            record = recorded(alert)
+            if transition.what == "resolved":
+                self.kept.delete(record.key)
+                rule = self.board.rules.get((alert.app, alert.rule))
+                if rule and alert.state == "firing":
+                    self._ended[identity(rule, alert)] = self.clock()
+            else:
+                self.kept.put(record)
+            if transition.what == "resolved" and alert.state != "firing":
+                continue
+            self.kept.happened(
+                AlertEvent(
+                    at=transition.at,
+                    app=alert.app,
+                    rule=alert.rule,
+                    labels=dict(alert.labels),
+                    what=transition.what,
+                    value=alert.value,
+                    detail=transition.detail,
+                )
+            )
+
+    # Telling
+
+    def targets(self) -> Iterator[Target]:
+        """Every receiver, with the apps of whose alerts it is told."""
+        apps = {name: app for name, app in self.loop.snapshot.apps().items() if not app.deleting}
+        yield Target("", "log", None, frozenset({"", *apps}))
+        for name, app in apps.items():
+            for receiver, spec in app.spec.receivers.items():
+                yield Target(name, receiver, spec, frozenset({"", name}))
+
+    def firing(self) -> Iterator[Firing]:
+        """Everything that fires."""
+        now = self.clock()
+        for rule, alert in self.board.firing():
+            silenced = self.silence_of(labels_of(rule, alert), now) is not None
+            yield Firing(rule.app, told(rule, alert), rule.group_by, silenced=silenced)
+
+    async def _tell(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            if self.second:  # not before the rules are known: all would seem to be over
+                try:
+                    self._tell_due(group)
+                except Exception:  # noqa: BLE001 - the control plane goes on
+                    _log.exception("alerts not told")
+            await self.sleep(POLL)
+
+    def _tell_due(self, group: asyncio.TaskGroup) -> None:
+        now = self.clock()
+        self._forget(now)
+        due, gone = groups.plan(
+            self.targets(), self.firing(), self.records, lambda one: self._ended.get(one, 0.0), now
+        )
+        for record in gone:
+            del self.records[groups.key_of(record)]
+            self.kept.delete(record.key)
+        for item in due:
+            if item.key not in self._telling:
+                self._telling.add(item.key)
+                group.create_task(self._deliver(item))
+
+    def _forget(self, now: float) -> None:
+        for record in [s for s in self.silences.values() if s.until <= now]:
+            del self.silences[record.id]
+            self.kept.delete(record.key)
+        for one in [one for one, at in self._ended.items() if at < now - _REMEMBERED]:
+            del self._ended[one]
+
+    async def _deliver(self, due: Due) -> None:
+        try:
+            if due.silent:
+                self._keep(due.succeeded(self.clock()))
+                return
+            slot = self._slots.setdefault(
+                (due.target.app, due.target.name), asyncio.Semaphore(AT_ONCE)
+            )
+            async with slot:
+                problem = await self._send(due)
+            now = self.clock()
+            record = due.failed(now, self.chance()) if problem else due.succeeded(now)
+            attempt = Notification(
+                at=now, receiver=due.target.name, ok=not problem, message=problem
+            )
+            if due.target.spec is not None:
+                notified = (*record.notified, attempt)[-groups.KEPT :]
+                record = record.model_copy(update={"notified": notified})
+                self._tell_history(due, attempt, first=due.record.attempts == 0)
+            self._keep(record)
+        finally:
+            self._telling.discard(due.key)
+
+    async def _send(self, due: Due) -> str:
+        """Tell a receiver; why it failed, or an empty string."""
+        try:
+            async with asyncio.timeout(2 * TIMEOUT):
+                await self.sender.send(due, self.clock())
+        except Error as error:
+            return error.message
+        except TimeoutError:
+            return "the receiver did not answer in time"
+        except Exception as error:  # noqa: BLE001 - one receiver must not end the others
+            _log.exception("alert not told", extra={"receiver": due.target.name})
+            return f"an error of ours: {type(error).__name__}"
+        return ""
+
+    def _keep(self, record: AlertGroupRecord) -> None:
+        self.records[groups.key_of(record)] = record
+        self.kept.put(record)
+
+    def _tell_history(self, due: Due, attempt: Notification, *, first: bool) -> None:
+        """Every success, and the first failure of a row."""
+        if not attempt.ok and not first:
+            return
+        alerts = [*due.firing, *due.resolved]
+        for rule in dict.fromkeys(alert.labels.get("rule", "") for alert in alerts):
+            of_rule = [alert for alert in alerts if alert.labels.get("rule", "") == rule]
+            self.kept.happened(
+                AlertEvent(
+                    at=attempt.at,
+                    app=of_rule[0].labels.get("app", ""),
+                    rule=rule,
+                    labels=dict(due.record.labels),
+                    what="notified" if attempt.ok else "failed",
+                    detail=f"{due.target.name}: {attempt.message or _counted(due)}",
+                )
+            )
+
+    # Silences
+
+    def silence_of(self, labels: dict[str, str], now: float) -> SilenceRecord | None:
+        """The silence that holds an alert the longest, if one does."""
+        found = [
+            silence
+            for silence in self.silences.values()
+            if silence.until > now
+            and all(labels.get(name, "") == value for name, value in silence.labels.items())
+        ]
+        return max(found, key=lambda silence: silence.until, default=None)
+
+    async def silence(self, request: SilenceRequest, who: str) -> Silence:
+        """Tell nobody of what matches, for a time."""
+        now = self.clock()
+        record = SilenceRecord(
+            id=secrets.token_hex(4),
+            labels=request.labels,
+            until=now + request.seconds,
+            why=request.why,
+            who=who,
+            created_at=now,
+        )
+        operations = [Put(record.key, record.encode(), expected=ABSENT)]
+        labels = ", ".join(f"{name}={value}" for name, value in request.labels.items())
+        await self.changes.recorded(who, "silence", labels[:200], request.why, operations)
+        self.silences[record.id] = record
+        for rule, alert in self.board.firing():
+            if self.silence_of(labels_of(rule, alert), now) is record:
+                self.kept.happened(
+                    AlertEvent(
+                        at=now,
+                        app=alert.app,
+                        rule=alert.rule,
+                        labels=dict(alert.labels),
+                        what="silenced",
+                        detail=f"by {who}: {request.why}",
+                    )
+                )
+        return record.public()
+
+    async def unsilence(self, silence: str, who: str) -> None:
+        """End a silence.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        record = self.silences.get(silence)
+        if record is None:
+            raise NotFoundError(
+                f"there is no silence {silence}", hint="see bedstone alerts silences"
+            )
+        await self.changes.recorded(who, "unsilence", silence, record.why, [Delete(record.key)])
+        self.silences.pop(silence, None)
+
+    def rule(self, name: str, app: str) -> Rule:
+        """The rule of a name, of an app where one is given.
+
+        Raises:
+            NotFoundError: there is none, or several apps have one.
+        """
+        found: list[Key] = [
+            key for key in self.board.rules if key[1] == name and app in ("", key[0])
+        ]
+        if len(found) == 1:
+            return self.board.rules[found[0]]
+        if found:
+            apps = ", ".join(key[0] for key in found)
+            raise NotFoundError(
+                f"the apps {apps} have a rule {name} each", hint="say which with --app"
+            )
+        known = ", ".join(sorted({key[1] for key in self.board.rules})) or "none"
+        raise NotFoundError(f"there is no rule {name}, there is {known}")
+
+
+def _counted(due: Due) -> str:
+    return f"{len(due.firing)} firing, {len(due.resolved)} resolved"
