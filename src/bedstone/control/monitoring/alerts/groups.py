@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from bedstone.model.alert_records import AlertGroupRecord, ToldAlert
@@ -73,7 +73,6 @@ class Firing:
     app: str
     alert: ToldAlert
     group_by: tuple[str, ...]
-    silenced: bool = False
 
     @property
     def group(self) -> Labels:
@@ -136,16 +135,15 @@ def key_of(record: AlertGroupRecord) -> GroupKey:
     return record.app, record.receiver, tuple(sorted(record.labels.items()))
 
 
-@dataclass
-class _Group:
-    firing: dict[str, ToldAlert] = field(default_factory=dict)
-    silenced: set[str] = field(default_factory=set)
+Group: TypeAlias = dict[str, ToldAlert]
+"""What fires of a group, by fingerprint."""
 
 
 def plan(
     targets: Iterable[Target],
     firing: Iterable[Firing],
     records: Mapping[GroupKey, AlertGroupRecord],
+    silenced: Callable[[Mapping[str, str]], bool],
     ended: Callable[[str], float],
     now: float,
 ) -> tuple[list[Due], list[AlertGroupRecord]]:
@@ -155,6 +153,7 @@ def plan(
         targets: the receivers.
         firing: all alerts that fire.
         records: what was told, by group.
+        silenced: whether a silence holds what has these labels.
         ended: when an alert ended, by its fingerprint; 0 if that is not known.
         now: seconds since the epoch.
     """
@@ -165,13 +164,10 @@ def plan(
     for record in records.values():
         by_target[record.app, record.receiver].append(record)
     for target in targets:
-        groups: defaultdict[Labels, _Group] = defaultdict(_Group)
+        groups: defaultdict[Labels, Group] = defaultdict(dict)
         for item in alerts:
             if target.takes(item.app, item.alert.labels.get("severity", "")):
-                group = groups[item.group]
-                group.firing[item.alert.fingerprint] = item.alert
-                if item.silenced:
-                    group.silenced.add(item.alert.fingerprint)
+                groups[item.group][item.alert.fingerprint] = item.alert
         known = {
             key_of(record)[2]: record for record in by_target.pop((target.app, target.name), ())
         }
@@ -179,7 +175,7 @@ def plan(
             record = known.get(labels) or AlertGroupRecord(
                 app=target.app, receiver=target.name, labels=dict(labels)
             )
-            found = _due(target, record, groups.get(labels, _Group()), ended, now)
+            found = _due(target, record, groups.get(labels, {}), silenced, ended, now)
             if found:
                 due.append(found)
             elif not record.told and labels not in groups and labels in known:
@@ -191,16 +187,19 @@ def plan(
 def _due(
     target: Target,
     record: AlertGroupRecord,
-    group: _Group,
+    group: Group,
+    silenced: Callable[[Mapping[str, str]], bool],
     ended: Callable[[str], float],
     now: float,
 ) -> Due | None:
     told = {alert.fingerprint: alert for alert in record.told}
-    audible = {print_: a for print_, a in group.firing.items() if print_ not in group.silenced}
-    new = [alert for print_, alert in audible.items() if print_ not in told]
-    resolved = {print_: a for print_, a in told.items() if print_ not in group.firing}
-    held = tuple(told[print_] for print_ in told if print_ in group.silenced)
-    changes = [alert.started for alert in new] + [ended(print_) for print_ in resolved]
+    audible = {one: alert for one, alert in group.items() if not silenced(alert.labels)}
+    held = tuple(alert for alert in told.values() if silenced(alert.labels))
+    new = [alert for one, alert in audible.items() if one not in told]
+    resolved = {
+        one: alert for one, alert in told.items() if one not in group and not silenced(alert.labels)
+    }
+    changes = [alert.started for alert in new] + [ended(one) for one in resolved]
     if changes:
         at = min(changes) + target.group_wait
     elif audible:
