@@ -43,6 +43,8 @@ Declared = tuple[list[Operation], ApplyResult]
 _DECLARES = frozenset({"apply", "rollback", "undo"})
 """Actions that make a generation."""
 _AUDIT_SLACK = 100
+_UNIT = 10**9
+_DIGITS = 7
 
 
 class Changes:
@@ -181,6 +183,32 @@ class Changes:
         """The latest changes, newest first."""
         listing = await self._store.list("audit/")
         return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
+
+    async def listed(self, app: str, before: float | None, limit: int) -> list[AuditRecord]:
+        """The latest changes, newest first: of one app, and made before a time, if given."""
+        entries = (await self._store.list("audit/")).entries
+        found: list[AuditRecord] = []
+        named = f'"{app}"'.encode()
+        for entry in reversed(entries):
+            if app and named not in entry.value:
+                continue  # most are told without being decoded
+            record = AuditRecord.decode(entry.value)
+            if (not app or record.app == app) and (before is None or record.at < before):
+                found.append(record)
+                if len(found) == limit:
+                    break
+        return found
+
+    async def recent(self, since: float, limit: int) -> list[AuditRecord]:
+        """The changes since a time, newest first; reads no more of the audit than those."""
+        found: list[AuditRecord] = []
+        # The first digits of a key are its time in units of 1000 seconds.
+        for unit in range(int(self._clock() * 1e6) // _UNIT, int(since * 1e6) // _UNIT - 1, -1):
+            entries = (await self._store.list(f"audit/{unit:0{_DIGITS}d}")).entries
+            found += [AuditRecord.decode(entry.value) for entry in reversed(entries)]
+            if len(found) >= limit:
+                break
+        return [record for record in found if record.at >= since][:limit]
 
     async def set_conditions(self, app: str, conditions: Sequence[Condition]) -> None:
         """Make exactly these the conditions of an app."""
