@@ -146,11 +146,13 @@ def routes() -> Iterator[str]:
     from bedstone.server.actions import Actions
     from bedstone.server.api import build_api
     from bedstone.server.console import ConsoleService
+    from bedstone.server.console_views import ConsoleViews
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
     console = ConsoleService(None, "", nothing, nothing)
-    more = (console.add_routes, Actions(nothing).add_routes)
+    views = ConsoleViews(nothing, nothing, nothing, "")
+    more = (views.add_routes, console.add_routes, Actions(nothing).add_routes)
     for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):
             continue

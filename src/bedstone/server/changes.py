@@ -43,6 +43,8 @@ Declared = tuple[list[Operation], ApplyResult]
 _DECLARES = frozenset({"apply", "rollback", "undo"})
 """Actions that make a generation."""
 _AUDIT_SLACK = 100
+_COMINGS = frozenset({"link", "sign-in", "sign-out"})
+"""Actions that change nothing; the audit has them, and the list of changes has not."""
 _UNIT = 10**9
 _DIGITS = 7
 
@@ -185,7 +187,10 @@ class Changes:
         return [AuditRecord.decode(e.value) for e in reversed(listing.entries[-limit:])]
 
     async def listed(self, app: str, before: float | None, limit: int) -> list[AuditRecord]:
-        """The latest changes, newest first: of one app, and made before a time, if given."""
+        """The latest changes, newest first: of one app, and made before a time, if given.
+
+        Unlike `audit`, without who came and went.
+        """
         entries = (await self._store.list("audit/")).entries
         found: list[AuditRecord] = []
         named = f'"{app}"'.encode()
@@ -193,6 +198,8 @@ class Changes:
             if app and named not in entry.value:
                 continue  # most are told without being decoded
             record = AuditRecord.decode(entry.value)
+            if record.action in _COMINGS:
+                continue
             if (not app or record.app == app) and (before is None or record.at < before):
                 found.append(record)
                 if len(found) == limit:
@@ -208,7 +215,8 @@ class Changes:
             found += [AuditRecord.decode(entry.value) for entry in reversed(entries)]
             if len(found) >= limit:
                 break
-        return [record for record in found if record.at >= since][:limit]
+        changes = [r for r in found if r.at >= since and r.action not in _COMINGS]
+        return changes[:limit]
 
     async def set_conditions(self, app: str, conditions: Sequence[Condition]) -> None:
         """Make exactly these the conditions of an app."""

@@ -35,6 +35,7 @@ from bedstone.server.auth import PeerProtocol
 from bedstone.server.changes import Changes
 from bedstone.server.config import ServerConfig, host_and_port
 from bedstone.server.console import ConsoleService, listen
+from bedstone.server.console_views import ConsoleViews
 from bedstone.server.credentials import ServerCredentials
 from bedstone.server.lines import Lines
 from bedstone.server.meshing import Meshing
@@ -99,6 +100,7 @@ async def serve(config: ServerConfig) -> None:
                 monitoring.routes,
                 console.add_routes,
                 Actions(changes).add_routes,
+                ConsoleViews(loop, monitoring.series, changes, authority.domain).add_routes,
                 Lines(loop, queries).add_routes,
             ),
         )

@@ -5,13 +5,14 @@ Owns `STATE_DIR/telemetry`. Other parts read the series through `series`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
 
+from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.server.api import Routes
 from bedstone.server.collecting import Collecting, SteadyClock
-from bedstone.server.latest import Latest
 from bedstone.server.seconds import second_routes
 from bedstone.server.sessions import Session, Sessions
 from bedstone.server.transaction_counts import TransactionCounts
@@ -46,7 +47,8 @@ class Monitoring:
     def __init__(self, state_dir: Path, sessions: Sessions, transactions: Transactions) -> None:
         self.directory = state_dir / "telemetry"
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.series = Latest()
+        self.series = SeriesStore(self.directory / "metrics.sqlite")
+        self.series.open()
         self._counts = TransactionCounts(transactions.logs)
         clock = SteadyClock(time.time, time.monotonic, after=self.series.last() + 1)
         self.collecting = Collecting(
@@ -63,8 +65,9 @@ class Monitoring:
         return second_routes(self.collecting, self.series)
 
     async def run(self) -> None:
-        """Collect until cancelled."""
+        """Collect until cancelled; then what is in memory goes to the disk."""
         try:
             await self.collecting.run()
         finally:
+            await asyncio.to_thread(self.series.close)
             await self._counts.close()

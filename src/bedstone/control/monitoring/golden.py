@@ -25,14 +25,19 @@ class Span:
         window: how many, ending there.
         resolution: seconds between the points that are read.
         missing: what was missing in its last second.
-        complete: whether every second was complete.
+        gaps: what was missing in any of them.
     """
 
     second: int
     window: int
     resolution: int
-    missing: Mapping[str, str]
-    complete: bool
+    missing: Mapping[str, str] = field(default_factory=dict)
+    gaps: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every second was complete."""
+        return not self.gaps
 
     @property
     def start(self) -> int:

@@ -50,7 +50,7 @@ def graph(snapshot: Snapshot, state: AppState, golden: Golden) -> Graph:
         second=span.second,
         window=span.window,
         complete=span.complete,
-        missing=dict(span.missing),
+        missing=dict(span.gaps),
         nodes=tuple(nodes.values()),
         edges=tuple(edges.values()),
     )

@@ -155,7 +155,8 @@ class Measuring:
         second -= second % resolution
         window = max(window - window % resolution, resolution)
         gaps = self._reader.incomplete(second - window + 1, second)
-        return Span(second, window, resolution, gaps.get(second, {}), not gaps)
+        every = {source: why for found in gaps.values() for source, why in found.items()}
+        return Span(second, window, resolution, gaps.get(second, {}), every)
 
     def measure(self, span: Span) -> Golden:
         """The signals of everything over a span."""
@@ -169,7 +170,7 @@ class Measuring:
 
     def restarts(self, second: int, window: int) -> dict[tuple[str, str], float]:
         """How often an instance was started again within a span, by app and workload."""
-        span = Span(second - second % 10, window, 10, {}, complete=True)
+        span = Span(second - second % 10, window, 10)
         read = _Tables(self._reader, span).read(names.INSTANCE_RESTARTS.name)
         layout = self._layout(read, "restarts", ("app", "workload"))
         counts = zip(layout.keys, layout.totals(read.grown), strict=True)
@@ -252,7 +253,7 @@ class Measuring:
         """Requests of each second of the last minute, by app: its gateway's, or of all of it."""
         if span.resolution != 1:
             return {}
-        tables = _Tables(self._reader, Span(span.second, MINUTE, 1, {}, complete=True))
+        tables = _Tables(self._reader, Span(span.second, MINUTE, 1))
         rates: dict[str, tuple[float | None, ...]] = {}
         for metric in (names.REQUESTS, names.GATEWAY_REQUESTS):
             read = tables.read(metric.name)
