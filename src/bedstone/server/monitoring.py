@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.server.api import Routes
-from bedstone.server.collecting import Collecting, SteadyClock
+from bedstone.server.collecting import SERVER, Collecting, SteadyClock
 from bedstone.server.seconds import second_routes
 from bedstone.server.sessions import Session, Sessions
-from bedstone.server.transaction_counts import TransactionCounts
+from bedstone.server.transaction_counts import Reading, TransactionCounts
 from bedstone.server.transactions import Transactions
+from bedstone.telemetry import names
 
 
 class _Living:
@@ -35,6 +37,27 @@ class _Living:
         return self._sessions.get(node)
 
 
+class StoreCounts:
+    """What the store of series says of itself, as series."""
+
+    def __init__(self, store: SeriesStore) -> None:
+        self._store = store
+
+    async def read(self) -> Reading:
+        """Ask the store."""
+        stats = self._store.stats()
+        reasons = Counter({"series": 0})
+        for (_, reason), count in stats.dropped.items():
+            reasons[reason] += count
+        dropped = names.MONITORING_DROPPED
+        return Reading(
+            (
+                (names.MONITORING_SERIES.series(SERVER), float(stats.series)),
+                *((dropped.series(SERVER, reason=it), float(n)) for it, n in reasons.items()),
+            )
+        )
+
+
 class Monitoring:
     """The series of a domain, and their collection.
 
@@ -42,6 +65,9 @@ class Monitoring:
         state_dir: the server's.
         sessions: of the nodes.
         transactions: of the apps, whose logs are counted.
+
+    Raises:
+        UnavailableError: another process has the series' file, or the disk refuses it.
     """
 
     def __init__(self, state_dir: Path, sessions: Sessions, transactions: Transactions) -> None:
@@ -56,7 +82,7 @@ class Monitoring:
             self.series,
             clock.now,
             incarnation=f"{os.getpid()}:{time.time():.3f}",
-            own=(self._counts,),
+            own=(self._counts, StoreCounts(self.series)),
         )
 
     @property
@@ -65,9 +91,9 @@ class Monitoring:
         return second_routes(self.collecting, self.series)
 
     async def run(self) -> None:
-        """Collect until cancelled; then what is in memory goes to the disk."""
+        """Collect until cancelled."""
         try:
             await self.collecting.run()
         finally:
-            await asyncio.to_thread(self.series.close)
             await self._counts.close()
+            await asyncio.to_thread(self.series.close)

@@ -267,7 +267,7 @@ MONITORING_DROPPED = Metric(
     "counter",
     "series",
     ("reason",),
-    "Series that were refused, by reason (`series` for the cap on their number).",
+    "Series that were refused, by reason: `series` (the cap on their number), `duplicate`, `kind`.",
 )
 MONITORING_SECONDS = Metric(
     "bedstone_monitoring_seconds_total",

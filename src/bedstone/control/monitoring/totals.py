@@ -165,7 +165,7 @@ class Totals:
                 continue
             gaps |= {f"{node.name}/{name}": why for name, why in node.missing.items()}
             for source in node.sources.values():
-                answered[source.number] = f"{node.name}/{source.name}" not in gaps
+                answered[source.number] = source.name not in node.missing
         rows, size = self.rows, len(self.rows)
         shown = rows.live[:size] & rows.has[:size]
         shown[shown] = answered[rows.source[:size][shown]]
