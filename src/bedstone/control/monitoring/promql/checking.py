@@ -1,0 +1,127 @@
+"""Parsing, and refusing what is not supported, before anything is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import promql_parser as promql
+
+from bedstone.control.monitoring.promql import aggregation, functions, operators, ranges
+from bedstone.control.monitoring.promql.selecting import matchers_of, whole_seconds
+from bedstone.errors import InvalidError
+
+LONGEST: Final = 20_000
+"""Characters of an expression."""
+DEEPEST: Final = 64
+"""Brackets within brackets."""
+OPERATORS: Final = 250
+"""The parser recurses over a chain of them: thousands overflow its stack and end the process."""
+_TOKENS: Final = re.compile(
+    r"""
+      (?P<text>"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|`[^`]*`?)
+    | (?P<comment>\#[^\n]*)
+    | (?P<opening>[(\[{])
+    | (?P<closing>[)\]}])
+    | (?P<operator>[-+*/%^<>=!,]|\b(?:and|or|unless|atan2)\b)
+    """,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+
+_OTHERS = (
+    *("time", "pi", "vector", "scalar", "timestamp", "absent", "absent_over_time"),
+    *("histogram_quantile", "label_replace", "label_join", "sort", "sort_desc"),
+)
+SUPPORTED = frozenset((*ranges.FUNCTIONS, *functions.ELEMENTWISE, *functions.DATES, *_OTHERS))
+"""The functions that are known here."""
+
+
+def parsed(expression: str) -> promql.Expr:
+    """The tree of an expression that can be evaluated.
+
+    Raises:
+        InvalidError: it is malformed, too long, or uses what is not supported.
+    """
+    _bounded(expression)
+    try:
+        tree = promql.parse(expression)
+    except ValueError as error:
+        raise InvalidError(f"the expression cannot be parsed: {error}") from error
+    _supported(tree)
+    return tree
+
+
+def check(expression: str) -> None:
+    """Refuse what `parsed` refuses."""
+    parsed(expression)
+
+
+def _bounded(expression: str) -> None:
+    """Refuse what the parser might not survive, without parsing it."""
+    if len(expression) > LONGEST:
+        raise InvalidError(f"the expression is longer than {LONGEST} characters")
+    depth = count = 0
+    for token in _TOKENS.finditer(expression):
+        match token.lastgroup:
+            case "opening":
+                depth += 1
+            case "closing":
+                depth -= 1
+            case "operator":
+                count += 1
+            case _:
+                pass
+        if depth > DEEPEST or count > OPERATORS:
+            raise InvalidError(
+                f"the expression has more than {OPERATORS} operators and commas, "
+                f"or more than {DEEPEST} brackets within one another"
+            )
+
+
+def _supported(node: promql.Expr) -> None:
+    """Look at every node once: each look at a part copies it."""
+    parts: list[promql.Expr] = []
+    match node:
+        case promql.Call():
+            _named(node.func.name in SUPPORTED, f"the function {node.func.name}")
+            parts = list(node.args)
+        case promql.AggregateExpr():
+            _named(str(node.op) in aggregation.NAMES, f"the aggregation {node.op}")
+            parts = [node.expr, *([] if node.param is None else [node.param])]
+        case promql.BinaryExpr():
+            _operator(node)
+            parts = [node.lhs, node.rhs]
+        case promql.UnaryExpr() | promql.ParenExpr():
+            parts = [node.expr]
+        case promql.VectorSelector():
+            _selector(node)
+        case promql.MatrixSelector():
+            whole_seconds(node.range, "a range")
+            _selector(node.vector_selector)
+        case promql.SubqueryExpr():
+            for span, what in ((node.range, "a range"), (node.step, "a step")):
+                whole_seconds(span, what)
+            whole_seconds(node.offset, "an offset")
+            parts = [node.expr]
+        case _:
+            pass
+    for part in parts:
+        _supported(part)
+
+
+def _named(known: bool, what: str) -> None:  # noqa: FBT001 - it reads as a condition
+    if not known:
+        raise InvalidError(f"{what} is not supported", hint="see the reference on metrics")
+
+
+def _operator(node: promql.BinaryExpr) -> None:
+    _named(str(node.op) in operators.NAMES, f"the operator {node.op}")
+    fills = node.modifier.fill_values if node.modifier else None
+    if fills is not None and (fills.lhs is not None or fills.rhs is not None):
+        raise InvalidError("fill, fill_left and fill_right are not supported")
+
+
+def _selector(node: promql.VectorSelector) -> None:
+    for matcher in matchers_of(node):
+        matcher.matches("")  # a malformed expression is refused here
+    whole_seconds(node.offset, "an offset")

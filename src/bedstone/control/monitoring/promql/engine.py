@@ -1,0 +1,224 @@
+"""The engine: answers expressions from a `Reader`, within limits.
+
+Rules:
+- A query that would read or give too much is refused before it does; one that takes too long is
+  ended between two steps of its work. Neither harms who else is served.
+- A range query is one evaluation of all of its steps. If that would read too much at once, its
+  steps are halved until it does not.
+- A time after the last finished second, by up to `FRESH` seconds, is answered as of that second:
+  the newest seconds are still being collected.
+
+numpy and the parser are imported with the first query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bedstone.control.monitoring.promql.results import Answer, Matrix, Series, Value
+from bedstone.control.monitoring.reading import Reader
+from bedstone.errors import InvalidError, UnavailableError
+
+if TYPE_CHECKING:
+    from bedstone.control.monitoring.promql.context import Notes
+
+FRESH: Final = 10
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one query may take.
+
+    Args:
+        seconds: to answer.
+        series: that one selector may read.
+        points: that one selector may read at once, or the result may have; a point takes 9 bytes,
+            and several times that while it is computed.
+        steps: of a range query.
+        queries: that are answered at the same time; others wait.
+    """
+
+    seconds: float = 30.0
+    series: int = 100_000
+    points: int = 24_000_000
+    steps: int = 11_000
+    queries: int = 4
+
+
+class Engine:
+    """Answers expressions. Its methods may be called from any thread.
+
+    Args:
+        reader: of the series.
+        limits: of each query.
+        clock: seconds, for the limit of time.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reader = reader
+        self.limits = limits or Limits()
+        self._clock = clock
+        self._slots = asyncio.Semaphore(self.limits.queries)
+
+    def instant(
+        self, expression: str, at: int | None = None, cancelled: threading.Event | None = None
+    ) -> Answer:
+        """Evaluate at one time, the last finished second by default.
+
+        Raises:
+            InvalidError: the expression is malformed, asks for too much, or for what we have not.
+            UnavailableError: it took too long, or was cancelled.
+        """
+        from bedstone.control.monitoring.promql import answering
+
+        last = self.reader.last()
+        when = last if at is None else at
+        seen = last if last < when <= last + FRESH else when
+        context = answering.context(
+            self.reader, [seen], 0, self.limits, self._watch(cancelled), when
+        )
+        value = answering.instant(answering.parsed(expression), context, when)
+        return self._answer(value, context.notes)
+
+    def range(
+        self,
+        expression: str,
+        start: int,
+        end: int,
+        step: int,
+        cancelled: threading.Event | None = None,
+    ) -> Answer:
+        """Evaluate at each `step` seconds from `start` to `end`, both included; gives a `Matrix`.
+
+        Raises:
+            InvalidError: the expression is malformed, asks for too much, or for what we have not.
+            UnavailableError: it took too long, or was cancelled.
+        """
+        from bedstone.control.monitoring.promql import answering
+
+        if step < 1:
+            raise InvalidError(f"got a step of {step} s, expected at least 1 s")
+        if end < start:
+            raise InvalidError(f"got an end of {end} before the start {start}")
+        times = range(start, end + 1, step)
+        if len(times) > self.limits.steps:
+            raise InvalidError(
+                f"got {len(times)} steps, expected at most {self.limits.steps}",
+                hint="ask for a longer step or a shorter span",
+            )
+        watch = self._watch(cancelled)
+        whole = answering.context(self.reader, times, step, self.limits, watch, start, end)
+        parsed = answering.parsed(expression)
+
+        def parts(some: Sequence[int]) -> list[Matrix]:
+            context = answering.narrowed(whole, some)
+            try:
+                return [answering.ranged(parsed, context)]
+            except answering.TooMuchError:
+                if len(some) == 1:
+                    raise
+            half = len(some) // 2
+            return parts(some[:half]) + parts(some[half:])
+
+        return self._answer(_joined(parts(times), self.limits), whole.notes)
+
+    async def query(self, expression: str, at: int | None = None) -> Answer:
+        """`instant`, in a thread."""
+        return await self._in_thread(lambda gone: self.instant(expression, at, gone))
+
+    async def query_range(self, expression: str, start: int, end: int, step: int) -> Answer:
+        """`range`, in a thread."""
+        return await self._in_thread(lambda gone: self.range(expression, start, end, step, gone))
+
+    async def _in_thread(self, work: Callable[[threading.Event], Answer]) -> Answer:
+        cancelled = threading.Event()
+        async with self._slots:
+            try:
+                return await asyncio.to_thread(work, cancelled)
+            finally:
+                cancelled.set()  # who asked has gone: the thread ends with its next step
+
+    def _watch(self, cancelled: threading.Event | None) -> Callable[[], None]:
+        """What fails once the time is over."""
+        deadline = self._clock() + self.limits.seconds
+
+        def watch() -> None:
+            if cancelled is not None and cancelled.is_set():
+                raise UnavailableError("the query was cancelled")
+            if self._clock() > deadline:
+                raise UnavailableError(
+                    f"the query took longer than {self.limits.seconds:g} s",
+                    hint="ask for fewer series, a shorter span, or a longer step",
+                )
+
+        return watch
+
+    def _answer(self, value: Value, notes: Notes) -> Answer:
+        incomplete: dict[int, dict[str, str]] = {}
+        last = self.reader.last()
+        for start, end in notes.spans():
+            if start <= min(end, last):
+                incomplete.update(self.reader.incomplete(start, min(end, last)))
+        return Answer(
+            value=value,
+            resolution=max(notes.resolutions, default=1),
+            incomplete=incomplete,
+            warnings=tuple(notes.warnings),
+        )
+
+
+def _joined(parts: Sequence[Matrix], limits: Limits) -> Matrix:
+    """The parts of a range query, which follow one another in time, as one."""
+    if sum(len(series.times) for part in parts for series in part.series) > limits.points:
+        raise InvalidError(
+            f"the result has more than {limits.points} points",
+            hint="sum the series, or ask for a longer step or a shorter span",
+        )
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[tuple[tuple[str, str], ...], list[Series]] = {}
+    for part in parts:
+        for series in part.series:
+            found.setdefault(tuple(sorted(series.labels.items())), []).append(series)
+    return Matrix(
+        tuple(
+            Series(
+                pieces[0].labels,
+                tuple(time for piece in pieces for time in piece.times),
+                tuple(value for piece in pieces for value in piece.values),
+            )
+            for pieces in found.values()
+        )
+    )
+
+
+def check(expression: str) -> None:
+    """Refuse an expression that is malformed or asks for what we have not, without data.
+
+    Raises:
+        InvalidError: says why.
+    """
+    from bedstone.control.monitoring.promql import checking
+
+    checking.check(expression)
+
+
+def evaluate(reader: Reader, expression: str, at: int | None = None) -> Value:
+    """The value of an expression at one time, with the limits' defaults."""
+    return Engine(reader).instant(expression, at).value
+
+
+def evaluate_range(reader: Reader, expression: str, start: int, end: int, step: int) -> Matrix:
+    """The values of an expression over a span, with the limits' defaults."""
+    return Engine(reader).range(expression, start, end, step).matrix()

@@ -1,0 +1,244 @@
+"""Selectors: from a reader's grid to what stands at each step, or in the window before it.
+
+Rules:
+- The value at a time is that of the last point at or before it, on the grid of the resolution. If
+  that point has no value, there is none: nothing older is shown in its place.
+- A window `[r]` holds the points after `time - r`, up to and including `time`. Functions of
+  differences (`rate`) also know the last value at or before the window's start, even if a gap of up
+  to `LOOKBEHIND` seconds lies between: so windows that follow one another count everything once.
+- A window that is no multiple of the resolution is widened to one, which is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+import numpy as np
+import promql_parser as promql
+
+from bedstone.control.monitoring.promql.context import Context, TooMuchError
+from bedstone.control.monitoring.promql.results import LabelMap
+from bedstone.control.monitoring.promql.table import NAME, Bools, Floats, Table, Times, filled
+from bedstone.control.monitoring.reading import Matcher, Selection
+from bedstone.errors import InvalidError
+
+LOOKBEHIND: Final = 60
+"""Seconds."""
+
+Aggregate = Literal["last", "min", "max", "avg"]
+_OPS: Final[tuple[tuple[promql.MatchOp, Literal["=", "!=", "=~", "!~"]], ...]] = (
+    (promql.MatchOp.Equal, "="),
+    (promql.MatchOp.NotEqual, "!="),
+    (promql.MatchOp.Re, "=~"),
+    (promql.MatchOp.NotRe, "!~"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Series with, for each step, the window of points before it.
+
+    Args:
+        labels: of each series.
+        counters: shape (S,), whether each is known never to decrease.
+        values: shape (S, P), NaN where there is no value.
+        ends: shape (T,), the column of the last point of each step's window.
+        width: points in a window; every window lies within the columns.
+        seconds: the window's length.
+        resolution: seconds between columns.
+        ages: shape (T,), how many seconds each step's last point is older than the step.
+        weight: seconds that a point stands for; of a subquery's, one value.
+        last: shape (T,), the time of each step's last point.
+    """
+
+    labels: tuple[LabelMap, ...]
+    counters: Bools
+    values: Floats
+    ends: Times
+    width: int
+    seconds: int
+    resolution: int
+    ages: Times
+    weight: int
+    last: Times
+
+
+def whole_seconds(span: timedelta | None, what: str) -> int:
+    """A duration of an expression.
+
+    Raises:
+        InvalidError: it has a fraction of a second.
+    """
+    if span is None:
+        return 0
+    seconds = span.total_seconds()
+    if not seconds.is_integer():
+        raise InvalidError(
+            f"got {what} of {seconds:g} s, expected whole seconds",
+            hint="there is one point a second",
+        )
+    return int(seconds)
+
+
+def matchers_of(selector: promql.VectorSelector) -> list[Matcher]:
+    """The conditions of a selector.
+
+    Raises:
+        InvalidError: it has alternatives (`or`), which are not known here.
+    """
+    if selector.matchers.or_matchers:
+        raise InvalidError(
+            "`or` between matchers is not supported", hint='use a regular expression: a=~"1|2"'
+        )
+    found = [Matcher(NAME, "=", selector.name)] if selector.name else []
+    for each in selector.matchers.matchers:
+        op = next(ours for theirs, ours in _OPS if each.op == theirs)
+        found.append(Matcher(each.name, op, each.value))
+    return found
+
+
+def at_times(context: Context, at: promql.AtModifier | None, offset: timedelta | None) -> Times:
+    """The times of the data that a selector or subquery shows at each step."""
+    times = context.times
+    if at is not None:
+        times = np.full_like(times, _fixed(context, at))
+    return times - whole_seconds(offset, "an offset")
+
+
+def _fixed(context: Context, at: promql.AtModifier) -> int:
+    match at.at:
+        case datetime():
+            return math.floor(at.at.timestamp())
+        case _ if at.type == promql.AtModifierType.Start:
+            return context.start
+        case _:
+            return context.end
+
+
+def select(context: Context, selector: promql.VectorSelector) -> tuple[Table, Times]:
+    """What a selector shows at each step, and the time of each step's point."""
+    times = at_times(context, selector.at, selector.offset)
+    first, last = int(times.min()), int(times.max())
+    resolution = context.reader.resolution(first, context.step or 1)
+    selection = _read(context, selector, first, last, resolution, "last")
+    columns = times // resolution - first // resolution
+    values = selection.values[:, columns]
+    labels = _labels(context, selection)
+    table = filled(Table(labels, values, ~np.isnan(values)))
+    return table, times // resolution * resolution
+
+
+def windows(
+    context: Context,
+    matrix: promql.MatrixSelector,
+    aggregate: Aggregate,
+    *,
+    exact: bool,
+    base: bool,
+) -> Windows:
+    """What a range selector shows at each step.
+
+    Args:
+        context: of the evaluation.
+        matrix: the range selector.
+        aggregate: of roll-ups of gauges.
+        exact: the function gives the same from roll-ups as from seconds.
+        base: the function needs the value before the window.
+    """
+    selector = matrix.vector_selector
+    wanted = whole_seconds(matrix.range, "a range")
+    times = at_times(context, selector.at, selector.offset)
+    first, last = int(times.min()), int(times.max())
+    resolution = context.reader.resolution(
+        first - wanted, _need(context, wanted, first, exact=exact)
+    )
+    width = -(-wanted // resolution)
+    if width * resolution != wanted:
+        context.notes.warn(
+            f"a range of {wanted} s was widened to {width * resolution} s: "
+            f"data of that age is kept every {resolution} s"
+        )
+    before = (LOOKBEHIND // resolution + 1) if base else 0
+    start = (first // resolution - width + 1 - before) * resolution
+    selection = _read(context, selector, start, last, resolution, aggregate)
+    return Windows(
+        labels=_labels(context, selection),
+        counters=np.array([kind == "counter" for kind in selection.kinds], dtype=bool),
+        values=selection.values,
+        ends=times // resolution - start // resolution,
+        width=width,
+        seconds=width * resolution,
+        resolution=resolution,
+        ages=times % resolution,
+        weight=resolution,
+        last=times // resolution * resolution,
+    )
+
+
+def over(table: Table, context: Context, step: int, wanted: int, times: Times) -> Windows:
+    """Windows over the steps of a subquery, whose times ascend by `step`."""
+    inner = context.times
+    width = max(1, -(-wanted // step))
+    ends = times // step - int(inner[0]) // step
+    return Windows(
+        labels=table.labels,
+        counters=np.zeros(len(table.labels), dtype=bool),
+        values=np.where(table.present, table.values, np.nan),
+        ends=ends,
+        width=width,
+        seconds=wanted,
+        resolution=step,
+        ages=times % step,
+        weight=1,
+        last=times // step * step,
+    )
+
+
+def _need(context: Context, wanted: int, first: int, *, exact: bool) -> int:
+    """How many seconds may lie between points, that the windows' bounds are points."""
+    if not exact:
+        return 1
+    return math.gcd(context.step or first, wanted) or 1
+
+
+def _read(
+    context: Context,
+    selector: promql.VectorSelector,
+    start: int,
+    end: int,
+    resolution: int,
+    aggregate: Aggregate,
+) -> Selection:
+    """Read whole points that cover the span, if they are not too many."""
+    context.watch()
+    start, end = start // resolution * resolution, end // resolution * resolution
+    matchers = matchers_of(selector)
+    limits = context.limits
+    series = len(context.reader.series(matchers, start - resolution + 1, end))
+    points = (end - start) // resolution + 1
+    if series > limits.series:
+        raise InvalidError(
+            f"{selector} selects {series} series, expected at most {limits.series}",
+            hint="demand more labels",
+        )
+    if series * points > limits.points:
+        raise TooMuchError(
+            f"{selector} reads {series * points} points ({series} series by {points}), "
+            f"expected at most {limits.points}",
+            hint="demand more labels, or ask for a shorter range",
+        )
+    context.notes.read(start - resolution + 1, end, resolution)
+    selection = context.reader.select(matchers, start, end, resolution, aggregate)
+    context.watch()
+    return selection
+
+
+def _labels(context: Context, selection: Selection) -> tuple[LabelMap, ...]:
+    pairs: Sequence[tuple[str, tuple[tuple[str, str], ...]]] = list(
+        zip(selection.names, selection.labels, strict=True)
+    )
+    return tuple(context.notes.label_map(name, labels) for name, labels in pairs)
