@@ -142,25 +142,25 @@ class Session:
         return heard
 
     async def _write(self, call: Any) -> None:
-        """Tell changes at once, and be heard of regularly."""
+        """Tell changes at once, and be heard of regularly, whatever else there is to send."""
+        now = asyncio.get_running_loop().time
+        due = now() + self._heartbeat
         while True:
-            if self._outbox.empty() and not self._reports.changed.is_set():
+            if now() >= due or (self._outbox.empty() and self._reports.changed.is_set()):
+                await call.write(encode(self._reports.take()))
+                due = now() + self._heartbeat
+            elif not self._outbox.empty():
+                await call.write(encode(self._outbox.get_nowait()))
+            else:
                 change = asyncio.ensure_future(self._reports.changed.wait())
                 queued = asyncio.ensure_future(self._outbox.get())
                 done, _ = await asyncio.wait(
-                    (change, queued),
-                    timeout=self._heartbeat,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    (change, queued), timeout=due - now(), return_when=asyncio.FIRST_COMPLETED
                 )
                 change.cancel()
+                queued.cancel()
                 if queued in done:
                     await call.write(encode(queued.result()))
-                    continue
-                queued.cancel()
-            if not self._outbox.empty():
-                await call.write(encode(self._outbox.get_nowait()))
-                continue
-            await call.write(encode(self._reports.take()))
 
 
 async def _first_to_end(

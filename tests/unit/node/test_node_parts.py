@@ -446,3 +446,38 @@ def test_session_begins_anew_after_a_message_that_cannot_be_sent(
 
 def test_digests_are_read_from_a_dump() -> None:
     assert digests(b'{"configs": []}') == {}
+
+
+def test_a_node_that_always_has_something_else_to_say_is_heard_of_regularly(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with FakeServer(tmp_path / "authority", tmp_path / "api.sock") as server:
+            _, svid = await join(config(tmp_path), "run")
+
+            async def failed() -> None:
+                pass
+
+            async def talk(session: Session) -> None:
+                while True:
+                    session.send(Reply(id="1", message="a second of series"))
+                    await asyncio.sleep(0.02)
+
+            session = Session(
+                lambda: server.session,
+                lambda: svid,
+                Reports(NODE),
+                lambda _: None,
+                failed,
+                lambda: None,
+                heartbeat=0.1,
+            )
+            tasks = [asyncio.ensure_future(session.run()), asyncio.ensure_future(talk(session))]
+            try:
+                await server.until(lambda: len(server.heartbeats) > 5, 5)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
