@@ -226,6 +226,17 @@ def statements() -> Iterator[str]:
     yield f"| {', '.join(f'`{word}`' for word in words)} | it changes the schema |"
 
 
+def metrics() -> Iterator[str]:
+    """Every metric of Bedstone's own."""
+    from bedstone.telemetry.names import CATALOGUE
+
+    yield "| metric | kind | labels | meaning |\n|---|---|---|---|"
+    for metric in CATALOGUE:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        kind = f"{metric.kind}, {metric.unit}" if metric.unit else metric.kind
+        yield f"| `{metric.name}` | {kind} | {labels} | {metric.help} |"
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "manifest": manifest,
     "commands": commands,
@@ -233,6 +244,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "failures": failures,
     "transactions": transactions,
     "statements": statements,
+    "metrics": metrics,
 }
 
 

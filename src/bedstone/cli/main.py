@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "down": ("bedstone.cli.down:down", "Stop the app; its data stays."),
     "open": ("bedstone.cli.open:open_", "Open the web console, signed in."),
     "ps": ("bedstone.cli.ps:ps", "Show what runs, and in which state."),
+    "top": ("bedstone.cli.top:top", "Show what happens, each second."),
     "logs": ("bedstone.cli.logs:logs", "Show what a workload or an engine wrote."),
     "call": ("bedstone.cli.call:call", "Send one HTTP request to a workload, through the mesh."),
     "apply": ("bedstone.cli.apply:apply", "Make a manifest the running app's."),

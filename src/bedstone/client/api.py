@@ -51,11 +51,13 @@ if TYPE_CHECKING:
         ConsoleLink,
         ConsoleLinkRequest,
         ConsoleSignIn,
+        Overview,
         RollbackRequest,
         ScaleRequest,
         Seconds,
         Tick,
         UndoRequest,
+        WorkloadList,
     )
     from bedstone.model.traces import LogPage
 
@@ -218,6 +220,21 @@ class Client:
         async with self._transport.lines("/v1/ticks") as lines:
             async for line in lines:
                 yield _parse(Tick, line)
+
+    async def overview(self) -> Overview:
+        """The whole installation at one glance."""
+        from bedstone.model.monitoring import Overview
+
+        return await self._get(Overview, "overview")
+
+    async def workloads(self, app: str = "", search: str = "") -> WorkloadList:
+        """The workloads of all apps, or of one, in one line each."""
+        from bedstone.model.monitoring import WorkloadList
+
+        given = {"app": app, "search": search}
+        params = {name: text for name, text in given.items() if text}
+        content = await self._transport.request("GET", "/v1/workloads", params=params)
+        return _parse(WorkloadList, content)
 
     async def seconds(self, start: int, end: int) -> Seconds:
         """Which seconds from `start` to `end` were not complete, and what was missing."""
