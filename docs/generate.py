@@ -147,12 +147,18 @@ def routes() -> Iterator[str]:
     from bedstone.server.api import build_api
     from bedstone.server.console import ConsoleService
     from bedstone.server.console_views import ConsoleViews
+    from bedstone.server.seconds import second_routes
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
     console = ConsoleService(None, "", nothing, nothing)
     views = ConsoleViews(nothing, nothing, nothing, "")
-    more = (views.add_routes, console.add_routes, Actions(nothing).add_routes)
+    more = (
+        second_routes(nothing, nothing),
+        views.add_routes,
+        console.add_routes,
+        Actions(nothing).add_routes,
+    )
     for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):
             continue

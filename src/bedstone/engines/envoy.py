@@ -34,6 +34,8 @@ SDS_CLUSTER = "bedstone_sds"
 COLLECTOR_CLUSTER = "bedstone_collector"
 TELEMETRY_CLUSTER = "bedstone_telemetry"
 
+BELOW = 0.5
+"""How far below the bounds in `BUCKETS`, in milliseconds, those are that Envoy is given."""
 KEPT = (
     r"http\.(gateway|inbound)/[^.]*\.(downstream_rq_([2-5]xx|active|time)|rbac\.denied)",
     r"http\.(outbound|call|connect)/[^.]*\.rq_direct_response",
@@ -195,8 +197,10 @@ class EnvoyEngine:
                 "stats_matcher": {
                     "inclusion_list": {"patterns": [{"safe_regex": {"regex": r}} for r in KEPT]}
                 },
+                # Whole milliseconds are recorded, rounded down, to two digits; a bucket has all of
+                # the bin that its bound is in. So this one has what took less than its bound.
                 "histogram_bucket_settings": [
-                    {"match": {"suffix": "_time"}, "buckets": [float(bound) for bound in BUCKETS]}
+                    {"match": {"suffix": "_time"}, "buckets": [b - BELOW for b in BUCKETS]}
                 ],
             },
         }

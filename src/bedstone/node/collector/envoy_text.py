@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bedstone.control.mesh import counting
+from bedstone.engines.envoy import BELOW
 from bedstone.telemetry import names
 from bedstone.telemetry.frames import Series
 from bedstone.telemetry.names import Metric
@@ -190,7 +191,7 @@ def _part(series: Series, part: str, bound: str) -> Target:
     """One series of a histogram, whose bounds and sum are milliseconds in Envoy."""
     labels = series.labels
     if part == "_bucket":
-        le = bound if bound == "+Inf" else f"{float(bound) / 1000:g}"
+        le = bound if bound == "+Inf" else f"{(float(bound) + BELOW) / 1000:g}"
         labels = tuple(sorted((*labels, ("le", le))))
     scale = 0.001 if part == "_sum" else 1.0
     return Target(Series(series.name + part, labels, "counter", series.source), scale)
