@@ -26,7 +26,9 @@ from bedstone.model.resources import Node
 from bedstone.node import proxy, sds
 from bedstone.node.certificates import Certificates
 from bedstone.node.collector import otlp_grpc, otlp_http
-from bedstone.node.collector.collector import Collector, NoApplicationMetrics
+from bedstone.node.collector.application import ApplicationMetrics, Life
+from bedstone.node.collector.application_logs import ApplicationLogs
+from bedstone.node.collector.collector import Collector
 from bedstone.node.collector.intake import Discard, Intake
 from bedstone.node.collector.postgres import DatabaseStatistics
 from bedstone.node.commands import Commands
@@ -74,6 +76,7 @@ class Agent:
         self._membership = Membership("", "")
         self._identity: Svid | None = None
         self._last_join = 0.0
+        self._built = False
         origin = time.time() - time.monotonic()
         # Wall-clock time that never jumps while this agent lives.
         self._clock = lambda: origin + time.monotonic()
@@ -93,7 +96,12 @@ class Agent:
             stack.callback(watching.cancel)
             server = await sds.serve(self._secrets, config.sds)
             stack.push_async_callback(server.stop, 0)
-            self._intake = Intake(Discard(), Discard(), Discard())
+            written = ApplicationLogs(config.logs)
+            stack.callback(written.close)
+            self._applications = ApplicationMetrics(
+                config.name, self._life, written.tell, time.monotonic
+            )
+            self._intake = Intake(Discard(), written, self._applications)
             receiver = await otlp_grpc.serve(self._intake, config.collector)
             stack.push_async_callback(receiver.stop, 0)
             await stack.enter_async_context(otlp_http.serve(self._intake, config.telemetry))
@@ -125,6 +133,7 @@ class Agent:
             )
             await watch.synced.wait()
             self._build(supervisor, watch, ports, run_id)
+            self._built = True
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
             stack.callback(self._collector.close)
@@ -206,7 +215,7 @@ class Agent:
             self._view,
             self._reports,
             watch,
-            NoApplicationMetrics(),
+            self._applications,
             (self._statistics.read,),
         )
         self._commands = Commands(
@@ -325,6 +334,16 @@ class Agent:
                 await self._supervisor.forget(name)
             except Error as error:
                 _log.warning("cannot stop", extra={"what": name, "reason": error.message})
+
+    def _life(self, path: str) -> Life | None:
+        """The process of an instance that runs here."""
+        if not self._built:  # the receivers are open earlier
+            return None
+        info = self._watch.latest.get(f"instance/{path}")
+        status = self._reports.instances.get(f"status/instances/{path}")
+        if info is None or status is None or not info.running:
+            return None
+        return Life(status.revision, f"{info.pid}:{info.start_time}")
 
     def _database_changed(self) -> None:
         self._instances.kick()

@@ -48,14 +48,6 @@ class ApplicationMetrics(Protocol):
         ...
 
 
-class NoApplicationMetrics:
-    """No application exports any."""
-
-    def collect(self) -> tuple[Mapping[Series, float], Mapping[str, str]]:
-        """Nothing."""
-        return {}, {}
-
-
 Read = Callable[[], Awaitable[Reading]]
 """A source that is asked without blocking; it keeps to its own time-out."""
 
