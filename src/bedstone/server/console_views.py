@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Protocol
 
 from fastapi import FastAPI, Query
@@ -116,6 +116,7 @@ class ConsoleViews:
         self._measuring: OrderedDict[int, Measuring] = OrderedDict()
         self._computing = asyncio.Lock()
         self._revisions = Revisions()
+        self._measured_now: tuple[Golden, Mapping[tuple[str, str], float]] | None = None
         self._picture: tuple[tuple[int, int], Picture] | None = None
         self._answers: dict[tuple[str, ...], tuple[tuple[int, int], bytes]] = {}
 
@@ -150,13 +151,19 @@ class ConsoleViews:
         async def one(name: str, workload: str, _: Reader) -> WorkloadLine:
             return await self.workload(name, workload)
 
-        @app.get("/v1/apps/{name}/graph")
-        async def graph(name: str, _: Reader, at: At = None, window: Window = NOW) -> Graph:
-            return await self.graph(name, at, window)
+        @app.get("/v1/apps/{name}/graph", response_model=Graph)
+        async def graph(name: str, _: Reader, at: At = None, window: Window = NOW) -> Response:
+            async def mapped() -> Graph:
+                return await self.graph(name, at, window)
 
-        @app.get("/v1/apps/{name}/traffic")
-        async def traffic(name: str, _: Reader) -> Traffic:
-            return await self.traffic(name)
+            return await self._answer(("graph", name, str(at), str(window)), mapped)
+
+        @app.get("/v1/apps/{name}/traffic", response_model=Traffic)
+        async def traffic(name: str, _: Reader) -> Response:
+            async def flowing() -> Traffic:
+                return await self.traffic(name)
+
+            return await self._answer(("traffic", name), flowing)
 
     async def overview(self) -> Overview:
         """The whole installation at one glance."""
@@ -287,17 +294,20 @@ class ConsoleViews:
         async with self._computing:
             version = self._version
             if self._picture is None or self._picture[0] != version:
-                held = self._picture[1].golden if self._picture else None
-                if held is None or held.span.second != version[1]:
-                    held = await asyncio.to_thread(self._measure, None, NOW)
+                held = self._measured_now
+                if held is None or held[0].span.second != version[1]:
+                    held = self._measured_now = await asyncio.to_thread(self._measure_now)
                 # What follows reads the snapshot, which only the event loop changes.
-                self._picture = (version, self._pictured(held))
+                self._picture = (version, self._pictured(*held))
             return self._picture[1]
 
-    def _pictured(self, golden: Golden) -> Picture:
+    def _measure_now(self) -> tuple[Golden, Mapping[tuple[str, str], float]]:
+        golden = self._measure(None, NOW)
+        return golden, self._measuring[NOW].restarts(golden.span.second, finding.RESTARTED)
+
+    def _pictured(self, golden: Golden, restarts: Mapping[tuple[str, str], float]) -> Picture:
         snapshot = self._loop.snapshot
         states = lines.states(snapshot, golden, self._revisions)
-        restarts = self._measuring[NOW].restarts(golden.span.second, finding.RESTARTED)
         found = finding.findings(snapshot, states, golden, self._alerts(), restarts)
         return Picture(golden, states, found)
 
