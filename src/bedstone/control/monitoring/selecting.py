@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bedstone.control.monitoring.catalogue import Catalogue
+from bedstone.control.monitoring.catalogue import Catalogue, Entry
 from bedstone.control.monitoring.reading import Matcher, SeriesKey
 from bedstone.control.monitoring.ring import Ring
 from bedstone.control.monitoring.rollups import AGGREGATES, Aggregate, roll_up
@@ -25,14 +25,19 @@ class Chosen:
     """Series, in the order of their metrics, then of their ids.
 
     Attributes:
-        keys: name, labels and kind of each.
+        entries: name, labels and kind of each.
         row: where each stands in memory; -1 for nowhere.
         columns: what roll-ups have to know.
     """
 
-    keys: list[SeriesKey]
+    entries: list[Entry]
     row: Times
     columns: Columns
+
+    @property
+    def keys(self) -> list[SeriesKey]:
+        """What each is called."""
+        return [SeriesKey(entry.name, entry.labels, entry.kind) for entry in self.entries]
 
 
 def choose(
@@ -45,12 +50,14 @@ def choose(
     """
     entries = [catalogue[number] for number in catalogue.match(matchers).tolist()]
     row = np.array([entry.row for entry in entries], np.int64)
-    first = np.array([entry.first for entry in entries], np.int64)
-    last = np.array([entry.last for entry in entries], np.int64)
-    source = np.array([entry.source for entry in entries], np.int64)
+    # Of nearly all, the row counts; asking each entry would cost more than all the rest.
+    first, last, source = (np.zeros(len(row), np.int64) for _ in range(3))
     here = np.flatnonzero(row >= 0)
     first[here], last[here] = rows.first[row[here]], rows.last[row[here]]
     source[here] = rows.source[row[here]]
+    for at in np.flatnonzero(row < 0).tolist():
+        entry = entries[at]
+        first[at], last[at], source[at] = entry.first, entry.last, entry.source
     metric = np.array([entry.metric for entry in entries], np.int64)
     ids = np.array([entry.id for entry in entries], np.int64)
     some = np.flatnonzero((first > 0) & (first <= end) & (last >= start))
@@ -58,7 +65,7 @@ def choose(
     chosen = [entries[at] for at in order.tolist()]
     counter = np.array([entry.kind == "counter" for entry in chosen], np.bool_)
     return Chosen(
-        [SeriesKey(entry.name, entry.labels, entry.kind) for entry in chosen],
+        chosen,
         row[order],
         Columns(ids[order], metric[order], source[order], first[order], counter),
     )
@@ -114,11 +121,11 @@ def read_file(
     aggregate: Aggregate,
 ) -> None:
     """Fill in the points of `times`, the first of the grid, from the file."""
-    if not times.size or not chosen.keys:
+    if not times.size or not chosen.entries:
         return
     edges = np.flatnonzero(np.diff(chosen.columns.metric)) + 1
     span = (int(times[0]), int(times[-1]))
-    for rows in np.split(np.arange(len(chosen.keys)), edges):
+    for rows in np.split(np.arange(len(chosen.entries)), edges):
         number = AGGREGATES.index(aggregate) if resolution > 1 else 0
         last = chosen.columns.counter[rows] if number else np.ones(len(rows), np.bool_)
         for kind, which in ((0, rows[last]), (number, rows[~last])):

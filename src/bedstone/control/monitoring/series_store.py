@@ -465,7 +465,7 @@ class SeriesStore:
         times = np.arange(_ceil(start, resolution), end + 1, resolution, dtype=np.int64)
         with self._lock:
             chosen = choose(self._catalogue, self._totals.rows, matchers, start - resolution, end)
-            values = np.full((len(chosen.keys), len(times)), np.nan)
+            values = np.full((len(chosen.entries), len(times)), np.nan)
             begin = self._held
             if resolution > 1:
                 begin = max(self._sealed, _ceil(begin - 1, _MINUTE)) + 1
@@ -473,11 +473,11 @@ class SeriesStore:
             read_ring(self._ring, chosen, times, values, resolution, aggregate, begin, absence)
         read_file(self._file, chosen, times[times < begin], values, resolution, aggregate)
         some = np.flatnonzero(~np.isnan(values).all(axis=1))
-        keys = [chosen.keys[at] for at in some.tolist()]
+        found = [chosen.entries[at] for at in some.tolist()]
         return Selection(
-            names=tuple(key.name for key in keys),
-            labels=tuple(key.labels for key in keys),
-            kinds=tuple(key.kind for key in keys),
+            names=tuple([entry.name for entry in found]),
+            labels=tuple([entry.labels for entry in found]),
+            kinds=tuple([entry.kind for entry in found]),
             times=times,
             values=values if len(some) == len(values) else values[some],
             resolution=resolution,
