@@ -4,8 +4,14 @@ import { session, sessionError } from "./api/session.ts";
 import { signedOut } from "./api/ticks.ts";
 import { OverviewPage } from "./pages/overview.tsx";
 import { MapPage } from "./pages/map.tsx";
+import { MetricsPage } from "./pages/metrics.tsx";
 import { NotFoundPage } from "./pages/not-found.tsx";
 import { SignedOutPage } from "./pages/signed-out.tsx";
+import { ComparePage } from "./pages/trace-compare.tsx";
+import { TracePage } from "./pages/trace.tsx";
+import { TracesPage } from "./pages/traces.tsx";
+import { TransactionPage } from "./pages/transaction.tsx";
+import { TransactionsPage } from "./pages/transactions.tsx";
 import { WorkloadPage } from "./pages/workload.tsx";
 import { WorkloadsPage } from "./pages/workloads.tsx";
 import { Failure, Loading } from "./ui/empty.tsx";
@@ -28,6 +34,13 @@ function page([section = "", ...rest]: string[]): ComponentChildren {
       return rest.length === 2 ? <WorkloadPage key={rest.join("/")} app={rest[0]!} name={rest[1]!} /> : <WorkloadsPage />;
     case "map":
       return <MapPage named={rest[0]} />;
+    case "explore":
+      return <MetricsPage />;
+    case "transactions":
+      return rest.length === 2 ? <TransactionPage key={rest.join("/")} app={rest[0]!} xid={rest[1]!} /> : <TransactionsPage named={rest[0]} />;
+    case "traces":
+      if (rest.length === 2) return <ComparePage key={rest.join("/")} ids={[rest[0]!, rest[1]!]} />;
+      return rest.length === 1 ? <TracePage key={rest[0]} id={rest[0]!} /> : <TracesPage />;
     default:
       return <NotFoundPage path={[section, ...rest].join("/")} />;
   }

@@ -253,8 +253,9 @@ function drawn(
   nodes: readonly Node[], links: readonly Edge[], cells: Map<string, Cell>, chains: Map<string, Cell[]>, columns: Cell[][], sizes: Sizes,
 ): Drawing {
   const every = columns.flat();
-  const top = Math.min(0, ...every.map((each) => each.y)) - sizes.height / 2;
-  const bottom = Math.max(0, ...every.map((each) => each.y)) + sizes.height / 2;
+  const ys = every.length ? every.map((each) => each.y) : [0];
+  const top = Math.min(...ys) - sizes.height / 2;
+  const bottom = Math.max(...ys) + sizes.height / 2;
   const x = (layer: number) => layer * (sizes.width + sizes.across);
   const round = (value: number) => Math.round(value * 2) / 2;
   const places = new Map<string, Place>();

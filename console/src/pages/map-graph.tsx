@@ -213,7 +213,7 @@ function NodeBox({ node, place, picked, dimmed, compact, choose, hover }: {
       <rect class="box" width={SIZES.width} height={SIZES.height} rx={node.kind === "database" ? 14 : 7} />
       <Shape level={level} />
       <text class="name" x="30" y="23">{shortened(node.name, compact ? 12 : 16)}</text>
-      <text class={`count ${short ? "short" : ""}`} x={SIZES.width - 11} y="23">{node.kind === "workload" ? `${node.ready}/${node.wanted}` : KINDS[node.kind]}</text>
+      <text class={`count ${short ? "short" : ""}`} x={SIZES.width - 11} y="23">{node.kind === "workload" ? `${node.ready}/${node.wanted}` : compact ? "" : KINDS[node.kind]}</text>
       <text class="figures" x="30" y="41">{figures || "no traffic"}</text>
     </g>
   );

@@ -22,7 +22,7 @@ export function Empty({ title, children, run }: { title: string; children?: Comp
 }
 
 /** A command that can be copied. */
-export function Command({ text }: { text: string }) {
+export function Command({ text, prompt = "$ " }: { text: string; prompt?: string }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     try {
@@ -35,7 +35,7 @@ export function Command({ text }: { text: string }) {
   };
   return (
     <div class="command">
-      <code><span class="prompt" aria-hidden="true">$ </span>{text}</code>
+      <code><span class="prompt" aria-hidden="true">{prompt}</span>{text}</code>
       <button type="button" class="quiet small" onClick={copy}>{copied ? "Copied" : "Copy"}</button>
     </div>
   );
