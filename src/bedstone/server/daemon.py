@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
 from bedstone.control.mesh.mesh import Mesh
+from bedstone.control.monitoring.promql import Engine
 from bedstone.errors import DeniedError, Error, UnavailableError
 from bedstone.model import messages
 from bedstone.model.resources import Address
@@ -41,6 +42,7 @@ from bedstone.server.lines import Lines
 from bedstone.server.meshing import Meshing
 from bedstone.server.monitoring import Monitoring
 from bedstone.server.peers import peer_node
+from bedstone.server.prometheus import Prometheus
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
 from bedstone.server.transactions import Transactions, located, through_mesh
@@ -91,6 +93,7 @@ async def serve(config: ServerConfig) -> None:
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
         console = ConsoleService(config.console, authority.domain, store, changes)
         monitoring = Monitoring(config.state_dir, sessions, transactions)
+        prometheus = Prometheus(Engine(monitoring.series))
         api = build_api(
             store,
             queries,
@@ -102,6 +105,7 @@ async def serve(config: ServerConfig) -> None:
                 Actions(changes).add_routes,
                 ConsoleViews(loop, monitoring.series, changes, authority.domain).add_routes,
                 Lines(loop, queries).add_routes,
+                prometheus.routes,
             ),
         )
         credentials = ServerCredentials(authority, [host])

@@ -79,34 +79,50 @@ def _bounded(expression: str) -> None:
 
 
 def _supported(node: promql.Expr) -> None:
-    """Look at every node once: each look at a part copies it."""
-    parts: list[promql.Expr] = []
+    """Refuse what is not supported, in it and in its parts."""
     match node:
         case promql.Call():
             _named(node.func.name in SUPPORTED, f"the function {node.func.name}")
-            parts = list(node.args)
         case promql.AggregateExpr():
             _named(str(node.op) in aggregation.NAMES, f"the aggregation {node.op}")
-            parts = [node.expr, *([] if node.param is None else [node.param])]
         case promql.BinaryExpr():
             _operator(node)
-            parts = [node.lhs, node.rhs]
-        case promql.UnaryExpr() | promql.ParenExpr():
-            parts = [node.expr]
         case promql.VectorSelector():
             _selector(node)
         case promql.MatrixSelector():
             whole_seconds(node.range, "a range")
-            _selector(node.vector_selector)
         case promql.SubqueryExpr():
             for span, what in ((node.range, "a range"), (node.step, "a step")):
                 whole_seconds(span, what)
             whole_seconds(node.offset, "an offset")
-            parts = [node.expr]
         case _:
             pass
-    for part in parts:
+    for part in _parts(node):
         _supported(part)
+
+
+def _parts(node: promql.Expr) -> list[promql.Expr]:
+    """What a node consists of. Look at each once: a look copies it."""
+    match node:
+        case promql.Call():
+            return list(node.args)
+        case promql.AggregateExpr():
+            return [node.expr, *([] if node.param is None else [node.param])]
+        case promql.BinaryExpr():
+            return [node.lhs, node.rhs]
+        case promql.UnaryExpr() | promql.ParenExpr() | promql.SubqueryExpr():
+            return [node.expr]
+        case promql.MatrixSelector():
+            return [node.vector_selector]
+        case _:
+            return []
+
+
+def selectors_of(node: promql.Expr) -> list[promql.VectorSelector]:
+    """The selectors within an expression."""
+    if isinstance(node, promql.VectorSelector):
+        return [node]
+    return [found for part in _parts(node) for found in selectors_of(part)]
 
 
 def _named(known: bool, what: str) -> None:  # noqa: FBT001 - it reads as a condition

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from bedstone.control.monitoring.promql.results import Answer, Matrix, Series, Value
 from bedstone.control.monitoring.reading import Reader
@@ -27,6 +27,7 @@ from bedstone.errors import InvalidError, UnavailableError
 if TYPE_CHECKING:
     from bedstone.control.monitoring.promql.context import Notes
 
+T = TypeVar("T")
 FRESH: Final = 10
 """Seconds."""
 
@@ -135,13 +136,18 @@ class Engine:
 
     async def query(self, expression: str, at: int | None = None) -> Answer:
         """`instant`, in a thread."""
-        return await self._in_thread(lambda gone: self.instant(expression, at, gone))
+        return await self.in_thread(lambda gone: self.instant(expression, at, gone))
 
     async def query_range(self, expression: str, start: int, end: int, step: int) -> Answer:
         """`range`, in a thread."""
-        return await self._in_thread(lambda gone: self.range(expression, start, end, step, gone))
+        return await self.in_thread(lambda gone: self.range(expression, start, end, step, gone))
 
-    async def _in_thread(self, work: Callable[[threading.Event], Answer]) -> Answer:
+    async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
+        """Do a query's work in a thread, at most `limits.queries` at the same time.
+
+        Args:
+            work: gets an event that is set once nobody waits for it any more.
+        """
         cancelled = threading.Event()
         async with self._slots:
             try:

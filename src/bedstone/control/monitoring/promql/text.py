@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from typing import Final
+
+_EXACT: Final = 1e15
+"""Whole numbers below are written without a point or an exponent."""
 
 
 def number(value: float) -> str:
     """The shortest text that reads back as the same number; `NaN`, `+Inf` and `-Inf` by name."""
+    if -_EXACT < value < _EXACT and value == int(value):
+        return str(int(value)) if value or math.copysign(1, value) > 0 else "-0"
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    if value.is_integer() and abs(value) < 1e15:
-        return str(int(value)) if value or math.copysign(1, value) > 0 else "-0"
-    text = repr(value)
-    mantissa, _, exponent = text.partition("e")
-    if not exponent:
-        return text
-    power = int(exponent)
-    mantissa = mantissa.removesuffix(".0")
-    return f"{mantissa}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    return repr(value).replace(".0e", "e")
 
 
-def scalar(value: float) -> str:
-    """As `number`, and without an exponent, as Prometheus's query API writes values."""
+def plain(value: float) -> str:
+    """As `number`, but never with an exponent: as the query API writes values."""
     text = number(value)
-    if "e" not in text:
-        return text
-    from decimal import Decimal
-
-    return format(Decimal(text), "f")
+    return format(Decimal(text), "f") if "e" in text else text
