@@ -589,6 +589,27 @@ export interface AlertHistory {
   items: AlertEvent[];
 }
 
+/** One series of a rule that was tried. */
+export interface AlertSample {
+  labels: Record<string, string>;
+  value: number;
+  holds: boolean;
+}
+
+/** What a rule says now. */
+export interface AlertTest {
+  app: string;
+  rule: string;
+  kind: "condition" | "burn-rate" | "baseline" | "dead-man";
+  second: number;
+  expression: string;
+  holds: boolean;
+  samples: AlertSample[];
+  value: number | null;
+  note: string;
+  error: string;
+}
+
 /** Tell nobody of alerts that match, for a time. */
 export interface SilenceRequest {
   labels: Record<string, string>;

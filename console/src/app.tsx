@@ -7,9 +7,12 @@ import { MapPage } from "./pages/map.tsx";
 import { MetricsPage } from "./pages/metrics.tsx";
 import { NotFoundPage } from "./pages/not-found.tsx";
 import { SignedOutPage } from "./pages/signed-out.tsx";
+import { AlertsPage } from "./pages/alerts.tsx";
+import { ChangesPage } from "./pages/changes.tsx";
 import { ComparePage } from "./pages/trace-compare.tsx";
 import { TracePage } from "./pages/trace.tsx";
 import { TracesPage } from "./pages/traces.tsx";
+import { TrafficPage } from "./pages/traffic.tsx";
 import { TransactionPage } from "./pages/transaction.tsx";
 import { TransactionsPage } from "./pages/transactions.tsx";
 import { WorkloadPage } from "./pages/workload.tsx";
@@ -41,6 +44,12 @@ function page([section = "", ...rest]: string[]): ComponentChildren {
     case "traces":
       if (rest.length === 2) return <ComparePage key={rest.join("/")} ids={[rest[0]!, rest[1]!]} />;
       return rest.length === 1 ? <TracePage key={rest[0]} id={rest[0]!} /> : <TracesPage />;
+    case "alerts":
+      return <AlertsPage />;
+    case "traffic":
+      return <TrafficPage named={rest[0]} />;
+    case "changes":
+      return <ChangesPage />;
     default:
       return <NotFoundPage path={[section, ...rest].join("/")} />;
   }

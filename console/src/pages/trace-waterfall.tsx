@@ -56,7 +56,7 @@ function Bar({ span, box, own }: { span: Span; box: Bounds; own: number }) {
   const left = ((span.start - box.start) / box.seconds) * 100;
   const width = Math.max(0.15, (span.seconds / box.seconds) * 100);
   return (
-      <span class={`bar ${span.origin}`} style={{ left: `${left}%`, width: `${width}%` }} title={`${seconds(span.seconds)}, of which ${seconds(own)} itself`}>
+      <span class={`span-bar ${span.origin}`} style={{ left: `${left}%`, width: `${width}%` }} title={`${seconds(span.seconds)}, of which ${seconds(own)} itself`}>
         {span.events.map((event, index) => <span key={index} class="point" style={{ left: `${Math.min(100, Math.max(0, ((event.time - span.start) / (span.seconds || 1e-9)) * 100))}%` }} title={event.name} />)}
       </span>
   );

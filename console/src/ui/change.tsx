@@ -15,8 +15,12 @@ export function ChangeLine({ change }: { change: ChangeRecord }) {
 
 const CLASSES: Record<Change["op"], string> = { "+": "add", "-": "remove", "~": "change" };
 
-export function Difference({ changes }: { changes: readonly Change[] }) {
-  if (!changes.length) return <p class="dim">No difference was recorded.</p>;
+const OPPOSITE: Record<Change["op"], Change["op"]> = { "+": "-", "-": "+", "~": "~" };
+
+/** What was changed; `undone`: what undoing it changes. */
+export function Difference({ changes: given, undone }: { changes: readonly Change[]; undone?: boolean }) {
+  if (!given.length) return <p class="dim">No difference was recorded.</p>;
+  const changes = undone ? given.map((each): Change => ({ ...each, op: OPPOSITE[each.op], before: each.after, after: each.before, effect: "" })) : given;
   return (
     <ul class="diff">
       {changes.map((change) => (

@@ -115,6 +115,13 @@ export function clock(at: number, fraction = false): string {
   return fraction ? `${time}.${String(date.getMilliseconds()).padStart(3, "0")}` : time;
 }
 
+/** The time of today; with the day before it for any other. */
+export function moment(at: number, now: number): string {
+  const date = new Date(at * 1000);
+  if (date.toDateString() === new Date(now * 1000).toDateString()) return clock(at);
+  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${clock(at).slice(0, 5)}`;
+}
+
 /** `2026-11-28 14:03:27 +01:00`: no doubt about the zone. */
 export function absolute(at: number): string {
   const date = new Date(at * 1000);
