@@ -144,6 +144,7 @@ def routes() -> Iterator[str]:
     from fastapi.routing import APIRoute
 
     from bedstone.server.actions import Actions
+    from bedstone.server.alert_routes import alert_routes
     from bedstone.server.api import build_api
     from bedstone.server.console import ConsoleService
     from bedstone.server.console_views import ConsoleViews
@@ -158,6 +159,7 @@ def routes() -> Iterator[str]:
         views.add_routes,
         console.add_routes,
         Actions(nothing).add_routes,
+        alert_routes(nothing),
     )
     for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):

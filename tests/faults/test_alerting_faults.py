@@ -146,10 +146,10 @@ def test_a_store_that_is_away_loses_no_alert_and_keeps_nobody_from_being_told(er
     async def main() -> None:
         async with open_store("memory://") as store:
             away = _Away(store)
-            world = AlertWorld(away, TEXT)  # type: ignore[arg-type]
+            world = AlertWorld(away, TEXT)
             try:
                 async with world.running() as alerting:
-                    world.settle = lambda: asyncio.sleep(0.05)
+                    world.settle = lambda: asyncio.sleep(0.05)  # type: ignore[method-assign]
                     away.error = error
                     world.evaluator.say("latency > 1", {WEB: 2.0})
                     await world.seconds(3)

@@ -31,6 +31,10 @@ from bedstone.model import messages
 from bedstone.model.resources import Address
 from bedstone.server.actions import Actions
 from bedstone.server.ads import AdsService, by_certificate
+from bedstone.server.alert_promql import PromqlEvaluator
+from bedstone.server.alert_routes import alert_routes
+from bedstone.server.alert_sending import Senders
+from bedstone.server.alerting import Alerting
 from bedstone.server.api import build_api
 from bedstone.server.auth import PeerProtocol
 from bedstone.server.changes import Changes
@@ -72,7 +76,7 @@ async def serve(config: ServerConfig) -> None:
     """
     authority = Authority.open(config.state_dir / "authority")
     stopped = _on_signals()
-    async with open_store(config.store_url) as store:
+    async with open_store(config.store_url) as store, Senders() as senders:
         loop = ControlLoop(store, [Controller("scheduling", scheduling.plan)])
         host, port = host_and_port(config.session)
         mesh = Mesh(authority.domain, control=Address(host=host, port=port))
@@ -94,6 +98,14 @@ async def serve(config: ServerConfig) -> None:
         console = ConsoleService(config.console, authority.domain, store, changes)
         monitoring = Monitoring(config.state_dir, sessions, transactions)
         prometheus = Prometheus(Engine(monitoring.series))
+        alerting = Alerting(
+            store,
+            loop,
+            monitoring.series,
+            PromqlEvaluator(monitoring.series),
+            senders,
+            changes,
+        )
         api = build_api(
             store,
             queries,
@@ -106,6 +118,7 @@ async def serve(config: ServerConfig) -> None:
                 ConsoleViews(loop, monitoring.series, changes, authority.domain).add_routes,
                 Lines(loop, queries).add_routes,
                 prometheus.routes,
+                alert_routes(alerting),
             ),
         )
         credentials = ServerCredentials(authority, [host])
@@ -115,6 +128,7 @@ async def serve(config: ServerConfig) -> None:
                 group.create_task(meshing.run(changes))
                 group.create_task(transactions.run())
                 group.create_task(monitoring.run())
+                group.create_task(alerting.run())
                 await loop.loaded()
                 server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
                 # Bound before anybody is answered: a server that will fail must not look alive.
