@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bedstone.control import declaring
 from bedstone.control.loop import ControlLoop
+from bedstone.control.monitoring.promql import check
 from bedstone.control.snapshot import Snapshot
 from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError
 from bedstone.model.api import ApplyRequest, ApplyResult, Change, TokenGrant, TokenRequest
@@ -236,6 +237,7 @@ class Changes:
         _refuse_reserved(request)
         _refuse_urls(request)
         refuse_unresolved(request.spec)
+        _refuse_expressions(request)
         before = self._snapshot.get(App, f"apps/{name}")
         if before and before.deleting:
             raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")
@@ -381,6 +383,21 @@ def _refuse_urls(request: ApplyRequest) -> None:
                 raise InvalidError(
                     f"databases.{name}.url: {error.message}",
                     hint="whoever applies a manifest replaces ${env.…} in it",
+                ) from error
+
+
+def _refuse_expressions(request: ApplyRequest) -> None:
+    """Refuse PromQL that is well-formed, but asks for what is not understood here."""
+    for name, alert in request.spec.alerts.items():
+        for key in ("when", "series", "expects"):
+            text = getattr(alert, key, None)
+            if text is None or (key == "expects" and text in request.spec.workloads):
+                continue
+            try:
+                check(text)
+            except InvalidError as error:
+                raise InvalidError(
+                    f"alerts.{name}.{key}: {error.message}", hint=error.hint
                 ) from error
 
 

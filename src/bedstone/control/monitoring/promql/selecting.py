@@ -28,6 +28,9 @@ from bedstone.errors import InvalidError
 
 LOOKBEHIND: Final = 60
 """Seconds."""
+_SHORT: Final = 300
+"""Seconds of a window that one evaluation reads by the second: it is cheap, and a store that is
+younger than the first roll-up point has none before a series that has just begun."""
 
 Aggregate = Literal["last", "min", "max", "avg"]
 _OPS: Final[tuple[tuple[promql.MatchOp, Literal["=", "!=", "=~", "!~"]], ...]] = (
@@ -200,7 +203,7 @@ def over(table: Table, context: Context, step: int, wanted: int, times: Times) -
 
 def _need(context: Context, wanted: int, first: int, *, exact: bool) -> int:
     """How many seconds may lie between points, that the windows' bounds are points."""
-    if not exact:
+    if not exact or (not context.step and wanted <= _SHORT):
         return 1
     return math.gcd(context.step or first, wanted) or 1
 
