@@ -95,10 +95,12 @@ class Spans(Frozen):
     """Spans that the node's collector got, as they come.
 
     `body` is base64 of an OTLP `ExportTraceServiceRequest`, deflated (RFC 1951 in zlib's form).
+    `dropped` spans found no room since the message before.
     """
 
     type: Literal["spans"] = "spans"
     body: str
+    dropped: int = 0
 
 
 class LogLine(Frozen):
@@ -150,7 +152,7 @@ class Command(Frozen):
     `database`: the URL of database `subject` (`APP/CELL/NAME`), for the user `identity` of it.
     `metrics`: one frame of series for the second `since`; with `full`, a complete one.
     `tap`: requests of `app`, as they are answered, until it is cancelled.
-    `sampling`: begin traces of the share `subject` (0 to 1) of requests.
+    `sampling`: begin traces of the share `subject` (0 to 1) of requests; empty: by their rate.
     `cancel`: stop answering command `subject`.
     """
 

@@ -21,6 +21,7 @@ Paths (all under `/v1`, JSON unless said otherwise), beside those of `bedstone.m
 | POST `/apps/APP/undo` | operator | `UndoRequest` | `ApplyResult` |
 | GET `/traces?app&service&name&errors&min&max&start&end&before&limit` | reader | | `TraceList` |
 | GET `/traces/ID` | reader | | `TraceDetail` |
+| PUT `/sampling` | operator | `SamplingRequest` | the same |
 | GET `/apps/APP/lines?workload&trace&level&text&since&until&limit` | reader | | `LogPage` |
 | GET `/alerts` | reader | | `AlertList` |
 | GET `/alerts/history?app&rule&limit` | reader | | `AlertHistory` |

@@ -35,6 +35,12 @@ class TraceList(Frozen):
     next: float | None = None
 
 
+class SamplingRequest(Frozen):
+    """Which share of requests begins a sampled trace; None: by their rate."""
+
+    share: float | None = Field(default=None, ge=0, le=1)
+
+
 class SpanEvent(Frozen):
     """Something that happened within a span."""
 

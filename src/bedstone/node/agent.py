@@ -29,8 +29,11 @@ from bedstone.node.collector import otlp_grpc, otlp_http
 from bedstone.node.collector.application import ApplicationMetrics, Life
 from bedstone.node.collector.application_logs import ApplicationLogs
 from bedstone.node.collector.collector import Collector
-from bedstone.node.collector.intake import Discard, Intake
+from bedstone.node.collector.intake import Intake
+from bedstone.node.collector.outgoing import Outgoing
 from bedstone.node.collector.postgres import DatabaseStatistics
+from bedstone.node.collector.runtime import ProxyRuntime
+from bedstone.node.collector.sampling import Sampling
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
@@ -54,6 +57,7 @@ from bedstone.trust.svid import Svid
 
 DIGEST_PERIOD = 10.0
 LOG_PERIOD = 1.0
+SAMPLING_PERIOD = 1.0
 ADOPTION_PATIENCE = 1.5
 REJOIN_PAUSE = 0.5
 SWEPT = ("instance/", "prepare/", "postgres-")
@@ -76,7 +80,6 @@ class Agent:
         self._membership = Membership("", "")
         self._identity: Svid | None = None
         self._last_join = 0.0
-        self._built = False
         origin = time.time() - time.monotonic()
         # Wall-clock time that never jumps while this agent lives.
         self._clock = lambda: origin + time.monotonic()
@@ -96,15 +99,11 @@ class Agent:
             stack.callback(watching.cancel)
             server = await sds.serve(self._secrets, config.sds)
             stack.push_async_callback(server.stop, 0)
-            written = ApplicationLogs(config.logs)
-            stack.callback(written.close)
+            self._written = ApplicationLogs(config.logs)
+            stack.callback(self._written.close)
             self._applications = ApplicationMetrics(
-                config.name, self._life, written.tell, time.monotonic
+                config.name, self._life, self._written.tell, time.monotonic
             )
-            self._intake = Intake(Discard(), written, self._applications)
-            receiver = await otlp_grpc.serve(self._intake, config.collector)
-            stack.push_async_callback(receiver.stop, 0)
-            await stack.enter_async_context(otlp_http.serve(self._intake, config.telemetry))
             ports = Ports(*config.port_range)
             self._sandboxes: dict[str, Sandbox] = {}
             host = Host(
@@ -133,7 +132,9 @@ class Agent:
             )
             await watch.synced.wait()
             self._build(supervisor, watch, ports, run_id)
-            self._built = True
+            receiver = await otlp_grpc.serve(self._intake, config.collector)
+            stack.push_async_callback(receiver.stop, 0)
+            await stack.enter_async_context(otlp_http.serve(self._intake, config.telemetry))
             stack.push_async_callback(self._instances.close)
             stack.push_async_callback(self._databases.close)
             stack.callback(self._collector.close)
@@ -154,6 +155,9 @@ class Agent:
                     self._compare(),
                     self._save(),
                     self._keep_logs(),
+                    self._outgoing.run(),
+                    self._runtime.run(),
+                    self._sample(),
                 ):
                     group.create_task(_forever(work))
 
@@ -218,6 +222,10 @@ class Agent:
             self._applications,
             (self._statistics.read,),
         )
+        self._outgoing = Outgoing(self._session.send, self._session.drained)
+        self._intake = Intake(self._outgoing, self._written, self._applications, (self._outgoing,))
+        self._runtime = ProxyRuntime(self._proxy.admin, lambda: self._reports.node.proxy_pid)
+        self._sampling = Sampling(self._runtime, self._outgoing.begun, self._outgoing.written)
         self._commands = Commands(
             config,
             self._session.send,
@@ -225,6 +233,7 @@ class Agent:
             self._tasks,
             self._databases,
             self._collector,
+            self._sampling,
         )
 
     # Membership.
@@ -337,8 +346,6 @@ class Agent:
 
     def _life(self, path: str) -> Life | None:
         """The process of an instance that runs here."""
-        if not self._built:  # the receivers are open earlier
-            return None
         info = self._watch.latest.get(f"instance/{path}")
         status = self._reports.instances.get(f"status/instances/{path}")
         if info is None or status is None or not info.running:
@@ -402,6 +409,12 @@ class Agent:
                 seen = digest
             except Error as error:
                 _log.info("no digests", extra={"reason": error.message})
+
+    async def _sample(self) -> None:
+        """Let the rate of requests decide how many of them begin a trace."""
+        while True:
+            await asyncio.sleep(SAMPLING_PERIOD)
+            self._sampling.tick()
 
     async def _keep_logs(self) -> None:
         """Note how the logs grow, and bound them."""

@@ -35,6 +35,14 @@ class Collector(Protocol):
         ...
 
 
+class Sampling(Protocol):
+    """What commands need of who governs the share of sampled traces."""
+
+    def fix(self, value: float | None) -> None:
+        """Keep to one share (0 to 1); None for what the rate of requests asks for."""
+        ...
+
+
 class Commands:
     """The commands that are being answered."""
 
@@ -46,6 +54,7 @@ class Commands:
         tasks: Tasks,
         databases: Databases,
         collector: Collector,
+        sampling: Sampling,
     ) -> None:
         """Args: the node's, how to answer, how to wait until answers have left, where to work."""
         self._config = config
@@ -54,6 +63,7 @@ class Commands:
         self._tasks = tasks
         self._databases = databases
         self._collector = collector
+        self._sampling = sampling
         self._running: dict[str, asyncio.Task[object]] = {}
 
     def handle(self, command: Command) -> None:
@@ -79,6 +89,9 @@ class Commands:
                     self._send(Reply(id=command.id, final=True, body=url))
                 case "metrics":
                     await self._metrics(command)
+                case "sampling":
+                    self._sampling.fix(float(command.subject) if command.subject else None)
+                    self._send(Reply(id=command.id, final=True))
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
         except Exception as error:  # whoever asked must hear of it, and not wait for ever

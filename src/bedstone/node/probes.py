@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,11 @@ async def accepts(make: MakeSocket, address: Address, timeout: float = 1.0) -> b
     return True
 
 
+def _untraced() -> str:
+    """A `traceparent` that says not to record: a probe each second would bury all other traces."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
 async def probe(  # noqa: PLR0911 - each is another thing that a user can act on
     make: MakeSocket, address: Address, spec: HttpProbe | TcpProbe
 ) -> Outcome:
@@ -72,7 +78,8 @@ async def probe(  # noqa: PLR0911 - each is another thing that a user can act on
             reader, writer = await asyncio.open_connection(sock=link)
             writer.write(
                 f"GET {spec.path} HTTP/1.1\r\nHost: {address.host}:{address.port}\r\n"
-                "User-Agent: bedstone-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
+                "User-Agent: bedstone-probe\r\nAccept: */*\r\nConnection: close\r\n"
+                f"traceparent: {_untraced()}\r\n\r\n".encode()
             )
             line = await reader.readline()
     except TimeoutError:

@@ -49,6 +49,7 @@ from bedstone.server.peers import peer_node
 from bedstone.server.prometheus import Prometheus
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.tracing import Tracing
 from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import open_store
 from bedstone.trust.authority import Authority
@@ -106,6 +107,7 @@ async def serve(config: ServerConfig) -> None:
             senders,
             changes,
         )
+        tracing = Tracing(monitoring.directory, sessions)
         api = build_api(
             store,
             queries,
@@ -113,6 +115,7 @@ async def serve(config: ServerConfig) -> None:
             transactions,
             more=(
                 monitoring.routes,
+                tracing.add_routes,
                 console.add_routes,
                 Actions(changes).add_routes,
                 ConsoleViews(loop, monitoring.series, changes, authority.domain).add_routes,
@@ -129,6 +132,7 @@ async def serve(config: ServerConfig) -> None:
                 group.create_task(transactions.run())
                 group.create_task(monitoring.run())
                 group.create_task(alerting.run())
+                group.create_task(tracing.run())
                 await loop.loaded()
                 server = await _serve_grpc(config, credentials, sessions, ads, authority.domain)
                 # Bound before anybody is answered: a server that will fail must not look alive.

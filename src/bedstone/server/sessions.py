@@ -37,6 +37,7 @@ from bedstone.model.messages import (
     ProxyState,
     Reply,
     Report,
+    Spans,
 )
 from bedstone.model.resources import (
     App,
@@ -168,7 +169,7 @@ class Session:
         )
         await self._sessions.note_hello(self.node, revision)
 
-    async def _take(self, message: FromNode) -> None:
+    async def _take(self, message: FromNode) -> None:  # noqa: C901 - a table
         match message:
             case Report():
                 resources: list[Resource] = [*message.instances, *message.databases]
@@ -192,6 +193,8 @@ class Session:
                         _end(queue, "the output came faster than it was read")
                     else:
                         queue.put_nowait(message)
+            case Spans():
+                self._sessions.told_spans(self.node, message)
             case Hello():
                 await self._hello(message)
 
@@ -303,6 +306,8 @@ class Sessions:
         self._sessions: dict[str, tuple[Session, asyncio.Task[object] | None]] = {}
         self.heard: set[str] = set()
         """The nodes that have said hello since this server started."""
+        self.told_spans: Callable[[str, Spans], None] = lambda _node, _spans: None
+        """Takes the spans of each node; it must not wait."""
         loop.observe(self._observe)
 
     @property

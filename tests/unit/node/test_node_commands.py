@@ -24,6 +24,19 @@ class OneDatabase:
         return "postgresql://operator@127.0.0.1/ledger"
 
 
+class Shares:
+    """Notes what it is told to keep to."""
+
+    def __init__(self) -> None:
+        self.fixed: list[float | None] = []
+
+    def fix(self, value: float | None) -> None:
+        self.fixed.append(value)
+
+
+SHARES = Shares()
+
+
 class OneFrame:
     """A collector with one series."""
 
@@ -49,7 +62,8 @@ def answer(folder: Path, command: Command) -> FromNode:
         )
         tasks = Tasks()
         databases, collector = OneDatabase(), OneFrame()
-        commands = Commands(config, send, answered.wait, tasks, databases, collector)  # type: ignore[arg-type]
+        more = (answered.wait, tasks, databases, collector, SHARES)
+        commands = Commands(config, send, *more)  # type: ignore[arg-type]
         commands.handle(command)
         await asyncio.wait_for(answered.wait(), 5)
         await tasks.close()
@@ -66,6 +80,14 @@ def test_a_bug_of_ours_is_an_answer_too(tmp_path: Path, caplog: pytest.LogCaptur
     assert isinstance(reply, Reply)
     assert (reply.id, reply.final, reply.error) == ("1", True, "internal")
     assert "task failed" in caplog.text
+
+
+def test_a_share_of_sampled_traces_is_kept_to_until_it_is_taken_back(tmp_path: Path) -> None:
+    for subject in ("0.25", "0", ""):
+        reply = answer(tmp_path, Command(id="1", action="sampling", subject=subject))
+        assert isinstance(reply, Reply)
+        assert (reply.final, reply.error) == (True, None)
+    assert SHARES.fixed == [0.25, 0.0, None]
 
 
 def test_a_second_of_the_node_is_told_as_a_frame(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Traces: which are kept, where, and how they are found again."""
