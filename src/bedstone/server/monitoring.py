@@ -14,6 +14,7 @@ from pathlib import Path
 from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.server.api import Routes
 from bedstone.server.collecting import SERVER, Collecting, SteadyClock
+from bedstone.server.remote_writing import RemoteWriteCounts, RemoteWriting, declared
 from bedstone.server.seconds import second_routes
 from bedstone.server.sessions import Session, Sessions
 from bedstone.server.transaction_counts import Reading, TransactionCounts
@@ -76,13 +77,20 @@ class Monitoring:
         self.series = SeriesStore(self.directory / "metrics.sqlite")
         self.series.open()
         self._counts = TransactionCounts(transactions.logs)
+        self.remote = RemoteWriting(
+            self.series, lambda: declared(sessions.snapshot.apps().values()), self.directory
+        )
         clock = SteadyClock(time.time, time.monotonic, after=self.series.last() + 1)
         self.collecting = Collecting(
             _Living(sessions),
             self.series,
             clock.now,
             incarnation=f"{os.getpid()}:{time.time():.3f}",
-            own=(self._counts, StoreCounts(self.series)),
+            own=(
+                self._counts,
+                StoreCounts(self.series),
+                RemoteWriteCounts(self.remote, self.series.last),
+            ),
         )
 
     @property
@@ -91,9 +99,11 @@ class Monitoring:
         return second_routes(self.collecting, self.series)
 
     async def run(self) -> None:
-        """Collect until cancelled."""
+        """Collect, and send to others, until cancelled."""
         try:
-            await self.collecting.run()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.collecting.run())
+                group.create_task(self.remote.run())
         finally:
             await self._counts.close()
             await asyncio.to_thread(self.series.close)

@@ -276,6 +276,20 @@ MONITORING_SECONDS = Metric(
     ("state",),
     "Seconds collected, by state (`complete`, `incomplete`).",
 )
+REMOTE_WRITE_SAMPLES = Metric(
+    "bedstone_remote_write_samples_total",
+    "counter",
+    "samples",
+    ("target", "state"),
+    "Samples for a remote-write target, by state (`sent`, `dropped`).",
+)
+REMOTE_WRITE_BEHIND = Metric(
+    "bedstone_remote_write_behind_seconds",
+    "gauge",
+    "seconds",
+    ("target",),
+    "How many finished seconds a remote-write target has not acknowledged.",
+)
 
 CATALOGUE: tuple[Metric, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Metric)
