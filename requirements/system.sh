@@ -8,7 +8,7 @@ there() { # PROGRAM: it can be run
     command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/usr/local/sbin/$1" ]
 }
 
-# PROGRAM PACKAGE WHAT-NEEDS-IT; no server of theirs is started.
+# PROGRAM PACKAGE WHAT-NEEDS-IT
 missing() {
     while read -r program package what; do
         there "$program" || printf '%s %s\n' "$package" "$what"
@@ -23,15 +23,9 @@ wanted=$(missing)
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     packages=$(printf '%s\n' "$wanted" | cut -d' ' -f1)
-    say "installing" $packages "for tests (no server is started)"
+    say "installing" $packages "for tests"
     export DEBIAN_FRONTEND=noninteractive
-    # A package's own script starts its service where there is a service manager, unless this says no.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap 'rm -f "$policy"' EXIT
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
+    export RUNLEVEL=1 # packages start no service then; under systemd, prometheus's does
     apt-get update -qq >/dev/null 2>&1 || true
     for package in $packages; do
         apt-get install -y -qq --no-install-recommends "$package" >/dev/null 2>&1 || true

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import httpx
 
 from bedstone.control.monitoring.reading import Reader
 from bedstone.control.monitoring.remote_write import Encoder
+from bedstone.testing.domain import free_port
 
 MISSING: Final = "prometheus is not installed (Debian: apt-get install prometheus)"
 _PATIENCE: Final = 30.0
@@ -54,7 +54,7 @@ class RealPrometheus:
 
 @contextmanager
 def real_prometheus(
-    directory: Path, configuration: str = "", *flags: str
+    directory: Path, configuration: str = "", *flags: str, port: int = 0
 ) -> Iterator[RealPrometheus]:
     """Start one and stop it.
 
@@ -62,10 +62,11 @@ def real_prometheus(
         directory: empty; for its data and its log.
         configuration: YAML; without, it scrapes nothing.
         flags: more of its flags.
+        port: where it listens; a free one by default.
     """
     file = directory / "prometheus.yml"
     file.write_text(configuration or "global: {}\n")
-    port = _free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     with (directory / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
@@ -99,9 +100,3 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             pass
         time.sleep(0.05)
     raise RuntimeError(f"Prometheus does not start: {log.read_text()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
