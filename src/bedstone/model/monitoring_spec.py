@@ -66,7 +66,9 @@ class TracesSpec(Spec):
 
     slow: Duration = Field(default=0.5, description="Traces that took at least so long are kept.")
     share: Share = Field(
-        default=0.1, description="How many of the others are kept: a share, as 0.1 or 10%."
+        default=0.1,
+        description="How many of the others are kept where there are more than 10 a second:"
+        " a share, as 0.1 or 10%. Below that all are.",
     )
 
 

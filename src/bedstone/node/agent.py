@@ -52,6 +52,7 @@ from bedstone.processes.client import SupervisorClient
 from bedstone.runtime.command import serve_command
 from bedstone.sandbox.ports import Ports
 from bedstone.sandbox.protocol import KIND, Host, Sandbox
+from bedstone.telemetry.requests import SLOW_KEY
 from bedstone.trust.spiffe import GATEWAY, OPERATOR, node_id, workload_id
 from bedstone.trust.svid import Svid
 
@@ -414,6 +415,11 @@ class Agent:
         """Let the rate of requests decide how many of them begin a trace."""
         while True:
             await asyncio.sleep(SAMPLING_PERIOD)
+            said = [
+                app.spec.monitoring.traces.slow for app in self._view.apps() if app.spec.monitoring
+            ]
+            self._outgoing.slow = max(1, round(min([*said, 0.5]) * 1000))
+            self._runtime.set(SLOW_KEY, str(self._outgoing.slow))
             self._sampling.tick()
 
     async def _keep_logs(self) -> None:

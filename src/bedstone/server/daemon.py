@@ -49,7 +49,7 @@ from bedstone.server.peers import peer_node
 from bedstone.server.prometheus import Prometheus
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
-from bedstone.server.tracing import Tracing
+from bedstone.server.tracing import TraceExemplars, Tracing
 from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import open_store
 from bedstone.trust.authority import Authority
@@ -98,7 +98,8 @@ async def serve(config: ServerConfig) -> None:
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
         console = ConsoleService(config.console, authority.domain, store, changes)
         monitoring = Monitoring(config.state_dir, sessions, transactions)
-        prometheus = Prometheus(Engine(monitoring.series))
+        tracing = Tracing(monitoring.directory, sessions)
+        prometheus = Prometheus(Engine(monitoring.series), TraceExemplars(tracing.exemplars))
         alerting = Alerting(
             store,
             loop,
@@ -107,7 +108,6 @@ async def serve(config: ServerConfig) -> None:
             senders,
             changes,
         )
-        tracing = Tracing(monitoring.directory, sessions)
         api = build_api(
             store,
             queries,

@@ -19,16 +19,20 @@ from typing import Annotated, Protocol
 
 from fastapi import FastAPI, Query
 
+from bedstone.control.monitoring.reading import Matcher
 from bedstone.control.monitoring.traces import store
-from bedstone.control.monitoring.traces.sampler import Decided, Limits, TailSampler
+from bedstone.control.monitoring.traces.exemplars import ExemplarStore
+from bedstone.control.monitoring.traces.sampler import Decided, Limits, Policy, TailSampler
 from bedstone.control.monitoring.traces.spans import Span, decode
 from bedstone.control.monitoring.traces.store import TraceStore
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.messages import Command, Spans
-from bedstone.model.resources import Instance
+from bedstone.model.resources import App, Instance
 from bedstone.model.traces import SamplingRequest, TraceDetail, TraceList
 from bedstone.server.api import Operator, Reader
+from bedstone.server.prometheus import Exemplar, ExemplarSeries
 from bedstone.server.sessions import Session, Sessions, new_command_id
+from bedstone.server.trace_exports import Exports
 
 PERIOD = 0.5
 WAITING = 100_000
@@ -68,7 +72,9 @@ class Tracing:
     ) -> None:
         self._path = directory / "traces.sqlite"
         self._sessions = sessions
-        self._sinks = sinks
+        self.exemplars = ExemplarStore(self._revision)
+        self._exports = Exports()
+        self._sinks: tuple[Sink, ...] = (self.exemplars, self._exports, *sinks)
         self._sampler = TailSampler(limits)
         self._clock = clock
         self._store: TraceStore | None = None
@@ -111,11 +117,13 @@ class Tracing:
             try:
                 while True:
                     await asyncio.sleep(pause)
+                    self._follow()
                     self._keep(self._sampler.due(time.monotonic()))
                     await self._tell_share()
                     written = await self._write(writer)
                     pause = PERIOD if written else min(max(PAUSE, pause * 2), LONGEST_PAUSE)
             finally:
+                await self._exports.close()
                 if self._store is not None:
                     self._store.close()
 
@@ -172,6 +180,24 @@ class Tracing:
             if placed is None or placed.node == node:
                 yield span
 
+    def _follow(self) -> None:
+        """Do as the manifests say now."""
+        snapshot = self._sessions.snapshot
+        policies, exports = {}, {}
+        for name in snapshot.apps():
+            app = snapshot.get(App, f"apps/{name}")
+            monitoring = app.spec.monitoring if app else None
+            if monitoring is not None:
+                traces = monitoring.traces
+                policies[name] = Policy(traces.slow, traces.share)
+                exports[name] = monitoring.otlp
+        self._sampler.policies = policies
+        self._exports.want(exports)
+
+    def _revision(self, path: str) -> str:
+        placed = self._sessions.snapshot.get(Instance, f"instances/{path}")
+        return placed.revision if placed else ""
+
     def _keep(self, decided: Sequence[Decided]) -> None:
         if not decided:
             return
@@ -219,6 +245,28 @@ class Tracing:
                 self._told[node] = (session, self._share)
             except Error as error:
                 _log.info("sampling not told", extra={"node": node, "reason": error.message})
+
+
+class TraceExemplars:
+    """Exemplars as Prometheus's API asks for them."""
+
+    def __init__(self, found: ExemplarStore) -> None:
+        self._found = found
+
+    def exemplars(
+        self, selectors: Sequence[Sequence[Matcher]], start: float, end: float
+    ) -> list[ExemplarSeries]:
+        """Observations of the series that fulfil all matchers of any selector."""
+        return [
+            ExemplarSeries(
+                labels,
+                tuple(
+                    Exemplar({"trace_id": o.trace, "span_id": o.span}, o.seconds, o.time)
+                    for o in observations
+                ),
+            )
+            for labels, observations in self._found.matching(selectors, start, end)
+        ]
 
 
 def _unpacked(body: str) -> bytes:

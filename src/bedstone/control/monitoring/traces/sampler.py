@@ -3,9 +3,9 @@
 Pure: time is an argument, in seconds on any clock that does not go back.
 
 Rules:
-- A trace with an error is kept, always. So is one that is slow: its first span took at least
-  `slow` seconds, or more than 99 of 100 recent ones of the same name did. Of the rest, `rest` a
-  second are kept.
+- A trace with an error is kept, always. So is one that is slow: its first span took at least as
+  long as its app's policy says, or longer than 99 of 100 recent ones of the same name. Of the rest,
+  `rest` a second are kept, and of what there is beyond a share that the policy says.
 - What is to be kept is told as soon as nothing came for `settle` seconds; what is not waits for
   `quiet`, because an error may still come. A trace that goes on and on is decided after `longest`.
 - Spans that come late join what was decided: those of a kept trace are told by themselves. An error
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,7 +35,6 @@ class Limits:
     """What is kept, and in which room.
 
     Args:
-        slow: seconds from which a first span is slow.
         rest: other traces kept a second.
         burst: so many of these at once.
         settle: seconds without news after which a trace that is kept is told.
@@ -48,7 +47,6 @@ class Limits:
         names: first spans' names whose durations are remembered.
     """
 
-    slow: float = 0.5
     rest: float = 10.0
     burst: float = 100.0
     settle: float = 1.0
@@ -59,6 +57,18 @@ class Limits:
     longest_trace: int = 2_000
     remembered: int = 100_000
     names: int = 1_000
+
+
+class Policy(NamedTuple):
+    """What an app's manifest says.
+
+    Args:
+        slow: seconds from which a first span is slow.
+        share: of the rest, so many are kept also where there are many.
+    """
+
+    slow: float = 0.5
+    share: float = 0.1
 
 
 class Decided(NamedTuple):
@@ -108,16 +118,29 @@ class Durations:
         return total >= self.LEAST and as_long * 100 < total
 
 
+_POLICY = Policy()
+
+
+def _chosen(trace: bytes, share: float) -> bool:
+    """Whether a trace is among a share of all, the same wherever that is asked.
+
+    The last bytes of an id are random (W3C Trace Context §3.2.2.3).
+    """
+    return int.from_bytes(trace[-7:], "big") < share * (1 << 56)
+
+
 class TailSampler:
     """Holds traces until they are decided.
 
     Attributes:
+        policies: of apps, by name.
         dropped: spans that found no room in their trace.
         sampled_away: traces that were not kept.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
+        self.policies: Mapping[str, Policy] = {}
         self._held: OrderedDict[bytes, _Held] = OrderedDict()  # by their begin
         self._spans = 0
         self._decided: OrderedDict[bytes, Kept | None] = OrderedDict()
@@ -193,13 +216,14 @@ class TailSampler:
         self._spans -= len(held.spans)
         first = root(held.spans)
         key = (first.whose.app, first.name)
-        slow = self._durations.slow(key, first.seconds) or first.seconds >= self._limits.slow
+        policy = self.policies.get(first.whose.app, _POLICY)
+        slow = self._durations.slow(key, first.seconds) or first.seconds >= policy.slow
         kept: Kept | None = None
         if held.error:
             kept = "error"
         elif slow and first.status != _SWITCHED:
             kept = "slow"
-        elif self._spend(now):
+        elif self._spend(now) or _chosen(trace, policy.share):
             kept = "sampled"
         self._decided[trace] = kept
         self._decided.move_to_end(trace)

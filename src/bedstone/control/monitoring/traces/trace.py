@@ -10,7 +10,7 @@ Pure. Two rules beyond OpenTelemetry's:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from bedstone.control.monitoring.traces.spans import Span
@@ -30,19 +30,29 @@ def whole(spans: Iterable[Span]) -> list[Span]:
         if known is None or _RANK[span.whose.origin] > _RANK[known.whose.origin]:
             once[span.span] = span
     ordered = sorted(once.values(), key=lambda span: (span.start, -span.end))
-    hops = [span for span in ordered if span.whose.origin != "application"]
-    return [_placed(span, ordered, hops) for span in ordered]
+    above = {span.span: span.parent for span in ordered}
+    placed = []
+    for span in ordered:
+        found = _cause(span, ordered, above) if _parentless(span) else None
+        if found is not None:
+            above[span.span] = found
+            span = span.below(found)  # noqa: PLW2901 - the same span
+        placed.append(span)
+    return placed
 
 
-def _placed(span: Span, spans: Sequence[Span], hops: Sequence[Span]) -> Span:
-    if span.whose.origin != "access-log" or span.parent:
-        return span
+def _parentless(span: Span) -> bool:
+    return span.whose.origin == "access-log" and not span.parent
+
+
+def _cause(span: Span, spans: Sequence[Span], above: Mapping[bytes, bytes]) -> bytes | None:
+    """The span that led to a request that was written down; None where none is known."""
     said = _texts(span)
     match said.get("bedstone.side"):
         case "inbound":
             causes = [
                 hop
-                for hop in hops
+                for hop in spans
                 if _calls(hop, said.get("bedstone.caller", ""), span.whose.service)
             ]
         case "outbound":
@@ -54,17 +64,26 @@ def _placed(span: Span, spans: Sequence[Span], hops: Sequence[Span]) -> Span:
                 and span.whose.instance in ("", other.whose.instance)
             ]
         case _:
-            return span
+            return None
     around = [
         cause
         for cause in causes
-        if cause.span != span.span
-        and cause.start - _TOLERANCE <= span.start
+        if cause.start - _TOLERANCE <= span.start
         and span.end <= cause.end + _TOLERANCE
+        and not _is_below(cause.span, span.span, above)
     ]
-    if not around:
-        return span
-    return span.below(min(around, key=lambda cause: cause.end - cause.start).span)
+    return min(around, key=lambda cause: cause.end - cause.start).span if around else None
+
+
+def _is_below(span: bytes, other: bytes, above: Mapping[bytes, bytes]) -> bool:
+    """Whether a span is another, or somewhere below it."""
+    seen: set[bytes] = set()
+    while span and span not in seen:
+        if span == other:
+            return True
+        seen.add(span)
+        span = above.get(span, b"")
+    return False
 
 
 _SERVER = 2
@@ -73,7 +92,8 @@ _SERVER = 2
 def _calls(hop: Span, caller: str, callee: str) -> bool:
     said = _texts(hop)
     return (
-        said.get("bedstone.side") in ("gateway", "outbound")
+        hop.whose.origin != "application"
+        and said.get("bedstone.side") in ("gateway", "outbound")
         and hop.whose.service == caller
         and said.get("bedstone.callee") == callee
     )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from bedstone.control.monitoring.traces.sampler import Decided, Limits, TailSampler
+from bedstone.control.monitoring.traces.sampler import Decided, Limits, Policy, TailSampler
 from bedstone.testing.spans import span, trace_id
 
 NONE = Limits(rest=0.0, burst=0.0)
-"""Of traces that are neither slow nor failed, none."""
+
+
+def sampler_of_none(limits: Limits = NONE, slow: float = 0.5) -> TailSampler:
+    """Of traces that are neither slow nor failed it keeps none."""
+    sampler = TailSampler(limits)
+    sampler.policies = {"bank": Policy(slow, 0.0)}
+    return sampler
 
 
 def kept(found: list[Decided]) -> dict[bytes, str]:
@@ -14,7 +20,7 @@ def kept(found: list[Decided]) -> dict[bytes, str]:
 
 
 def test_an_error_is_kept_as_soon_as_its_trace_is_settled() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     assert sampler.offer([span(1, 1), span(1, 2, 1, error=True)], now=10.0) == []
     assert sampler.due(10.5) == []
     (one,) = sampler.due(11.0)
@@ -23,7 +29,7 @@ def test_an_error_is_kept_as_soon_as_its_trace_is_settled() -> None:
 
 
 def test_a_trace_waits_for_an_error_that_comes_later() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     sampler.offer([span(1, 1)], now=0.0)
     assert sampler.due(5.9) == []
     sampler.offer([span(1, 2, 1, error=True)], now=5.9)
@@ -31,7 +37,7 @@ def test_a_trace_waits_for_an_error_that_comes_later() -> None:
 
 
 def test_what_is_neither_slow_nor_failed_is_let_go_when_it_is_quiet() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     sampler.offer([span(1)], now=0.0)
     assert sampler.due(6.0) == []
     assert (sampler.held, sampler.sampled_away) == (0, 1)
@@ -40,7 +46,7 @@ def test_what_is_neither_slow_nor_failed_is_let_go_when_it_is_quiet() -> None:
 
 
 def test_an_error_that_comes_after_the_decision_is_kept_with_what_follows() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     sampler.offer([span(1)], now=0.0)
     sampler.due(6.0)
     sampler.offer([span(1, 2, 1, error=True), span(1, 3, 2)], now=7.0)
@@ -61,7 +67,7 @@ def test_late_spans_join_a_kept_trace_and_an_error_among_them_says_so() -> None:
 
 
 def test_of_the_rest_so_many_are_kept_a_second_whatever_comes() -> None:
-    sampler = TailSampler(Limits(rest=2.0, burst=4.0))
+    sampler = sampler_of_none(Limits(rest=2.0, burst=4.0))
     count = 0
     for second in range(100):
         spans = [span(second * 50 + i + 1) for i in range(50)]
@@ -73,8 +79,19 @@ def test_of_the_rest_so_many_are_kept_a_second_whatever_comes() -> None:
     assert sampler.held == 0
 
 
+def test_where_there_are_many_a_share_of_the_rest_is_kept_the_same_wherever_it_is_asked() -> None:
+    chosen: list[set[bytes]] = []
+    for _ in range(2):
+        sampler = TailSampler(NONE)
+        sampler.policies = {"bank": Policy(share=0.25)}
+        sampler.offer([span(number << 45) for number in range(1, 2001)], now=0.0)
+        chosen.append(set(kept(sampler.due(6.0))))
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 511, "a quarter of ids that are spread evenly"
+
+
 def test_slow_is_from_the_threshold_or_beyond_nearly_all_of_its_name() -> None:
-    sampler = TailSampler(Limits(rest=0.0, burst=0.0, slow=1.0))
+    sampler = sampler_of_none(slow=1.0)
     sampler.offer([span(1, seconds=1.0)], now=0.0)
     assert kept(sampler.due(6.0)) == {trace_id(1): "slow"}
     for number in range(2, 300):
@@ -86,13 +103,13 @@ def test_slow_is_from_the_threshold_or_beyond_nearly_all_of_its_name() -> None:
 
 
 def test_an_open_web_socket_is_not_slow() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     sampler.offer([span(1, seconds=600, status=101)], now=0.0)
     assert sampler.due(6.0) == []
 
 
 def test_a_trace_that_goes_on_is_decided_all_the_same_and_joined_later() -> None:
-    sampler = TailSampler(NONE)
+    sampler = sampler_of_none()
     decided: list[Decided] = []
     for second in range(65):
         decided += sampler.offer([span(1, second + 1, error=second == 0)], now=float(second))
@@ -102,7 +119,7 @@ def test_a_trace_that_goes_on_is_decided_all_the_same_and_joined_later() -> None
 
 
 def test_without_room_the_oldest_is_decided_early_and_no_error_is_lost() -> None:
-    sampler = TailSampler(Limits(rest=0.0, burst=0.0, traces=10, spans=1000))
+    sampler = sampler_of_none(Limits(rest=0.0, burst=0.0, traces=10, spans=1000))
     found: list[Decided] = []
     for number in range(1, 101):
         found += sampler.offer([span(number, error=number % 10 == 0)], now=0.0)

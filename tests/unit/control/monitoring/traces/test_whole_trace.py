@@ -59,6 +59,15 @@ def test_a_call_goes_below_the_innermost_span_that_its_instance_was_serving() ->
     assert parents(spans)[4] == 2
 
 
+def test_a_workload_that_calls_itself_is_not_below_itself() -> None:
+    spans = [
+        written(1, "inbound", "web", 0.0, 0.004, caller="web"),
+        written(2, "outbound", "web", 0.0, 0.004, callee="web", caller="web"),
+    ]
+    found = parents(spans)
+    assert sorted(found.values()) in ([0, 1], [0, 2])
+
+
 def test_what_led_to_it_may_be_unknown() -> None:
     assert parents([written(1, "inbound", "risk", 0.0, 0.1, caller="web")]) == {1: 0}
     spans = [
