@@ -150,6 +150,10 @@ class Alerting:
         self.board = Board([restored(record) for record in alerts])
         self.records = {groups.key_of(record): record for record in told_before}
         self.silences = {record.id: record for record in silences}
+        # What the series held before the start may be older than what was restored: a second that
+        # was lost with the server said more than the last one that was not.
+        self.second = self.reader.last()
+        self._declare(self.second)
 
     # Watching
 
@@ -309,7 +313,7 @@ class Alerting:
         Before, what is restored would be told again though it is over, and what is not restored
         yet would be told to be over.
         """
-        if not self._settled and self.second:
+        if not self._settled and self._declared is not None:
             self._begun = self._begun or self.clock()
             late = self.clock() - self._begun > FIRST_LOOK
             self._settled = late or self.board.rules.keys() <= self.board.outcomes.keys()

@@ -88,6 +88,25 @@ def test_a_restart_neither_resets_a_for_duration_nor_tells_twice() -> None:
     in_world(body)
 
 
+def test_seconds_from_before_a_restart_end_nothing() -> None:
+    async def body(world: AlertWorld) -> None:
+        world.evaluator.say("latency > 1", {WEB: 1.5})
+        async with world.running():
+            await world.seconds(2)
+            assert world.states("slow") == ["pending workload=web"]
+        # What the server had not written of the series is lost: the last second says nothing.
+        lost = world.reader.last()
+        world.evaluator.say("latency > 1", lambda at: {WEB: 1.5} if at > lost else None)
+        async with world.running() as alerting:
+            await world.wait(0.5)
+            assert world.states("slow") == ["pending workload=web"]
+            assert next(line.rule for line in lines(alerting)) == "slow"
+            await world.seconds(2)
+            assert world.states("slow") == ["firing workload=web"]
+
+    in_world(body)
+
+
 def test_what_fired_before_a_restart_and_was_not_told_is_told_after_it() -> None:
     async def body(world: AlertWorld) -> None:
         world.evaluator.say("latency > 1", {WEB: 1.5})

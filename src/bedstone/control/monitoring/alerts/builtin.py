@@ -58,7 +58,7 @@ def _of_app(app: str, snapshot: Snapshot) -> Iterator[Rule]:
         app,
         "workload-not-ready",
         Condition(f"max by (workload) ({up}) == 0"),
-        lasting=10.0,
+        lasting=30.0,
         severity="page",
         summary="no instance of {workload} is ready",
         built_in=True,
