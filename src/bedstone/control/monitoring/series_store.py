@@ -468,7 +468,7 @@ class SeriesStore:
             values = np.full((len(chosen.entries), len(times)), np.nan)
             begin = self._held
             if resolution > 1:
-                begin = max(self._sealed, _ceil(begin - 1, _MINUTE)) + 1
+                begin = max(self._sealed, _ceil(self._ring.last - self._seconds, _MINUTE)) + 1
             absence = self._absence(begin - _MINUTE, self._ring.last)
             read_ring(self._ring, chosen, times, values, resolution, aggregate, begin, absence)
         read_file(self._file, chosen, times[times < begin], values, resolution, aggregate)
