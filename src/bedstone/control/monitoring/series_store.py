@@ -150,6 +150,7 @@ class SeriesStore:
         self._first = 0
         self._held = 0  # the ring has every second from here on that is kept at all
         self._flushed = 0
+        self._tried = 0  # the second in which it was last begun to write
         self._sealed = 0
         self._written_metrics = 0
         self._newest = 0
@@ -262,8 +263,10 @@ class SeriesStore:
             self._ring.fill(second - 1, finished.begun, finished.carries)
             self._gaps.add(second, second, finished.missing)
             self._lose(second - self._seconds)
-            if second - self._flushed >= self._interval and not self._is_writing():
-                self._submit(None)
+            if second - max(self._flushed, self._tried) >= self._interval:
+                self._tried = second
+                if not self._is_writing():
+                    self._submit(None)
 
     def _lose(self, left: int) -> None:
         """Seconds up to one have left the ring; those that are not in a block are lost."""
