@@ -4,16 +4,34 @@ set -eu
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-if command -v mariadbd >/dev/null || [ -x /usr/sbin/mariadbd ] || [ -x /usr/local/sbin/mariadbd ]; then
-    exit 0
-fi
+there() { # PROGRAM: it can be run
+    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/usr/local/sbin/$1" ]
+}
+
+# PROGRAM PACKAGE WHAT-NEEDS-IT
+missing() {
+    while read -r program package what; do
+        there "$program" || printf '%s %s\n' "$package" "$what"
+    done <<LIST
+mariadbd mariadb-server-core the tests of transactions over MariaDB
+prometheus prometheus the tests of PromQL and remote-write beside Prometheus
+LIST
+}
+
+wanted=$(missing)
+[ -n "$wanted" ] || exit 0
+
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing mariadb-server-core, for the tests of transactions (no server is started)"
+    packages=$(printf '%s\n' "$wanted" | cut -d' ' -f1)
+    say "installing" $packages "for tests"
     export DEBIAN_FRONTEND=noninteractive
-    if { apt-get update -qq && apt-get install -y -qq --no-install-recommends mariadb-server-core; } \
-        >/dev/null 2>&1; then
-        exit 0
-    fi
-    say "it cannot be installed"
+    export RUNLEVEL=1 # packages start no service then; under systemd, prometheus's does
+    apt-get update -qq >/dev/null 2>&1 || true
+    for package in $packages; do
+        apt-get install -y -qq --no-install-recommends "$package" >/dev/null 2>&1 || true
+    done
 fi
-say "MariaDB is missing; the tests that need it are skipped (Debian: apt-get install mariadb-server)"
+
+missing | while read -r package what; do
+    say "$package is missing; $what are skipped (Debian: apt-get install $package)"
+done

@@ -430,6 +430,7 @@ export interface TapRecord {
   bytes_in: number;
   bytes_out: number;
   trace: string;
+  left_out: number;
 }
 
 /** A one-time link to sign in to the console. */
@@ -487,6 +488,11 @@ export interface TraceSummary {
 export interface TraceList {
   items: TraceSummary[];
   next: number | null;
+}
+
+/** Which share of requests begins a sampled trace */
+export interface SamplingRequest {
+  share?: number | null;
 }
 
 /** Something that happened within a span. */

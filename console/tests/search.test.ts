@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { found } from "../src/ui/search.ts";
+import { stretches } from "../src/ui/stretches.ts";
 import { visibleRows } from "../src/ui/window.ts";
 
 const entries = ["bank", "bank/accounts", "bank/web", "shop/web", "Workloads"].map((name) => ({
@@ -26,4 +27,10 @@ test("of a long table what is seen is drawn, and the rest keeps its place", () =
   assert.equal(window.above + (window.end - window.first) * 30 + window.below, 500 * 30);
   assert.deepEqual(visibleRows(3, 30, 0, 600), { first: 0, end: 3, above: 0, below: 0 });
   assert.equal(visibleRows(10, 30, 9000, 600).end, 10);
+});
+
+test("incomplete seconds in a row are one stretch", () => {
+  assert.deepEqual(stretches([5, 1, 2, 3, 9], 1), [[1, 3], [5, 5], [9, 9]]);
+  assert.deepEqual(stretches([10, 20, 40], 10), [[10, 20], [40, 40]]);
+  assert.deepEqual(stretches([], 1), []);
 });

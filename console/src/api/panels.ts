@@ -26,11 +26,18 @@ export function rateWindow(step: number): string {
 /** Beyond this, an incomplete second is too narrow to be seen. */
 const SEEN = 3 * 3600;
 
-export async function incompleteSeconds({ start, end, step }: Grid, signal: AbortSignal): Promise<number[]> {
-  if (end - start > SEEN) return [];
+export interface Incomplete {
+  /** The points of the grid that they touch. */
+  points: number[];
+  /** How many seconds. */
+  count: number;
+}
+
+export async function incompleteSeconds({ start, end, step }: Grid, signal: AbortSignal): Promise<Incomplete> {
+  if (end - start > SEEN) return { points: [], count: 0 };
   const found = await get<Seconds>(path("/v1/seconds", { start: Math.floor(start), end: Math.ceil(end) }), signal);
-  const points = new Set(Object.keys(found.incomplete).map((second) => Math.round(Number(second) / step) * step));
-  return [...points];
+  const seconds = Object.keys(found.incomplete).map(Number);
+  return { points: [...new Set(seconds.map((second) => Math.round(second / step) * step))], count: seconds.length };
 }
 
 export async function matrix(query: string, on: Grid, signal: AbortSignal): Promise<MatrixSeries[]> {
@@ -52,6 +59,6 @@ export function usePanels(queries: Record<string, string>, range: number): Live<
     Object.keys(queries).forEach((name, index) => {
       series[name] = answers[index]!.map(({ metric, values }) => ({ labels: metric, values: onGrid(values, on) }));
     });
-    return { grid: on, x: times(on), incomplete: incomplete!, series };
+    return { grid: on, x: times(on), incomplete: incomplete!.points, series };
   }, step));
 }

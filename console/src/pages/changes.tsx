@@ -63,7 +63,7 @@ function Entry({ change, open, undo }: { change: ChangeRecord; open: boolean; un
           {more
             ? <button type="button" class="bare" aria-expanded={open} onClick={() => choose({ at: open ? null : change.at }, { replace: true })}><b>{change.action}</b> {change.target} <span class="faint">{open ? "▾" : "▸"} {change.changes.length}</span></button>
             : <><b>{change.action}</b> {change.target}</>}
-          {change.detail && <span class="dim"> {change.detail}</span>}
+          {change.detail && !more && <span class="dim"> {change.detail}</span>}
         </span>
         <span class="generation dim">{change.generation !== null && `generation ${change.generation}`}</span>
         <span class="act">{change.undo && change.generation !== null && mayOperate() && <button type="button" class="small" onClick={() => undo(change)}>Undo …</button>}</span>

@@ -2,7 +2,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Graph, GraphEdge, GraphNode } from "../api-types.ts";
 import { edgeId, fitted, middle, path, SIZES, type Place } from "../graph/layout.ts";
-import { rate, seconds, share } from "../ui/format.ts";
+import { plural, rate, seconds, share } from "../ui/format.ts";
 import type { Level } from "../ui/state.tsx";
 
 const BAD = 0.01;
@@ -11,6 +11,9 @@ const LABELLED = 60;
 const MARGIN = 30;
 /** Below this scale, what is written is larger, and less. */
 const COMPACT = 0.75;
+/** A drawing that had to be smaller than this to be seen whole is seen in part. */
+const LEAST = 0.4;
+const READABLE = 0.7;
 
 interface View {
   scale: number;
@@ -31,7 +34,14 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
 
   const fit = () => {
     if (!box.width) return;
-    const scale = Math.max(0.25, Math.min(1.25, (box.width - 2 * MARGIN) / drawing.width, (box.height - 2 * MARGIN) / drawing.height));
+    const whole = Math.min(1.25, (box.width - 2 * MARGIN) / drawing.width, (box.height - 2 * MARGIN) / drawing.height);
+    if (whole < LEAST) {
+      // Too much for one look: begin where somebody looks, or where requests come in.
+      const at = drawing.nodes.get(pick) ?? [...drawing.nodes.values()].sort((a, b) => a.x - b.x || a.y - b.y)[0] ?? { x: 0, y: 0 };
+      setView({ scale: READABLE, x: Math.min(MARGIN, box.width / 2 - at.x * READABLE), y: box.height / 2 - at.y * READABLE });
+      return;
+    }
+    const scale = whole;
     setView({
       scale,
       x: Math.max(MARGIN, (box.width - drawing.width * scale) / 2),
@@ -109,7 +119,7 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
             const place = drawing.nodes.get(node.id);
             const dimmed = look !== "" && look !== node.id && !graph.edges.some((edge) => near.has(edgeId(edge)) && (edge.source === node.id || edge.target === node.id));
             return place && (
-              <NodeBox key={node.id} node={node} place={place} picked={pick === node.id} dimmed={dimmed} compact={compact}
+              <NodeBox key={node.id} node={node} place={place} picked={pick === node.id} dimmed={dimmed} compact={compact} connections={connections(graph, node)}
                 choose={() => choose(node.id)} hover={(on) => setOver(on ? node.id : "")} />
             );
           })}
@@ -166,6 +176,12 @@ function EdgeLine({ edge, points, strongest, picked, near, compact, labelled, ch
   );
 }
 
+/** Open connections to a database, of all who use it; null for what is none. */
+function connections(graph: Graph, node: GraphNode): number | null {
+  if (node.kind !== "database") return null;
+  return graph.edges.reduce((sum, edge) => sum + (edge.target === node.id ? edge.connections ?? 0 : 0), 0);
+}
+
 /** Failures and latency; where there is little room, the worse of the two. */
 function told(errors: number | null, p99: number | null, compact: boolean): string {
   const failing = errors ? share(errors) : "";
@@ -197,13 +213,13 @@ function plain(id: string): string {
 
 const KINDS: Record<GraphNode["kind"], string> = { gateway: "gateway", workload: "", database: "database", external: "outside" };
 
-function NodeBox({ node, place, picked, dimmed, compact, choose, hover }: {
-  node: GraphNode; place: Place; picked: boolean; dimmed: boolean; compact: boolean; choose: () => void; hover: (on: boolean) => void;
+function NodeBox({ node, place, picked, dimmed, compact, connections, choose, hover }: {
+  node: GraphNode; place: Place; picked: boolean; dimmed: boolean; compact: boolean; connections: number | null; choose: () => void; hover: (on: boolean) => void;
 }) {
   const level: Level = node.health;
   const { signals } = node;
   const short = node.wanted > 0 && node.ready < node.wanted;
-  const figures = signals.rate === null ? "" : [rate(signals.rate), told(signals.errors, signals.p99, compact)].filter(Boolean).join(" · ");
+  const figures = connections !== null ? plural(connections, "connection") : signals.rate === null ? "" : [rate(signals.rate), told(signals.errors, signals.p99, compact)].filter(Boolean).join(" · ");
   const said = `${node.kind} ${node.name}, ${node.health}${node.reason && `: ${node.reason}`}${figures && `, ${figures}`}`;
   return (
     <g {...button(choose)} class={`node ${level} ${node.kind} ${picked ? "picked" : ""} ${dimmed ? "dimmed" : ""}`} aria-label={said} aria-pressed={picked}
@@ -212,7 +228,7 @@ function NodeBox({ node, place, picked, dimmed, compact, choose, hover }: {
       <title>{said}</title>
       <rect class="box" width={SIZES.width} height={SIZES.height} rx={node.kind === "database" ? 14 : 7} />
       <Shape level={level} />
-      <text class="name" x="30" y="23">{shortened(node.name, compact ? 12 : 16)}</text>
+      <text class="name" x="30" y="23">{shortened(node.name, compact ? 10 : 16)}</text>
       <text class={`count ${short ? "short" : ""}`} x={SIZES.width - 11} y="23">{node.kind === "workload" ? `${node.ready}/${node.wanted}` : compact ? "" : KINDS[node.kind]}</text>
       <text class="figures" x="30" y="41">{figures || "no traffic"}</text>
     </g>

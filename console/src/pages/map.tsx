@@ -8,11 +8,15 @@ import { Empty, Failure, Loading } from "../ui/empty.tsx";
 import { absolute, clock } from "../ui/format.ts";
 import { Head } from "../ui/shell.tsx";
 import { Mark } from "../ui/state.tsx";
-import { choice, choose, to } from "../ui/url.ts";
+import { around } from "../graph/around.ts";
+import { FlagChoice } from "../ui/controls.tsx";
+import { choice, choose, flag, linked, to } from "../ui/url.ts";
 import { MapDetail } from "./map-detail.tsx";
 import { MapGraph } from "./map-graph.tsx";
 import { Replay } from "./map-replay.tsx";
 
+/** So many are more than one looks at. */
+const MANY = 30;
 const NOW = 10;
 const MINUTE = 60;
 
@@ -21,19 +25,23 @@ export function MapPage({ named }: { named: string | undefined }) {
   const at = Number(choice("at")) || null;
   const url = app === null ? null : path(`/v1${to("apps", app, "graph")}`, { at, window: at ? MINUTE : NOW });
   const live = useKept(useLive<Graph>(url, at ? Infinity : 1));
-  const graph = live.data?.app === app ? live.data : null;
+  const whole = live.data?.app === app ? live.data : null;
+  const unwell = flag("unwell");
+  const graph = useMemo(() => whole && unwell ? around(whole, (node) => node.health === "error" || node.health === "warning") : whole, [whole, unwell]);
   const pick = usePick(graph, choice("pick"));
   return (
     <>
       <Head crumbs={[{ name: "Map" }, ...(app ? [{ name: app }] : [])]}>
         <AppChoice section="map" app={app} apps={apps} />
+        {whole && (unwell || whole.nodes.length > MANY) && <FlagChoice name="unwell">Only what is not well</FlagChoice>}
         {graph && <Window graph={graph} past={at !== null} />}
       </Head>
       <div class="page whole map-page">
         {known && app === null && <Empty title="No app runs yet" run={["bedstone init", "bedstone up"]}>The map shows the workloads of an app and what flows between them.</Empty>}
         {!graph && live.error && <div class="page"><Failure error={live.error} retry={live.refresh} /></div>}
         {!graph && !live.error && app !== null && <Loading what="Drawing" />}
-        {graph && app !== null && (
+        {graph && graph.nodes.length === 0 && <Empty title={unwell ? "Nothing is unwell" : "Nothing is declared"}>{unwell && <a href={linked({ unwell: null })}>Show all</a>}</Empty>}
+        {graph && graph.nodes.length > 0 && app !== null && (
           <>
             <div class="map-body">
               <MapGraph key={app} graph={graph} pick={pick} choose={(id) => choose({ pick: id === pick ? null : id })} />

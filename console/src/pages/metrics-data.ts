@@ -1,7 +1,7 @@
 /** What the queries of the explorer give, on one grid, with the traces that stand for some of their points. */
 import { ApiError, get, path } from "../api/client.ts";
 import { useKept, useLoaded, type Live } from "../api/live.ts";
-import { incompleteSeconds, matrix, type Series } from "../api/panels.ts";
+import { incompleteSeconds, matrix, type Incomplete, type Series } from "../api/panels.ts";
 import { grid, number, onGrid, stepFor, times, type Envelope, type Exemplars, type Grid } from "../api/prometheus.ts";
 import { now, tick } from "../api/ticks.ts";
 
@@ -14,7 +14,7 @@ export interface Exemplar {
 export interface Explored {
   grid: Grid;
   x: number[];
-  incomplete: number[];
+  incomplete: Incomplete;
   /** One a query; null where it failed. */
   answers: (Series[] | null)[];
   failures: (ApiError | null)[];
@@ -38,7 +38,7 @@ export function useExplored(queries: readonly string[], span: Span): Live<Explor
     const on = grid(span.end ?? tick.peek()?.second ?? Math.floor(now.peek()) - 1, range, step);
     const failures: (ApiError | null)[] = queries.map(() => null);
     const [incomplete, exemplars, ...answers] = await Promise.all([
-      incompleteSeconds(on, signal).catch(() => []),
+      incompleteSeconds(on, signal).catch((): Incomplete => ({ points: [], count: 0 })),
       span.exemplars ? found(queries, on, signal) : [],
       ...queries.map(async (query, index): Promise<Series[] | null> => {
         try {

@@ -87,12 +87,12 @@ function Results({ explored, queries }: { explored: Explored; queries: readonly 
   const lines: Line[] = shown.slice(0, DRAWN).map((row) => ({ label: row.id, values: row.values, colour: row.colour }));
   const format = rows[0]?.format ?? ((value: Value) => count(value));
   const points: Point[] = explored.exemplars.map(({ x, y, trace }) => ({ x, y, title: `${format(y)}, trace ${trace.slice(0, 8)}… Click to see it`, href: `/traces/${trace}` }));
-  const held = explored.incomplete.length;
+  const held = explored.incomplete.count;
   return (
     <>
       <section class="panel explore-chart" aria-label="Chart">
         {rows.length === 0 ? <p class="nothing">No series has these labels in this span.</p> : (
-          <Chart label="Explored series" x={explored.x} lines={lines} format={format} height={340} incomplete={explored.incomplete} step={explored.grid.step}
+          <Chart label="Explored series" x={explored.x} lines={lines} format={format} height={340} incomplete={explored.incomplete.points} step={explored.grid.step}
             points={points} onPoint={(point) => go(point.href)} legend={false}
             zoom={(from, to) => choose({ start: Math.floor(from), end: Math.ceil(to) })} />
         )}

@@ -28,8 +28,8 @@ export function ComparePage({ ids }: { ids: [string, string] }) {
               {({ summary, spans }) => (
                 <div class="stack compare-side">
                   <a class="strong" href={to("traces", summary.trace)}>{side === 0 ? "A" : "B"} · {summary.name}</a>
-                  <Summary summary={summary} />
-                  <Narrow spans={spans} scale={scale} />
+                  <Summary summary={summary} label={`Summary of ${"AB"[side]}`} />
+                  <Narrow spans={spans} scale={scale} label={`Waterfall of ${"AB"[side]}`} />
                 </div>
               )}
             </Shown>
@@ -41,8 +41,8 @@ export function ComparePage({ ids }: { ids: [string, string] }) {
   );
 }
 
-function Narrow({ spans, scale }: { spans: readonly Span[]; scale: number }) {
-  return <Waterfall spans={spans} folded={NONE} fold={() => undefined} scale={scale} chosen={choice("span")} choose={(id) => choose({ span: id === choice("span") ? null : id }, { replace: true })} />;
+function Narrow({ spans, scale, label }: { spans: readonly Span[]; scale: number; label: string }) {
+  return <Waterfall label={label} spans={spans} folded={NONE} fold={() => undefined} scale={scale} chosen={choice("span")} choose={(id) => choose({ span: id === choice("span") ? null : id }, { replace: true })} />;
 }
 
 function Differences({ one, other }: { one: readonly Span[]; other: readonly Span[] }) {

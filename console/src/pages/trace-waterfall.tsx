@@ -13,16 +13,17 @@ interface Properties {
   choose: (id: string) => void;
   /** The scale of another trace that stands beside it. */
   scale?: number;
+  label?: string;
 }
 
-export function Waterfall({ spans, folded, fold, chosen, choose, scale }: Properties) {
+export function Waterfall({ spans, folded, fold, chosen, choose, scale, label = "Waterfall" }: Properties) {
   const list = useMemo(() => rows(spans, folded), [spans, folded]);
   const box = useMemo(() => {
     const own = bounds(spans);
     return { ...own, seconds: Math.max(own.seconds, scale ?? 0) };
   }, [spans, scale]);
   return (
-    <section class="panel waterfall" aria-label="Waterfall">
+    <section class="panel waterfall" aria-label={label}>
       <div class="span-row scale" aria-hidden="true">
         <span>Span</span>
         <span class="ticks">{[0, 0.25, 0.5, 0.75, 1].map((part) => <span key={part} style={{ left: `${part * 100}%` }} class={part === 1 ? "last" : ""}>{seconds(part * box.seconds)}</span>)}</span>

@@ -61,9 +61,9 @@ function Folding({ spans, chosen }: { spans: readonly Span[]; chosen: Span | und
   return <Waterfall spans={spans} folded={folded} fold={fold} chosen={chosen?.span ?? ""} choose={(id) => choose({ span: id === chosen?.span ? null : id }, { replace: true })} />;
 }
 
-export function Summary({ summary }: { summary: TraceSummary }) {
+export function Summary({ summary, label = "Summary" }: { summary: TraceSummary; label?: string }) {
   return (
-    <section class="panel summary" aria-label="Summary">
+    <section class="panel summary" aria-label={label}>
       <div class="line">
         <State level={summary.errors ? "error" : "ok"}><b>{summary.errors ? plural(summary.errors, "failed span") : "no failure"}</b></State>
         <span><b>{seconds(summary.seconds)}</b></span>

@@ -63,7 +63,7 @@ function Panel({ title, query, range, children }: { title: string; query: string
   const href = `/explore?q=${encodeURIComponent(query)}&range=${range}`;
   return (
     <section class="panel chart-panel" aria-label={title}>
-      <header><h3>{title}</h3><a class="more" href={href} onClick={(event) => { event.preventDefault(); go(href); }}>explore</a></header>
+      <header><h2>{title}</h2><a class="more" href={href} onClick={(event) => { event.preventDefault(); go(href); }}>explore</a></header>
       {children}
     </section>
   );

@@ -7,6 +7,7 @@ import { useComputed, useSignal } from "@preact/signals";
 import type { Signal } from "@preact/signals";
 import uPlot from "uplot";
 import { absolute, bytes, clock } from "./format.ts";
+import { stretches } from "./stretches.ts";
 import { colour, theme } from "./theme.ts";
 
 export interface Line {
@@ -205,9 +206,9 @@ function shade(plot: uPlot, { incomplete = [], step = 1 }: Properties): void {
   const { left, top, width, height } = plot.bbox;
   plot.ctx.save();
   plot.ctx.fillStyle = colour("shade");
-  for (const second of incomplete) {
-    const from = Math.max(left, plot.valToPos(second - step / 2, "x", true));
-    const end = Math.min(left + width, plot.valToPos(second + step / 2, "x", true));
+  for (const [first, last] of stretches(incomplete, step)) {
+    const from = Math.max(left, plot.valToPos(first - step / 2, "x", true));
+    const end = Math.min(left + width, plot.valToPos(last + step / 2, "x", true));
     if (end > from) plot.ctx.fillRect(from, top, Math.max(end - from, 2), height);
   }
   plot.ctx.restore();

@@ -53,7 +53,7 @@ function Side() {
     signedOut.value = true;
   };
   return (
-    <div class="side">
+    <header class="side">
       <a class="brand" href="/">
         <img src="/icon.svg" alt="" />
         <span>Bedstone<small title={who?.domain}>{who?.domain}</small></span>
@@ -83,7 +83,7 @@ function Side() {
           <button type="button" class="quiet" onClick={logout}>Sign out</button>
         </div>
       </footer>
-    </div>
+    </header>
   );
 }
 

@@ -84,7 +84,7 @@ export function Table<T>(properties: Properties<T>) {
           </tr>
         </thead>
         <tbody>
-          {span.above > 0 && <Gap height={span.above} columns={columns.length} />}
+          {span.above > 0 && <Gap height={span.above} />}
           {shown.map((row, index) => {
             const key = id(row);
             const marks = [
@@ -100,7 +100,7 @@ export function Table<T>(properties: Properties<T>) {
               </tr>
             );
           })}
-          {span.below > 0 && <Gap height={span.below} columns={columns.length} />}
+          {span.below > 0 && <Gap height={span.below} />}
         </tbody>
       </table>
     </div>
@@ -111,8 +111,9 @@ function classes<T>({ number, wide }: Column<T>): string {
   return `${number ? "number" : ""}${wide ? " wide" : ""}`;
 }
 
-function Gap({ height, columns }: { height: number; columns: number }) {
-  return <tr class="gap" aria-hidden="true"><td colSpan={columns} style={{ height: `${height}px` }} /></tr>;
+/** One cell: which columns are shown depends on the width of the page. */
+function Gap({ height }: { height: number }) {
+  return <tr class="gap" aria-hidden="true"><td style={{ height: `${height}px` }} /></tr>;
 }
 
 function Head<T>({ column, sorting, order }: { column: Column<T>; sorting: string; order: string }) {

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("bedstone.cli.ps:ps", "Show what runs, and in which state."),
     "top": ("bedstone.cli.top:top", "Show what happens, each second."),
     "logs": ("bedstone.cli.logs:logs", "Show what a workload or an engine wrote."),
+    "tap": ("bedstone.cli.tap:tap", "Show requests as they happen."),
     "call": ("bedstone.cli.call:call", "Send one HTTP request to a workload, through the mesh."),
     "apply": ("bedstone.cli.apply:apply", "Make a manifest the running app's."),
     "get": ("bedstone.cli.get:get", "Show the resources behind an app."),

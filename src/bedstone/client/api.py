@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         RollbackRequest,
         ScaleRequest,
         Seconds,
+        TapRecord,
         Tick,
         UndoRequest,
         WorkloadList,
@@ -242,6 +243,19 @@ class Client:
 
         params = {"start": str(start), "end": str(end)}
         return _parse(Seconds, await self._transport.request("GET", "/v1/seconds", params=params))
+
+    async def tap(
+        self, app: str, *, workload: str = "", errors: bool = False, share: float = 1.0
+    ) -> AsyncGenerator[TapRecord, None]:
+        """Requests as the proxies see them, from now on; at each hop one record."""
+        from bedstone.model.monitoring import TapRecord
+
+        params = _given(workload=workload, errors="true" if errors else "")
+        if share != 1.0:
+            params["share"] = f"{share:g}"
+        async with self._transport.lines(_path("apps", app, "tap"), params=params) as lines:
+            async for line in lines:
+                yield _parse(TapRecord, line)
 
     async def call(self, app: str, workload: str, request: CallRequest) -> CallResult:
         """One HTTP request to a workload, through the mesh."""

@@ -151,7 +151,9 @@ class Command(Frozen):
     `call`: one HTTP request into the mesh as `identity`, to `url` (`http://WORKLOAD/PATH`).
     `database`: the URL of database `subject` (`APP/CELL/NAME`), for the user `identity` of it.
     `metrics`: one frame of series for the second `since`; with `full`, a complete one.
-    `tap`: requests of `app`, as they are answered, until it is cancelled.
+    `tap`: requests of `app`, as they are answered, until it is cancelled: of `share` (0 to 1) of
+    them those from or to the workload `subject`, of all if that is empty; with `errors` only those
+    that failed.
     `sampling`: begin traces of the share `subject` (0 to 1) of requests; empty: by their rate.
     `cancel`: stop answering command `subject`.
     """
@@ -168,6 +170,8 @@ class Command(Frozen):
     trace: str = ""
     level: str = ""
     text: str = ""
+    errors: bool = False
+    share: float = 1.0
     app: str = ""
     identity: str = "operator"
     method: str = "GET"

@@ -336,6 +336,8 @@ class TapRecord(Frozen):
     bytes_in: int = 0
     bytes_out: int = 0
     trace: str = ""
+    left_out: int = 0
+    """Requests before this one that came faster than they were read, and are not told."""
 
 
 class ConsoleLink(Frozen):

@@ -32,7 +32,7 @@ from bedstone.node.collector.collector import Collector
 from bedstone.node.collector.intake import Intake
 from bedstone.node.collector.outgoing import Outgoing
 from bedstone.node.collector.postgres import DatabaseStatistics
-from bedstone.node.collector.runtime import ProxyRuntime
+from bedstone.node.collector.runtime import ProxyRuntime, share
 from bedstone.node.collector.sampling import Sampling
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
@@ -45,6 +45,7 @@ from bedstone.node.preparations import Preparations
 from bedstone.node.reports import Reports
 from bedstone.node.runner import Surroundings
 from bedstone.node.session import Session
+from bedstone.node.tap import Taps
 from bedstone.node.tasks import Tasks
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
@@ -52,7 +53,7 @@ from bedstone.processes.client import SupervisorClient
 from bedstone.runtime.command import serve_command
 from bedstone.sandbox.ports import Ports
 from bedstone.sandbox.protocol import KIND, Host, Sandbox
-from bedstone.telemetry.requests import SLOW_KEY
+from bedstone.telemetry.requests import SLOW_KEY, TAP_KEY
 from bedstone.trust.spiffe import GATEWAY, OPERATOR, node_id, workload_id
 from bedstone.trust.svid import Svid
 
@@ -224,8 +225,11 @@ class Agent:
             (self._statistics.read,),
         )
         self._outgoing = Outgoing(self._session.send, self._session.drained)
-        self._intake = Intake(self._outgoing, self._written, self._applications, (self._outgoing,))
         self._runtime = ProxyRuntime(self._proxy.admin, lambda: self._reports.node.proxy_pid)
+        taps = Taps(config.name, lambda part: self._runtime.set(TAP_KEY, share(part)))
+        self._intake = Intake(
+            self._outgoing, self._written, self._applications, (self._outgoing, taps)
+        )
         self._sampling = Sampling(self._runtime, self._outgoing.begun, self._outgoing.written)
         self._commands = Commands(
             config,
@@ -235,6 +239,7 @@ class Agent:
             self._databases,
             self._collector,
             self._sampling,
+            taps,
         )
 
     # Membership.
@@ -289,6 +294,7 @@ class Agent:
             _log.info("cannot join", extra={"reason": error.message})
 
     def _session_opened(self) -> None:
+        self._commands.stop()
         self._certificates.connected()
 
     async def _resume(self) -> None:

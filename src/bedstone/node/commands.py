@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from typing import Protocol
+from contextlib import AbstractContextManager, aclosing
+from typing import Final, Protocol
 from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter
 
 from bedstone.errors import INTERNAL, Error, InvalidError
 from bedstone.model.messages import Command, FromNode, Reply
+from bedstone.model.monitoring import TapRecord
 from bedstone.node.config import NodeConfig
 from bedstone.node.http import request
 from bedstone.node.logs import show
+from bedstone.node.tap import Tap, Wanted
 from bedstone.node.tasks import Tasks
 from bedstone.telemetry.frames import Frame, encode
 from bedstone.telemetry.lines import Filter
+
+TAP_PERIOD: Final = 0.1
+"""Seconds between two answers to a tap."""
+TAP_SILENCE: Final = 1.0
+"""Seconds without a record after which that is said."""
+_RECORDS: Final = TypeAdapter(list[TapRecord])
 
 
 class Databases(Protocol):
@@ -43,6 +53,14 @@ class Sampling(Protocol):
         ...
 
 
+class Tapping(Protocol):
+    """What commands need of the node's taps."""
+
+    def open(self, wanted: Wanted) -> AbstractContextManager[Tap]:
+        """A tap, until it is left."""
+        ...
+
+
 class Commands:
     """The commands that are being answered."""
 
@@ -55,6 +73,7 @@ class Commands:
         databases: Databases,
         collector: Collector,
         sampling: Sampling,
+        taps: Tapping,
     ) -> None:
         """Args: the node's, how to answer, how to wait until answers have left, where to work."""
         self._config = config
@@ -64,7 +83,14 @@ class Commands:
         self._databases = databases
         self._collector = collector
         self._sampling = sampling
+        self._taps = taps
         self._running: dict[str, asyncio.Task[object]] = {}
+
+    def stop(self) -> None:
+        """Stop answering what the server asked on an earlier stream."""
+        for task in self._running.values():
+            task.cancel()
+        self._running.clear()
 
     def handle(self, command: Command) -> None:
         """Begin to answer, or stop."""
@@ -92,6 +118,8 @@ class Commands:
                 case "sampling":
                     self._sampling.fix(float(command.subject) if command.subject else None)
                     self._send(Reply(id=command.id, final=True))
+                case "tap":
+                    await self._tap(command)
         except Error as error:
             self._send(Reply(id=command.id, final=True, error=error.code, message=str(error)))
         except Exception as error:  # whoever asked must hear of it, and not wait for ever
@@ -115,6 +143,18 @@ class Commands:
                     return  # the stream broke, and with it the command
                 await self._drained()
         self._send(Reply(id=command.id, final=True))
+
+    async def _tap(self, command: Command) -> None:
+        wanted = Wanted(command.app, command.subject, command.errors, command.share)
+        with self._taps.open(wanted) as tap:
+            while True:
+                records = await tap.next(TAP_SILENCE)
+                body = _RECORDS.dump_json(records).decode()
+                # Sent without records too: that is how the end of the stream is noticed.
+                if not self._send(Reply(id=command.id, body=body)):
+                    return
+                await self._drained()
+                await asyncio.sleep(TAP_PERIOD)
 
     async def _metrics(self, command: Command) -> None:
         frame = await self._collector.collect(int(command.since or 0), full=command.full)

@@ -49,6 +49,7 @@ from bedstone.server.peers import peer_node
 from bedstone.server.prometheus import Prometheus
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
+from bedstone.server.tapping import Tapping
 from bedstone.server.tracing import TraceExemplars, Tracing
 from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import open_store
@@ -122,6 +123,7 @@ async def serve(config: ServerConfig) -> None:
                 Lines(loop, queries).add_routes,
                 prometheus.routes,
                 alert_routes(alerting),
+                Tapping(loop, sessions, changes.noted).add_routes,
             ),
         )
         credentials = ServerCredentials(authority, [host])

@@ -118,6 +118,11 @@ class Prometheus:
         async def values(name: str, request: Request, _: Reader) -> Response:
             return await _answer(request, lambda form: self._values(name, form))
 
+        @app.get(f"{ROOT}/", response_class=Response, include_in_schema=False)
+        async def root(_: Reader) -> Response:
+            # Clients look here for whether there is a Prometheus; it has a page, we have a console.
+            return Response("Prometheus's HTTP API is at api/v1\n", media_type="text/plain")
+
         @app.get(f"{ROOT}/-/healthy", response_class=Response)
         @app.get(f"{ROOT}/-/ready", response_class=Response)
         async def healthy(_: Reader) -> Response:

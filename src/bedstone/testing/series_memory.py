@@ -149,6 +149,8 @@ def _on_grid(
     values: Mapping[int, float], times: NDArray[np.int64], resolution: int, how: str
 ) -> list[float]:
     """The point of each time, of the seconds up to and including it."""
+    if resolution == 1:
+        return [values.get(time, math.nan) for time in times.tolist()]
     points = []
     for time in times.tolist():
         seconds = range(time - resolution + 1, time + 1)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 
+from bedstone.errors import NotFoundError
 from bedstone.model.api import (
     DomainStatus,
     Part,
@@ -21,9 +22,10 @@ from bedstone.model.api import (
     ResourceList,
 )
 from bedstone.model.messages import LogLine
+from bedstone.model.monitoring import TapRecord
 from bedstone.model.resources import Condition
 from bedstone.model.traces import LogPage, StructuredLine
-from bedstone.testing.api import Answer, FakeApi
+from bedstone.testing.api import Answer, FakeApi, problem
 from bedstone.testing.samples import DOMAIN, READY
 
 Command = Callable[..., Any]
@@ -142,6 +144,58 @@ def test_lines_are_readable_on_a_terminal(
         "    Trace:",
         "      x",
         "web-1 | plain",
+    ]
+
+
+def test_a_tap_shows_each_request_once(
+    server: FakeApi, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its caller's proxy saw it; what a server says cannot control the terminal."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    seen = TapRecord(
+        time=1700000000.25,
+        node="local",
+        side="gateway",
+        app="bank",
+        source="gateway",
+        target="web",
+        method="GET",
+        path="/accounts/\x1b[2J",
+        status=200,
+        seconds=0.0123,
+        trace=trace,
+    )
+    inbound = seen.model_copy(update={"side": "inbound", "path": "/again"})
+    failed = seen.model_copy(
+        update={"side": "outbound", "source": "web", "target": "", "status": 0, "kind": "reset"}
+    )
+    lost = seen.model_copy(update={"left_out": 7, "path": "/last"})
+    path = "GET /v1/apps/bank/tap"
+    records = [seen, inbound, failed, lost]
+    server.answers[path] = [Answer(records, stream=True), problem(NotFoundError("it is gone"))]
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    ended = command("tap", "web", "--errors", "--share", "0.5")
+    assert server.asked[-1].query == {"workload": "web", "errors": "true", "share": "0.5"}
+    assert ended.out.splitlines() == [
+        (
+            "22:13:20.250  gateway → web             200      12.3 ms  GET /accounts/[2J  "
+            f"trace={trace}"
+        ),
+        (
+            "22:13:20.250  web → ?                     —      12.3 ms  GET /accounts/[2J  reset  "
+            f"trace={trace}"
+        ),
+        f"22:13:20.250  gateway → web             200      12.3 ms  GET /last  trace={trace}",
+    ]
+    assert "7 requests came too fast" in ended.err
+    server.answers[path] = [Answer(records, stream=True), problem(NotFoundError("it is gone"))]
+    lines = command("tap", "--hops", "-o", "json").out.splitlines()
+    assert [json.loads(line)["side"] for line in lines if line.startswith("{")] == [
+        "gateway",
+        "inbound",
+        "outbound",
+        "gateway",
     ]
 
 

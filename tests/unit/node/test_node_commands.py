@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from bedstone.errors import NotFoundError
 from bedstone.model.messages import Command, FromNode, Reply
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
+from bedstone.node.tap import Taps
 from bedstone.node.tasks import Tasks
 from bedstone.telemetry.frames import Frame, Series, decode
+from bedstone.telemetry.requests import Hop, ProxyRequest
 
 
 class OneDatabase:
@@ -35,6 +39,12 @@ class Shares:
 
 
 SHARES = Shares()
+TAPPED: list[float] = []
+TAPS = Taps("n", TAPPED.append)
+REQUEST = ProxyRequest(
+    Hop("gateway", "a", "default", "gateway"),
+    *("gateway", "web", "GET", "/", "", 200, "", None, "", 1.0, 0.1, 0, 0, "", ""),
+)
 
 
 class OneFrame:
@@ -62,7 +72,7 @@ def answer(folder: Path, command: Command) -> FromNode:
         )
         tasks = Tasks()
         databases, collector = OneDatabase(), OneFrame()
-        more = (answered.wait, tasks, databases, collector, SHARES)
+        more = (answered.wait, tasks, databases, collector, SHARES, TAPS)
         commands = Commands(config, send, *more)  # type: ignore[arg-type]
         commands.handle(command)
         await asyncio.wait_for(answered.wait(), 5)
@@ -111,3 +121,54 @@ def test_the_server_may_ask_where_its_own_database_is(tmp_path: Path) -> None:
     reply = answer(tmp_path, asked.model_copy(update={"identity": "web"}))
     assert isinstance(reply, Reply)
     assert (reply.final, reply.error, reply.body) == (True, "not_found", "")
+
+
+async def until(holds: Callable[[], object]) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def test_a_tap_is_answered_until_the_stream_ends(tmp_path: Path) -> None:
+    """Also without records, which is how that is noticed; a new stream ends what went before."""
+
+    async def run() -> None:
+        said: list[FromNode] = []
+        connected = [True]
+
+        def send(message: FromNode) -> bool:
+            said.append(message)
+            return connected[0]
+
+        async def drained() -> None: ...
+
+        config = NodeConfig(
+            name="n", state_dir=tmp_path, run_dir=tmp_path, api="a", supervisor=tmp_path / "s"
+        )
+        tasks = Tasks()
+        commands = Commands(config, send, drained, tasks, OneDatabase(), OneFrame(), SHARES, TAPS)
+        asked = Command(id="1", action="tap", app="a", share=0.5)
+        commands.handle(asked)
+        await asyncio.sleep(0)
+        assert TAPPED[-1] == 0.5
+        TAPS.requests([REQUEST])
+        async with asyncio.timeout(5):
+            await until(lambda: said)
+            (reply,) = said
+            assert isinstance(reply, Reply)
+            (record,) = json.loads(reply.body)
+            assert (record["target"], record["node"]) == ("web", "n")
+            connected[0] = False
+            TAPS.requests([REQUEST])
+            await until(lambda: TAPPED[-1] == 0.0)
+            connected[0] = True
+            commands.handle(asked.model_copy(update={"id": "2"}))
+            await asyncio.sleep(0)
+            assert TAPPED[-1] == 0.5
+            commands.stop()
+            await until(lambda: TAPPED[-1] == 0.0)
+        await tasks.close()
+
+    asyncio.run(run())

@@ -109,8 +109,8 @@ def _matrix(table: Table, times: Sequence[int]) -> Matrix:
 def _window(expression: promql.Expr, context: Context) -> Matrix:
     """A window itself, as its points."""
     found = windows_of(expression, context, "last", exact=False, base=False)
-    end = int(found.ends[0])
-    values = found.values[:, end - found.width + 1 : end + 1]
+    begin, end = int(found.begins[0]), int(found.ends[0])
+    values = found.values[:, begin + 1 : end + 1]
     last = int(found.last[0])
-    times = [last - found.resolution * back for back in range(found.width - 1, -1, -1)]
+    times = [last - found.resolution * back for back in range(end - begin - 1, -1, -1)]
     return _matrix(filled(Table(found.labels, values, ~np.isnan(values))), times)

@@ -222,8 +222,8 @@ def _subquery(subquery: promql.SubqueryExpr, context: Context, *, base: bool) ->
     wanted = whole_seconds(subquery.range, "a range")
     step = whole_seconds(subquery.step, "a step") or 1
     times = at_times(context, subquery.at, subquery.offset)
-    width = max(1, -(-wanted // step))
-    first = (int(times.min()) // step - width + 1 - int(base)) * step
+    # The first point of the first window, or the one before it.
+    first = ((int(times.min()) - wanted) // step + (0 if base else 1)) * step
     grid = np.arange(first, int(times.max()) + 1, step, dtype=np.int64)
     if len(grid) > context.limits.points:
         raise TooMuchError(
@@ -238,7 +238,7 @@ def _subquery(subquery: promql.SubqueryExpr, context: Context, *, base: bool) ->
             table = functions.vector(numbers)
         case _:
             raise InvalidError("a subquery gives numbers, got a text")
-    return over(table, inner, step, wanted, times)
+    return over(table, first, step, wanted, times)
 
 
 def _timestamp(expression: promql.Expr, context: Context) -> Table:

@@ -49,8 +49,8 @@ def _present(values: Floats, present: Bools) -> Columns:
 
 def _ends(windows: Windows) -> tuple[Floats, Floats, Bools]:
     """The value before each window (or its first), its last, and whether both are there."""
-    values, ends, width = windows.values, windows.ends, windows.width
-    last, before = values[:, ends], values[:, ends - width]
+    values, ends, begins = windows.values, windows.ends, windows.begins
+    last, before = values[:, ends], values[:, begins]
     shape = last.shape
     if not (np.isnan(last).any() or np.isnan(before).any()):
         return before, last, np.ones(shape, dtype=bool)
@@ -61,11 +61,11 @@ def _ends(windows: Windows) -> tuple[Floats, Floats, Bools]:
     ahead = np.where(known, columns, len(columns))[:, ::-1]
     ahead = np.minimum.accumulate(ahead, axis=1)[:, ::-1]
     last_column = behind[:, ends]
-    before_column = behind[:, ends - width]
+    before_column = behind[:, begins]
     reach = max(0, LOOKBEHIND // windows.resolution)
-    lost = (before_column < 0) | (before_column < ends - width - reach)
-    before_column = np.where(lost, ahead[:, ends - width + 1], before_column)
-    there = (last_column > ends - width) & (before_column < last_column)
+    lost = (before_column < 0) | (before_column < begins - reach)
+    before_column = np.where(lost, ahead[:, begins + 1], before_column)
+    there = (last_column > begins) & (before_column < last_column)
     rows = np.arange(shape[0])[:, None]
     last = values[rows, np.clip(last_column, 0, None)]
     before = values[rows, np.clip(before_column, 0, len(columns) - 1)]
@@ -108,14 +108,14 @@ def delta(windows: Windows, _: Context, __: tuple[Floats, ...]) -> Columns:
 
 def _last_two(windows: Windows) -> tuple[Floats, Floats, Bools, Floats]:
     """Of each window, with the point before it: the last two values, and the seconds between."""
-    values, ends, width = windows.values, windows.ends, windows.width
+    values, ends, begins = windows.values, windows.ends, windows.begins
     known = ~np.isnan(values)
     columns = np.arange(values.shape[1], dtype=np.int64)
     behind = np.maximum.accumulate(np.where(known, columns, -1), axis=1)
     last = behind[:, ends]
     rows = np.arange(values.shape[0])[:, None]
     earlier = np.where(last > 0, behind[rows, np.clip(last - 1, 0, None)], -1)
-    there = (last > ends - width) & (earlier >= 0) & (earlier >= ends - width)
+    there = (last > begins) & (earlier >= 0) & (earlier >= begins)
     a = values[rows, np.clip(earlier, 0, None)]
     b = values[rows, np.clip(last, 0, None)]
     apart = (last - earlier).astype(np.float64) * windows.resolution
@@ -136,13 +136,18 @@ def idelta(windows: Windows, _: Context, __: tuple[Floats, ...]) -> Columns:
     return _present(b - a, there)
 
 
+def _bounds(windows: Windows) -> list[tuple[int, int]]:
+    """Of each window: the column before its first, and its last."""
+    return list(zip(windows.begins.tolist(), windows.ends.tolist(), strict=True))
+
+
 def _over(windows: Windows, context: Context, reduce: Callable[[Floats, int], Floats]) -> Floats:
     """Reduce each window, of shape (S, W), to one number a series."""
     shape = (windows.values.shape[0], len(windows.ends))
     result = np.empty(shape)
-    for step, end in enumerate(windows.ends.tolist()):
+    for step, (begin, end) in enumerate(_bounds(windows)):
         context.watch()
-        result[:, step] = reduce(windows.values[:, end - windows.width + 1 : end + 1], step)
+        result[:, step] = reduce(windows.values[:, begin + 1 : end + 1], step)
     return result
 
 
@@ -150,7 +155,7 @@ def _counts(windows: Windows) -> Floats:
     """How many points have a value in each window."""
     known = np.cumsum(~np.isnan(windows.values), axis=1, dtype=np.int32)
     known = np.concatenate([np.zeros((len(known), 1), dtype=np.int32), known], axis=1)
-    counts = known[:, windows.ends + 1] - known[:, windows.ends - windows.width + 1]
+    counts = known[:, windows.ends + 1] - known[:, windows.begins + 1]
     return counts.astype(np.float64)
 
 
@@ -197,7 +202,7 @@ def last_over_time(windows: Windows, _: Context, __: tuple[Floats, ...]) -> Colu
     last = np.maximum.accumulate(known, axis=1)[:, windows.ends]
     rows = np.arange(windows.values.shape[0])[:, None]
     values = windows.values[rows, np.clip(last, 0, None)]
-    return _present(values, last > windows.ends - windows.width)
+    return _present(values, last > windows.begins)
 
 
 def present_over_time(windows: Windows, _: Context, __: tuple[Floats, ...]) -> Columns:
@@ -264,10 +269,10 @@ def _neighbours(
     rows = np.arange(len(values))[:, None]
     changed = known & (before >= 0) & differs(values[rows, np.clip(before, 0, None)], values)
     result = np.empty((len(values), len(windows.ends)))
-    for step, end in enumerate(windows.ends.tolist()):
+    for step, (begin, end) in enumerate(_bounds(windows)):
         context.watch()
-        start = end - windows.width + 1
-        inside = changed[:, start : end + 1] & (before[:, start : end + 1] >= start)
+        window = slice(begin + 1, end + 1)
+        inside = changed[:, window] & (before[:, window] > begin)
         result[:, step] = inside.sum(axis=1)
     return _present(result, _counts(windows) > 0)
 
@@ -287,11 +292,11 @@ def _line(windows: Windows, context: Context) -> tuple[Floats, Floats, Bools]:
     counts = _counts(windows)
     slopes = np.empty_like(counts)
     levels = np.empty_like(counts)
-    seconds = np.arange(1 - windows.width, 1, dtype=np.float64) * windows.resolution
-    for step, end in enumerate(windows.ends.tolist()):
+    for step, (begin, end) in enumerate(_bounds(windows)):
         context.watch()
-        window = windows.values[:, end - windows.width + 1 : end + 1]
+        window = windows.values[:, begin + 1 : end + 1]
         known = ~np.isnan(window)
+        seconds = np.arange(begin - end + 1, 1, dtype=np.float64) * windows.resolution
         many = np.maximum(counts[:, step], 1)
         times = np.where(known, seconds - windows.ages[step], 0.0)
         mid_time = times.sum(axis=1) / many

@@ -49,8 +49,9 @@ class Windows:
         labels: of each series.
         counters: shape (S,), whether each is known never to decrease.
         values: shape (S, P), NaN where there is no value.
-        ends: shape (T,), the column of the last point of each step's window.
-        width: points in a window; every window lies within the columns.
+        begins: shape (T,), the column before the first point of each step's window; at least -1,
+            or 0 where the function needs the value before the window.
+        ends: shape (T,), the column of its last point.
         seconds: the window's length.
         resolution: seconds between columns.
         ages: shape (T,), how many seconds each step's last point is older than the step.
@@ -61,8 +62,8 @@ class Windows:
     labels: tuple[LabelMap, ...]
     counters: Bools
     values: Floats
+    begins: Times
     ends: Times
-    width: int
     seconds: int
     resolution: int
     ages: Times
@@ -168,12 +169,13 @@ def windows(
     before = (LOOKBEHIND // resolution + 1) if base else 0
     start = (first // resolution - width + 1 - before) * resolution
     selection = _read(context, selector, start, last, resolution, aggregate)
+    ends = times // resolution - start // resolution
     return Windows(
         labels=_labels(context, selection),
         counters=np.array([kind == "counter" for kind in selection.kinds], dtype=bool),
         values=selection.values,
-        ends=times // resolution - start // resolution,
-        width=width,
+        begins=ends - width,
+        ends=ends,
         seconds=width * resolution,
         resolution=resolution,
         ages=times % resolution,
@@ -182,17 +184,22 @@ def windows(
     )
 
 
-def over(table: Table, context: Context, step: int, wanted: int, times: Times) -> Windows:
-    """Windows over the steps of a subquery, whose times ascend by `step`."""
-    inner = context.times
-    width = max(1, -(-wanted // step))
-    ends = times // step - int(inner[0]) // step
+def over(table: Table, first: int, step: int, wanted: int, times: Times) -> Windows:
+    """Windows over the steps of a subquery.
+
+    Args:
+        table: its values.
+        first: the time of the first of them.
+        step: seconds between them; all are multiples of it.
+        wanted: the length of the windows.
+        times: when each of them ends.
+    """
     return Windows(
         labels=table.labels,
         counters=np.zeros(len(table.labels), dtype=bool),
         values=np.where(table.present, table.values, np.nan),
-        ends=ends,
-        width=width,
+        begins=(times - wanted) // step - first // step,
+        ends=times // step - first // step,
         seconds=wanted,
         resolution=step,
         ages=times % step,
