@@ -12,12 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+LONGEST: Final = 20_000
+"""Characters of an expression."""
+DEEPEST: Final = 64
+"""Brackets within brackets."""
+OPERATORS: Final = 250
+"""The parser recurses over a chain of them: thousands overflow its stack and end the process."""
+_OPERATORS: Final = frozenset("-+*/%^<>=!,") | {"==", "!=", "<=", ">=", "=~", "!~"}
+_WORDS: Final = frozenset({"and", "or", "unless", "atan2"})
 _TOKEN: Final = re.compile(
     r"""\s+|\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`"""
     r"""|[A-Za-z_:][A-Za-z0-9_:.]*|[0-9][0-9A-Za-z.]*|[=!<>]=|[=!]~|.""",
     re.DOTALL,
 )
 _PAIRS: Final = {"(": ")", "[": "]", "{": "}"}
+_CLOSING: Final = frozenset(_PAIRS.values())
 _COMPLETIONS: Final = (
     "",
     "x",
@@ -49,8 +58,26 @@ class ExpressionMistake:
     index: int
 
 
+def excess(text: str) -> str | None:
+    """What of an expression is too much for the parser to survive, or None; it is not parsed."""
+    if len(text) > LONGEST:
+        return f"the expression is longer than {LONGEST} characters"
+    depth = count = 0
+    for token in _TOKEN.finditer(text):
+        found = token[0]
+        depth += (found in _PAIRS) - (found in _CLOSING)
+        count += found in _OPERATORS or found.lower() in _WORDS
+        if depth > DEEPEST:
+            return f"the expression has more than {DEEPEST} brackets within one another"
+        if count > OPERATORS:
+            return f"the expression has more than {OPERATORS} operators and commas"
+    return None
+
+
 def expression_mistake(text: str) -> ExpressionMistake | None:
     """What is wrong with a PromQL expression, or None."""
+    if message := excess(text):
+        return ExpressionMistake(message, 0)
     message = _refusal(text)
     if message is None:
         return None

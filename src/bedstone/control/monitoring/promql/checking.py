@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
 import promql_parser as promql
 
 from bedstone.control.monitoring.promql import aggregation, functions, operators, ranges
 from bedstone.control.monitoring.promql.selecting import matchers_of, whole_seconds
 from bedstone.errors import InvalidError
-
-LONGEST: Final = 20_000
-"""Characters of an expression."""
-DEEPEST: Final = 64
-"""Brackets within brackets."""
-OPERATORS: Final = 250
-"""The parser recurses over a chain of them: thousands overflow its stack and end the process."""
-_TOKENS: Final = re.compile(
-    r"""
-      (?P<text>"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|`[^`]*`?)
-    | (?P<comment>\#[^\n]*)
-    | (?P<opening>[(\[{])
-    | (?P<closing>[)\]}])
-    | (?P<operator>[-+*/%^<>=!,]|\b(?:and|or|unless|atan2)\b)
-    """,
-    re.VERBOSE | re.DOTALL | re.IGNORECASE,
-)
+from bedstone.model.expressions import excess
 
 _OTHERS = (
     *("time", "pi", "vector", "scalar", "timestamp", "absent", "absent_over_time"),
@@ -42,7 +23,8 @@ def parsed(expression: str) -> promql.Expr:
     Raises:
         InvalidError: it is malformed, too long, or uses what is not supported.
     """
-    _bounded(expression)
+    if message := excess(expression):
+        raise InvalidError(message)
     try:
         tree = promql.parse(expression)
     except ValueError as error:
@@ -54,28 +36,6 @@ def parsed(expression: str) -> promql.Expr:
 def check(expression: str) -> None:
     """Refuse what `parsed` refuses."""
     parsed(expression)
-
-
-def _bounded(expression: str) -> None:
-    """Refuse what the parser might not survive, without parsing it."""
-    if len(expression) > LONGEST:
-        raise InvalidError(f"the expression is longer than {LONGEST} characters")
-    depth = count = 0
-    for token in _TOKENS.finditer(expression):
-        match token.lastgroup:
-            case "opening":
-                depth += 1
-            case "closing":
-                depth -= 1
-            case "operator":
-                count += 1
-            case _:
-                pass
-        if depth > DEEPEST or count > OPERATORS:
-            raise InvalidError(
-                f"the expression has more than {OPERATORS} operators and commas, "
-                f"or more than {DEEPEST} brackets within one another"
-            )
 
 
 def _supported(node: promql.Expr) -> None:
