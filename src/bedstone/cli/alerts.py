@@ -85,7 +85,7 @@ def ls(*, everything: bool, app: str | None, target: Target, as_json: bool) -> N
         return
     shown = [item for item in found.items if everything or item.state != "inactive"]
     if shown:
-        header = ("STATE", "SEVERITY", "APP", "RULE", "LABELS", "VALUE", "FOR", "SUMMARY")
+        header = ("STATE", "SEVERITY", "APP", "RULE", "LABELS", "VALUE", "FOR", "SAYS")
         now = time.time()
         terminal.table(header, (_row(item, now) for item in shown))
     quiet = len(found.items) - len(shown)
@@ -111,7 +111,7 @@ def _row(item: AlertLine, now: float) -> tuple[str, ...]:
         _labels(item.labels),
         _value(item.value),
         "-" if item.since is None else seconds(now - item.since),
-        brief(item.error or item.summary, 80) or "-",
+        brief(item.error or item.summary or item.expression, 80) or "-",
     )
 
 

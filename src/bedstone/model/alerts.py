@@ -23,6 +23,7 @@ class AlertLine(Frozen):
     labels: dict[str, str] = Field(default_factory=dict)
     value: float | None = None
     summary: str = ""
+    """For people; empty for a rule that says nothing."""
     expression: str = ""
     since: float | None = None
     """When it became pending or firing."""

@@ -122,7 +122,6 @@ def _of_rule(alerting: Alerting, rule: Rule) -> Iterator[AlertLine]:
         state="unknown" if error else "inactive",
         severity=rule.severity,  # type: ignore[arg-type]
         value=outcome.value if outcome else None,
-        summary=rule.summary,
         expression=rule.expression,
         error=error,
     )

@@ -192,11 +192,24 @@ def _rule(spec: AppSpec, name: str, alert: AlertSpec) -> Rule:
         source=source,
         lasting=lasting,
         severity=alert.severity,
-        summary=alert.summary,
+        summary=alert.summary or _summary(alert),
         labels=tuple(sorted(alert.labels.items())),
         group_by=alert.group_by,
         every=every,
     )
+
+
+def _summary(alert: AlertSpec) -> str:
+    """What is told where the manifest says nothing."""
+    match alert:
+        case ConditionAlert(when=when):
+            return when
+        case BurnRateAlert(of=of):
+            return f"the error budget of {of or 'its counters'} burns {{value}} times too fast"
+        case BaselineAlert(series=series):
+            return f"{series} is {{value}}, which is unusual for this time"
+        case DeadManAlert(expects=expects):
+            return f"nothing has come of {expects} for {{value}} s"
 
 
 def burn_rate(spec: AppSpec, alert: BurnRateAlert) -> BurnRate:
