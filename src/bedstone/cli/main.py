@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "undo": ("bedstone.cli.actions:undo", "Declare the app again as it was before a change."),
     "changes": ("bedstone.cli.actions:changes", "Show what changed, with the difference."),
     "tx": ("bedstone.cli.transactions:tx", "See distributed transactions, and repair stuck ones."),
+    "trace": ("bedstone.cli.traces:trace", "See requests through the app, hop by hop."),
     "alerts": ("bedstone.cli.alerts:alerts", "See what fires, and silence it."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
     "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),

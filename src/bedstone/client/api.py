@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         UndoRequest,
         WorkloadList,
     )
-    from bedstone.model.traces import LogPage
+    from bedstone.model.traces import LogPage, TraceDetail, TraceList
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -314,6 +314,44 @@ class Client:
         return await self._send(
             RepairResult, "POST", request, "apps", app, "transactions", xid, "repair"
         )
+
+    async def traces(
+        self,
+        *,
+        app: str = "",
+        service: str = "",
+        name: str = "",
+        errors: bool = False,
+        shortest: float | None = None,
+        longest: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        limit: int = 100,
+    ) -> TraceList:
+        """The kept traces that fit, newest first; times are seconds."""
+        from bedstone.model.traces import TraceList
+
+        params = _given(app=app, service=service, name=name)
+        if errors:
+            params["errors"] = "true"
+        for key, number in (("min", shortest), ("max", longest), ("start", start), ("end", end)):
+            if number is not None:
+                params[key] = f"{number:.6f}"
+        params["limit"] = str(limit)
+        content = await self._transport.request("GET", "/v1/traces", params=params)
+        return _parse(TraceList, content)
+
+    async def trace(self, trace: str) -> TraceDetail:
+        """A whole trace; NotFoundError if it is not kept."""
+        from bedstone.model.traces import TraceDetail
+
+        return await self._get(TraceDetail, "traces", trace)
+
+    async def sample(self, share: float | None) -> None:
+        """Record a share of requests; None: as many as their rate allows."""
+        from bedstone.model.traces import SamplingRequest
+
+        await self._send(SamplingRequest, "PUT", SamplingRequest(share=share), "sampling")
 
     async def alerts(self) -> AlertList:
         """All alerts, those that fire first, and the rules that say nothing."""
