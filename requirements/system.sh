@@ -4,17 +4,22 @@ set -eu
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-there() { # PROGRAM: it can be run
-    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/usr/local/sbin/$1" ]
+there() { # PROGRAM: it can be run; or PATH: it is there
+    case $1 in
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/usr/local/sbin/$1" ] ;;
+    esac
 }
 
-# PROGRAM PACKAGE WHAT-NEEDS-IT
+# PROGRAM-OR-PATH PACKAGE WHAT-NEEDS-IT
 missing() {
     while read -r program package what; do
         there "$program" || printf '%s %s\n' "$package" "$what"
     done <<LIST
 mariadbd mariadb-server-core the tests of transactions over MariaDB
 prometheus prometheus the tests of PromQL and remote-write beside Prometheus
+chromium chromium the tests of the console in a browser
+/usr/share/fonts/truetype/dejavu fonts-dejavu-core the tests of the console in a browser
 LIST
 }
 
