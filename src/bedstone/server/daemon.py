@@ -33,6 +33,7 @@ from bedstone.server.actions import Actions
 from bedstone.server.ads import AdsService, by_certificate
 from bedstone.server.alert_promql import PromqlEvaluator
 from bedstone.server.alert_routes import alert_routes
+from bedstone.server.alert_routes import lines as alert_lines
 from bedstone.server.alert_sending import Senders
 from bedstone.server.alerting import Alerting
 from bedstone.server.api import build_api
@@ -109,6 +110,13 @@ async def serve(config: ServerConfig) -> None:
             senders,
             changes,
         )
+        views = ConsoleViews(
+            loop,
+            monitoring.series,
+            changes,
+            authority.domain,
+            alerts=lambda: alert_lines(alerting),
+        )
         api = build_api(
             store,
             queries,
@@ -119,7 +127,7 @@ async def serve(config: ServerConfig) -> None:
                 tracing.add_routes,
                 console.add_routes,
                 Actions(changes).add_routes,
-                ConsoleViews(loop, monitoring.series, changes, authority.domain).add_routes,
+                views.add_routes,
                 Lines(loop, queries).add_routes,
                 prometheus.routes,
                 alert_routes(alerting),
