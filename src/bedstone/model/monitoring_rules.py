@@ -65,7 +65,7 @@ def _expression(
     if not isinstance(text, str) or not text:
         return
     if mistake := check(text):
-        hint = "see the reference of alerts for what PromQL is understood"
+        hint = "see the reference of metrics for what PromQL is understood"
         at = document.position_within(location, mistake.index)
         yield Problem(at, f"got {_near(text, mistake.index)}: {mistake.message}", hint, location)
 
