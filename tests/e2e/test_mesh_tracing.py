@@ -12,6 +12,7 @@ import httpx
 from bedstone.model.spec import Gateway, Route
 from bedstone.node.collector import otlp_grpc
 from bedstone.node.collector.intake import Discard, Intake, Sender
+from bedstone.node.collector.runtime import share
 from bedstone.telemetry import requests
 from bedstone.telemetry.requests import ProxyRequest
 from bedstone.testing.mesh import HOST, MeshRig, free_port
@@ -167,12 +168,12 @@ def test_failed_and_slow_requests_are_written_down_at_every_hop_whatever_is_samp
 
         async with program(slow) as port, seeing(rig) as seen:
             base = await open_gateway(rig, port)
-            await runtime(rig, **{requests.SAMPLING_KEY: "0", requests.SLOW_KEY: "50"})
+            await runtime(rig, **{requests.SAMPLING_KEY: share(0.0), requests.SLOW_KEY: "50"})
             async with httpx.AsyncClient(trust_env=False) as http:
                 for path in ("/fine", "/bad?key=secret", "/slow?key=secret"):
                     await http.get(f"{base}{path}", headers={"authorization": "secret"})
                 await seen.until(records=4)
-                await runtime(rig, **{requests.TAP_KEY: "100"})
+                await runtime(rig, **{requests.TAP_KEY: share(1.0)})
                 await http.get(f"{base}/fine")
                 await seen.until(records=6)
             assert seen.made == []

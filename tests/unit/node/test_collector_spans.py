@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from bedstone.model.messages import Spans
 from bedstone.node.collector.intake import Sender
 from bedstone.node.collector.outgoing import Outgoing
+from bedstone.node.collector.runtime import share
 from bedstone.node.collector.sampling import LEAST, Sampling, next_share
 from bedstone.node.collector.spans import of_application, of_proxy, of_request, shape
 from bedstone.telemetry import requests
@@ -262,17 +263,17 @@ def test_traces_are_counted_where_they_begin() -> None:
 
 
 def test_the_share_follows_the_rate_of_requests() -> None:
-    share, rate = 1.0, 5_000
+    now, rate = 1.0, 1_500
     begun = []
     for _ in range(20):
-        begun.append(round(rate * share))
-        share = next_share(share, begun[-1], 20.0)
-    assert begun[0] == 5_000
+        begun.append(round(rate * now))
+        now = next_share(now, begun[-1], 20.0)
+    assert begun[0] == 1_500
     assert all(15 <= count <= 25 for count in begun[1:])
     rate = 5
     for _ in range(40):
-        share = next_share(share, round(rate * share), 20.0)
-    assert share == 1.0, "at a low rate every trace is kept again"
+        now = next_share(now, round(rate * now), 20.0)
+    assert now == 1.0, "at a low rate every trace is kept again"
     assert next_share(LEAST, 1_000_000, 20.0) == LEAST
 
 
@@ -291,6 +292,15 @@ def test_a_fixed_share_holds_until_it_is_taken_back() -> None:
     sampling.fix(0.0)
     sampling.tick()
     assert sampling.share == 0.0
-    assert '"numerator": 0' in (runtime.values[requests.SAMPLING_KEY] or "")
+    assert runtime.values[requests.SAMPLING_KEY] == "0"
     sampling.fix(None)
     assert sampling.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.0, "0"), (-1.0, "0"), (0.001, "1"), (0.01, "1"), (0.5, "50"), (0.501, "51"), (2.0, "100")],
+)
+def test_a_share_is_told_in_whole_percents(value: float, told: str) -> None:
+    """A proxy takes nothing else; above none, it is never told to be none."""
+    assert share(value) == told

@@ -53,7 +53,9 @@ def line(record: Any, logger: str, now: float) -> str:
         "logger": logger,
     }
     if record.trace_id:
-        found["trace_id"], found["span_id"] = record.trace_id.hex(), record.span_id.hex()
+        found["trace_id"] = record.trace_id.hex()
+    if record.span_id:
+        found["span_id"] = record.span_id.hex()
     found |= {k: v for k, v in plain_values(record.attributes).items() if k not in found}
     whole = json.dumps(found, ensure_ascii=False, default=str)
     if len(whole.encode()) >= LONGEST_LINE:  # a line that is cut would be no JSON

@@ -7,8 +7,8 @@ them, and is told again.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -22,9 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 def share(value: float) -> str:
-    """A share of requests (0 to 1) as a runtime value (an `envoy.type.v3.FractionalPercent`)."""
-    numerator = round(min(max(value, 0.0), 1.0) * 10_000)
-    return json.dumps({"numerator": numerator, "denominator": "TEN_THOUSAND"})
+    """A share of requests (0 to 1) as a runtime value: whole percents, at least one above 0.
+
+    Envoy (1.40) takes nothing finer from its administration: what is no number counts for nothing.
+    """
+    return str(min(100, math.ceil(max(value, 0.0) * 100 - 1e-9)))
 
 
 class ProxyRuntime:

@@ -16,7 +16,7 @@ TARGET = 20.0
 """Traces that are begun a second, on one node."""
 WRITTEN = 200.0
 """Failed and slow requests that are written down a second, on one node."""
-LEAST = 0.0001
+LEAST = 0.01
 """The smallest share that a proxy can tell from none."""
 RISE = 1.5
 """By how much a share grows in a second, at most."""
