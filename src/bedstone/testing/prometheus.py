@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -33,10 +34,13 @@ class RealPrometheus:
     url: str
     client: httpx.Client
 
-    def data(self, path: str, **parameters: str) -> Any:
+    def bytes(self, path: str, **parameters: str) -> bytes:
         """What its API answers."""
-        response = self.client.post(f"{self.url}/api/v1/{path}", data=parameters)
-        body = response.json()
+        return self.client.post(f"{self.url}/api/v1/{path}", data=parameters).content
+
+    def data(self, path: str, **parameters: str) -> Any:
+        """The same, read; a failure is a `ValueError`."""
+        body = json.loads(self.bytes(path, **parameters))
         if body["status"] != "success":
             raise ValueError(body["error"])
         return body["data"]
