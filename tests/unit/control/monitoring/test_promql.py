@@ -189,6 +189,15 @@ def test_incomplete_seconds_that_were_read_are_named() -> None:
     assert Engine(memory).instant("c", START + 10).incomplete == {}
 
 
+def test_incomplete_seconds_before_a_window_are_not_its_own() -> None:
+    memory = MemoryReader()
+    for offset in range(100):
+        memory.put("c", {}, "counter", START + offset, float(offset))
+        memory.finish(START + offset, {"local": "no answer"} if offset in (80, 89, 90) else None)
+    answer = Engine(memory).instant("increase(c[10s])", START + 99)
+    assert sorted(answer.incomplete or {}) == [START + 89, START + 90], "its start counts"
+
+
 # Limits.
 
 
@@ -224,6 +233,17 @@ def test_a_window_that_is_too_much_by_itself_is_refused() -> None:
 def test_a_result_that_is_too_large_is_refused() -> None:
     with pytest.raises(InvalidError, match="the result has more than 100 points"):
         Engine(wide(10, 60), Limits(points=100)).range("x", START, START + 59, 1)
+
+
+def test_many_steps_of_one_moment_are_as_much_as_of_many() -> None:
+    with pytest.raises(InvalidError, match="the result has more than 100 points"):
+        Engine(wide(10, 2), Limits(points=100)).range("x @ start()", START, START + 59, 1)
+    with pytest.raises(InvalidError, match="a subquery has 3600 steps, expected at most 10"):
+        Engine(wide(1, 2), Limits(points=100)).instant("sum_over_time(vector(1)[1h:])", START)
+    with pytest.raises(InvalidError, match="count_values gives more than 30 points"):
+        Engine(wide(10, 2), Limits(points=30)).range(
+            'count_values("v", 100 * x + time())', START, START + 1, 1
+        )
 
 
 def test_too_many_steps_are_refused() -> None:

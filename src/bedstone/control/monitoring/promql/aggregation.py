@@ -173,8 +173,11 @@ def _counted(
             equal = present & ((values == value) | (np.isnan(values) & np.isnan(value)))
             labels.append({**group, label: number(value)})
             counts.append(equal.sum(axis=0).astype(np.float64))
-            if len(labels) > context.limits.series:
-                raise InvalidError(f"count_values gives more than {context.limits.series} series")
+            if len(labels) * table.steps > context.limits.points:
+                raise InvalidError(
+                    f"count_values gives more than {context.limits.points} points",
+                    hint="round the values",
+                )
     if not labels:
         return Table((), np.empty((0, table.steps)), np.empty((0, table.steps), dtype=bool))
     whole = np.array(counts)

@@ -17,6 +17,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -70,7 +71,8 @@ class Engine:
         self.reader = reader
         self.limits = limits or Limits()
         self._clock = clock
-        self._slots = asyncio.Semaphore(self.limits.queries)
+        # Of its own, so that slow queries keep nothing else waiting for a thread.
+        self._pool = ThreadPoolExecutor(self.limits.queries, "promql")
 
     def instant(
         self, expression: str, at: int | None = None, cancelled: threading.Event | None = None
@@ -149,11 +151,10 @@ class Engine:
             work: gets an event that is set once nobody waits for it any more.
         """
         cancelled = threading.Event()
-        async with self._slots:
-            try:
-                return await asyncio.to_thread(work, cancelled)
-            finally:
-                cancelled.set()  # who asked has gone: the thread ends with its next step
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, cancelled)
+        finally:
+            cancelled.set()  # who asked has gone: the thread ends with its next step
 
     def _watch(self, cancelled: threading.Event | None) -> Callable[[], None]:
         """What fails once the time is over."""

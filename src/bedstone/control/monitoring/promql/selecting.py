@@ -168,7 +168,9 @@ def windows(
         )
     before = (LOOKBEHIND // resolution + 1) if base else 0
     start = (first // resolution - width + 1 - before) * resolution
-    selection = _read(context, selector, start, last, resolution, aggregate)
+    # Of what lies before the windows, only the point at their start can change the answer.
+    said = start + max(0, before - 1) * resolution
+    selection = _read(context, selector, start, last, resolution, aggregate, said)
     ends = times // resolution - start // resolution
     return Windows(
         labels=_labels(context, selection),
@@ -222,14 +224,26 @@ def _read(
     end: int,
     resolution: int,
     aggregate: Aggregate,
+    said: int | None = None,
 ) -> Selection:
-    """Read whole points that cover the span, if they are not too many."""
+    """Read whole points that cover the span, if they are not too many.
+
+    Args:
+        context: of the evaluation.
+        selector: which series.
+        start: of the span.
+        end: of the span.
+        resolution: seconds between points.
+        aggregate: of roll-ups.
+        said: from where on incomplete seconds are told; `start` by default.
+    """
     context.watch()
     start, end = start // resolution * resolution, end // resolution * resolution
     matchers = matchers_of(selector)
     limits = context.limits
     series = len(context.reader.series(matchers, start - resolution + 1, end))
-    points = (end - start) // resolution + 1
+    # What is made of them has a value a step, which may be more.
+    points = max((end - start) // resolution + 1, len(context.times))
     if series > limits.series:
         raise InvalidError(
             f"{selector} selects {series} series, expected at most {limits.series}",
@@ -241,7 +255,7 @@ def _read(
             f"expected at most {limits.points}",
             hint="demand more labels, or ask for a shorter range",
         )
-    context.notes.read(start - resolution + 1, end, resolution)
+    context.notes.read((start if said is None else said) - resolution + 1, end, resolution)
     selection = context.reader.select(matchers, start, end, resolution, aggregate)
     context.watch()
     return selection
