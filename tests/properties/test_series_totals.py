@@ -266,7 +266,7 @@ def increase(row: np.ndarray[tuple[int], np.dtype[np.float64]], a: int, b: int) 
 
 TestWorld = World.TestCase
 TestWorld.settings = settings(
-    max_examples=25,
+    max_examples=15,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -298,9 +298,8 @@ class SeriesStore:
 
     def _try_write(self, draft: Draft | None) -> None:
         """Write a draft of before, or what there is now; whatever fails, it is only said."""
-        made = draft or self._draft()
         try:
-            self._write_or_renew(made)
+            self._write_or_renew(draft or self._draft())
             return
         except (UnavailableError, DamagedError, OSError) as error:
             reason = str(error)
@@ -311,8 +310,6 @@ class SeriesStore:
             if self._trouble is None:
                 _log.error("series not written", extra={"reason": reason})
             self._trouble = reason
-            if made.runs_from is not None:
-                self._gaps.touch(made.runs_from)
             if draft is not None:  # nobody will write it again
                 seconds = draft.snapshot
                 self._gaps.add(seconds.begin, seconds.last, {"server": reason})
@@ -345,24 +342,28 @@ class SeriesStore:
         sealing = snapshot.upto > snapshot.sealed
         if snapshot.last <= self._flushed and not sealing:
             return
-        self._file.write(
-            Batch(
-                meta={"state": draft.state, "rows": dump_bytes(draft.rows)},
-                metrics=draft.metrics,
-                series=[
-                    (entry.id, entry.name, json.dumps(entry.labels), entry.kind)
-                    for entry in draft.new
-                ],
-                parked=draft.parked,
-                forgotten=draft.forgotten,
-                points=[*parts(snapshot), *seal(snapshot)],
-                sealed=snapshot.upto,
-                runs=draft.runs,
-                runs_from=draft.runs_from,
-                last=snapshot.last,
-                retain=sealing,
-            )
+        batch = Batch(
+            meta={"state": draft.state, "rows": dump_bytes(draft.rows)},
+            metrics=draft.metrics,
+            series=[
+                (entry.id, entry.name, json.dumps(entry.labels), entry.kind) for entry in draft.new
+            ],
+            parked=draft.parked,
+            forgotten=draft.forgotten,
+            points=[*parts(snapshot), *seal(snapshot)],
+            sealed=snapshot.upto,
+            runs=draft.runs,
+            runs_from=draft.runs_from,
+            last=snapshot.last,
+            retain=sealing,
         )
+        try:
+            self._file.write(batch)
+        except (UnavailableError, DamagedError):
+            with self._lock:
+                if draft.runs_from is not None:
+                    self._gaps.touch(draft.runs_from)
+            raise
         with self._lock:
             if self._trouble is not None:
                 _log.info("series written again", extra={"second": snapshot.last})
@@ -504,13 +505,13 @@ class SeriesStore:
     def incomplete(self, start: int, end: int) -> dict[int, dict[str, str]]:
         """The seconds that are not complete (see `reading.Reader`).
 
-        Of the time before the first second, a day is named.
+        Of the time before the first second, a day is named. Equal seconds share what they miss.
         """
-        return {
-            second: dict(run.missing)
-            for run in self.runs(start, end)
-            for second in range(run.first, run.last + 1)
-        }
+        found: dict[int, dict[str, str]] = {}
+        for run in self.runs(start, end):
+            missing = dict(run.missing)
+            found |= dict.fromkeys(range(run.first, run.last + 1), missing)
+        return found
 
     def runs(self, start: int, end: int) -> list[Run]:
         """The seconds that are not complete, as runs of seconds that miss the same."""

@@ -59,7 +59,7 @@ class Source:
 
     Attributes:
         number: where it stands in the list of sources.
-        incarnation: of its life; None if it was never read.
+        incarnation: of its life; None if it was never read, empty if nobody said it.
         refused: some of its series did not fit.
         detached: ids of live series that it has not confirmed since its node came back.
         seen: the second in which it last was in a frame.
@@ -228,7 +228,7 @@ class Totals:
                 source.refused = False
         for name, incarnation in frame.incarnations.items():
             source = self._source(node, name, unknown)
-            if source.incarnation not in {None, incarnation}:
+            if source.incarnation and source.incarnation != incarnation:
                 self._begin_anew(source)
                 unknown.discard(source.number)
             source.incarnation = incarnation
@@ -397,7 +397,12 @@ class Totals:
         """Take the rows from the series without a value since a second; the entries keep the rest.
 
         Only of series that are gone or detached: of others, a number of their node's stands for it.
+        A node that has not answered since then is to say everything again.
         """
+        for node in self._nodes.values():
+            if node.rows and node.second < before:
+                self._detach(node)
+                node.queue, node.tail = [], -1
         rows, size = self.rows, len(self.rows)
         idle = np.flatnonzero(
             (rows.ids[:size] >= 0)

@@ -188,3 +188,29 @@ def test_rows_of_series_that_are_gone_are_used_again(tmp_path: Path) -> None:
     row = scene.store.select([Matcher("__name__", "=", "n0_total")], last - 1, last, 1).values[0]
     assert row.tolist() == [49.0, 54.0]
     scene.store.close()
+
+
+def test_a_node_that_went_away_frees_its_rows_and_goes_on_when_it_comes_back(scene: Scene) -> None:
+    scene.tell({"other_total": 1}, node="m", source="other")
+    scene.tell({"x_total": 5})
+    for _ in range(900):
+        scene.tell({"other_total": 1}, node="m", source="other")
+        if scene.second % 10 == 0:
+            scene.store.flush()
+    assert scene.store.stats().series == 1
+    scene.tell({"x_total": 7})
+    last = scene.store.last()
+    row = scene.store.select([Matcher("__name__", "=", "x_total")], BEGIN + 1, last, 1).values[0]
+    assert row[~np.isnan(row)].tolist() == [5, 7]
+    scene.store.close()
+
+
+def test_a_source_that_was_forgotten_goes_on_as_it_was(scene: Scene) -> None:
+    scene.tell({"x_total": 5})
+    scene.tell({})
+    scene.store._totals.prune(BEGIN + 100)
+    assert scene.store._totals.sources == [None]
+    scene.tell({"x_total": 2})
+    scene.builders["n"] = FrameBuilder()  # tells the source's life again
+    scene.tell({"x_total": 3})
+    assert scene.row() == [5, 5, 7, 8]
