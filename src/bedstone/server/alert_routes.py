@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Query
 
 from bedstone.control.monitoring.alerts.board import labels_of, summary_of, told
+from bedstone.control.monitoring.alerts.evaluation import Examiner
 from bedstone.control.monitoring.alerts.machine import Alert, Certainty
 from bedstone.control.monitoring.alerts.rules import Condition, Facts, Rule
 from bedstone.model.alerts import (
@@ -68,8 +69,7 @@ def _read(app: FastAPI, alerting: Alerting) -> None:
 def _silence(app: FastAPI, alerting: Alerting) -> None:
     @app.get("/v1/silences")
     async def silences(_: Reader) -> SilenceList:
-        found = sorted(alerting.silences.values(), key=lambda silence: silence.until)
-        return SilenceList(items=tuple(silence.public() for silence in found))
+        return SilenceList(items=tuple(alerting.silences.list()))
 
     @app.post("/v1/silences")
     async def silence(request: SilenceRequest, who: Operator) -> Silence:
@@ -77,7 +77,7 @@ def _silence(app: FastAPI, alerting: Alerting) -> None:
 
     @app.delete("/v1/silences/{silence_id}")
     async def unsilence(silence_id: str, who: Operator) -> dict[str, str]:
-        await alerting.unsilence(silence_id, who.who)
+        await alerting.silences.end(silence_id, who.who)
         return {"deleted": silence_id}
 
 
@@ -128,10 +128,9 @@ def _of_rule(alerting: Alerting, rule: Rule) -> Iterator[AlertLine]:
     alerts = alerting.board.of(key)
     if error or not alerts:
         yield line
-    now = alerting.clock()
     for alert in alerts:
         labels = labels_of(rule, alert)
-        silence = alerting.silence_of(labels, now)
+        silence = alerting.silences.of(labels)
         yield line.model_copy(
             update={
                 "state": alert.state,
@@ -153,7 +152,7 @@ def _notified(alerting: Alerting, rule: Rule, alert: Alert) -> list[Notification
     group = {name: labels.get(name, "") for name in rule.group_by}
     attempts = [
         attempt
-        for record in alerting.records.values()
+        for record in alerting.telling.records.values()
         if record.labels == group and rule.app in ("", record.app)
         for attempt in record.notified
         if attempt.at >= (alert.fired_at or alert.since)
@@ -164,11 +163,13 @@ def _notified(alerting: Alerting, rule: Rule, alert: Alert) -> list[Notification
 async def tested(alerting: Alerting, rule: Rule) -> AlertTest:
     """What a rule says of the last second, whatever came before."""
     second = alerting.reader.last()
-    certainty = await asyncio.to_thread(alerting.examiner.certainty, second)
+    # One of its own: what the other remembers of a rule is for its evaluations alone.
+    examiner = Examiner(alerting.reader, alerting.evaluator)
+    certainty = await asyncio.to_thread(examiner.certainty, second)
     if isinstance(rule.source, Facts):
-        outcome = alerting.examiner.examine(rule, second, certainty)
+        outcome = examiner.examine(rule, second, certainty)
     else:
-        outcome = await asyncio.to_thread(alerting.examiner.examine, rule, second, certainty)
+        outcome = await asyncio.to_thread(examiner.examine, rule, second, certainty)
     samples = [
         AlertSample(labels=dict(labels), value=held.value, holds=True)
         for labels, held in outcome.holds.items()

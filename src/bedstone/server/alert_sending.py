@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("bedstone.alerts")
 TIMEOUT: Final = 10.0
 _ANSWER: Final = 200
-"""Characters of a refusal that are kept."""
+"""Bytes of a refusal that are read."""
 
 
 class Sender(Protocol):
@@ -70,8 +70,13 @@ class Senders:
         headers = {**spec.headers, "content-type": "application/json"}
         if spec.secret:
             headers[SIGNATURE] = signature(spec.secret, body, now)
+        said = ""
         try:
-            answer = await self._client.post(spec.webhook, content=body, headers=headers)
+            async with self._client.stream(
+                "POST", spec.webhook, content=body, headers=headers
+            ) as answer:
+                if not answer.is_success:
+                    said = await _beginning(answer)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise UnavailableError("no connection to the receiver") from error
         except httpx.TimeoutException as error:
@@ -79,10 +84,16 @@ class Senders:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise UnknownOutcomeError(f"the request failed: {type(error).__name__}") from error
         if not answer.is_success:
-            said = " ".join(answer.text.split())[:_ANSWER]
             raise UnavailableError(
                 f"the receiver answered {answer.status_code}" + (f": {said}" if said else "")
             )
+
+
+async def _beginning(answer: httpx.Response) -> str:
+    """What a refusal says, in one line; the rest of it is not read."""
+    async for part in answer.aiter_bytes(_ANSWER):
+        return " ".join(part.decode(errors="replace").split())
+    return ""
 
 
 def _write(due: Due) -> None:

@@ -1,13 +1,12 @@
 """Alerts, as the server runs them: evaluates rules, keeps their state, and tells receivers.
 
 Three loops over one board: each finished second the rules that are due are evaluated, each in a
-thread; what changed is written to the store; and what is due is told.
+thread; what changed is written to the store (`alert_store`); and what is due is told
+(`alert_telling`).
 
 Rules:
 - A rule is evaluated once a second at most, and takes a fiftieth of the time at most: one that is
   slow is looked at less often, beside those that are quick and not before them.
-- A receiver that hangs delays only itself: each group is told in a task of its own, with a limit on
-  time, and on how many are told at once.
 - What was pending or firing, and what was told, is in the store; so a restart neither begins a
   `for` anew nor tells again what was told.
 """
@@ -18,16 +17,14 @@ import asyncio
 import logging
 import math
 import random
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from bedstone.control.loop import ControlLoop
-from bedstone.control.monitoring.alerts import builtin, groups
+from bedstone.control.monitoring.alerts import builtin
 from bedstone.control.monitoring.alerts.board import (
     Board,
     Key,
@@ -35,11 +32,15 @@ from bedstone.control.monitoring.alerts.board import (
     labels_of,
     recorded,
     restored,
-    told,
 )
 from bedstone.control.monitoring.alerts.evaluation import Evaluator, Examiner
-from bedstone.control.monitoring.alerts.groups import Due, Firing, GroupKey, Target
-from bedstone.control.monitoring.alerts.machine import Certainty, Outcome, Transition
+from bedstone.control.monitoring.alerts.machine import (
+    Alert,
+    Certainty,
+    Outcome,
+    Transition,
+    What,
+)
 from bedstone.control.monitoring.alerts.rules import Facts, Rule, declared
 from bedstone.control.monitoring.reading import Reader
 from bedstone.errors import Error, NotFoundError
@@ -51,11 +52,13 @@ from bedstone.model.alert_records import (
     AlertRecord,
     SilenceRecord,
 )
-from bedstone.model.alerts import AlertEvent, Notification, Silence, SilenceRequest
-from bedstone.server.alert_sending import TIMEOUT, Sender
+from bedstone.model.alerts import AlertEvent, Silence, SilenceRequest
+from bedstone.server.alert_sending import Sender
+from bedstone.server.alert_silences import Silences
 from bedstone.server.alert_store import AlertStore
+from bedstone.server.alert_telling import Telling
 from bedstone.server.changes import Changes
-from bedstone.store import ABSENT, Delete, Put, Store
+from bedstone.store import Store
 
 _log = logging.getLogger(__name__)
 POLL: Final = 0.2
@@ -64,11 +67,8 @@ SHARE: Final = 50
 """A rule is not due again before so many times what its evaluation took has passed."""
 SLOW: Final = 1.0
 """Seconds from which a rule is slow."""
-AT_ONCE: Final = 4
-"""Notifications to one receiver."""
 FIRST_LOOK: Final = 10.0
 """Seconds that the rules have for their first evaluation before anybody is told."""
-_REMEMBERED: Final = 3600.0
 
 
 @dataclass
@@ -108,12 +108,7 @@ class Alerting:
     board: Board = field(default_factory=Board)
     second: int = 0
     """The last second that was looked at."""
-    silences: dict[str, SilenceRecord] = field(default_factory=dict)
-    records: dict[GroupKey, AlertGroupRecord] = field(default_factory=dict)
     _paces: dict[str, _Pace] = field(default_factory=dict)
-    _ended: dict[str, float] = field(default_factory=dict)
-    _telling: set[GroupKey] = field(default_factory=set)
-    _slots: dict[tuple[str, str], asyncio.Semaphore] = field(default_factory=dict)
     _declared: object = None
     _begun: float = 0.0
     _settled: bool = False
@@ -121,20 +116,24 @@ class Alerting:
     def __post_init__(self) -> None:
         self.kept = AlertStore(self.store, self.sleep)
         self.examiner = Examiner(self.reader, self.evaluator)
+        self.silences = Silences(self.kept, self.changes, self.clock)
+        self.telling = Telling(
+            self.loop, self.sender, self.kept, self.silences, self.clock, self.chance
+        )
 
     async def run(self) -> None:
         """Watch and tell, until cancelled."""
         await self.loop.loaded()
         await self._restore()
-        with ExitStack() as stack:
-            quick, slow = (
-                stack.enter_context(ThreadPoolExecutor(workers, f"alerts-{name}"))
-                for name, workers in (("quick", 4), ("slow", 2))
-            )
+        quick, slow = ThreadPoolExecutor(4, "alerts-quick"), ThreadPoolExecutor(2, "alerts-slow")
+        try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.kept.run())
                 group.create_task(self._watch(group, quick, slow))
                 group.create_task(self._tell(group))
+        finally:
+            for pool in (quick, slow):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def _restore(self) -> None:
         while True:
@@ -148,14 +147,12 @@ class Alerting:
             else:
                 break
         self.board = Board([restored(record) for record in alerts])
-        self.records = {groups.key_of(record): record for record in told_before}
-        self.silences = {record.id: record for record in silences}
+        self.telling.restore(told_before)
+        self.silences.restore(silences)
         # What the series held before the start may be older than what was restored: a second that
         # was lost with the server said more than the last one that was not.
         self.second = self.reader.last()
         self._declare(self.second)
-
-    # Watching
 
     async def _watch(
         self, group: asyncio.TaskGroup, quick: ThreadPoolExecutor, slow: ThreadPoolExecutor
@@ -204,7 +201,7 @@ class Alerting:
         while (
             self.second < second
             or any(pace.running for pace in self._paces.values())
-            or self._telling
+            or self.telling.busy
         ):
             await self.sleep(POLL)
         await self.kept.written()
@@ -266,43 +263,33 @@ class Alerting:
                 self.kept.delete(record.key)
                 rule = self.board.rules.get((alert.app, alert.rule))
                 if rule and alert.state == "firing":
-                    self._ended[identity(rule, alert)] = self.clock()
+                    self.telling.ended(identity(rule, alert))
             else:
                 self.kept.put(record)
             if transition.what == "resolved" and alert.state != "firing":
                 continue
-            self.kept.happened(
-                AlertEvent(
-                    at=transition.at,
-                    app=alert.app,
-                    rule=alert.rule,
-                    labels=dict(alert.labels),
-                    what=transition.what,
-                    value=alert.value,
-                    detail=transition.detail,
-                )
+            self._happened(transition.at, transition.what, alert, transition.detail)
+
+    def _happened(
+        self, at: float, what: What | Literal["silenced"], alert: Alert, detail: str
+    ) -> None:
+        self.kept.happened(
+            AlertEvent(
+                at=at,
+                app=alert.app,
+                rule=alert.rule,
+                labels=dict(alert.labels),
+                what=what,
+                value=alert.value,
+                detail=detail,
             )
-
-    # Telling
-
-    def targets(self) -> Iterator[Target]:
-        """Every receiver, with the apps of whose alerts it is told."""
-        apps = {name: app for name, app in self.loop.snapshot.apps().items() if not app.deleting}
-        yield Target("", "log", None, frozenset({"", *apps}))
-        for name, app in apps.items():
-            for receiver, spec in app.spec.receivers.items():
-                yield Target(name, receiver, spec, frozenset({"", name}))
-
-    def firing(self) -> Iterator[Firing]:
-        """Everything that fires."""
-        for rule, alert in self.board.firing():
-            yield Firing(rule.app, told(rule, alert), rule.group_by)
+        )
 
     async def _tell(self, group: asyncio.TaskGroup) -> None:
         while True:
             if self._known():
                 try:
-                    self._tell_due(group)
+                    self.telling.tell(self.board, group)
                 except Exception:  # noqa: BLE001 - the control plane goes on
                     _log.exception("alerts not told")
             await self.sleep(POLL)
@@ -319,145 +306,13 @@ class Alerting:
             self._settled = late or self.board.rules.keys() <= self.board.outcomes.keys()
         return self._settled
 
-    def _tell_due(self, group: asyncio.TaskGroup) -> None:
-        now = self.clock()
-        self._forget(now)
-        due, gone = groups.plan(
-            self.targets(),
-            self.firing(),
-            self.records,
-            lambda labels: self.silence_of(labels, now) is not None,
-            lambda one: self._ended.get(one, 0.0),
-            now,
-        )
-        for record in gone:
-            del self.records[groups.key_of(record)]
-            self.kept.delete(record.key)
-        for item in due:
-            if item.key not in self._telling:
-                self._telling.add(item.key)
-                group.create_task(self._deliver(item))
-
-    def _forget(self, now: float) -> None:
-        for record in [s for s in self.silences.values() if s.until <= now]:
-            del self.silences[record.id]
-            self.kept.delete(record.key)
-        for one in [one for one, at in self._ended.items() if at < now - _REMEMBERED]:
-            del self._ended[one]
-
-    async def _deliver(self, due: Due) -> None:
-        try:
-            if due.silent:
-                self._keep(due.succeeded(self.clock()))
-                return
-            slot = self._slots.setdefault(
-                (due.target.app, due.target.name), asyncio.Semaphore(AT_ONCE)
-            )
-            async with slot:
-                problem = await self._send(due)
-            now = self.clock()
-            record = due.failed(now, self.chance()) if problem else due.succeeded(now)
-            attempt = Notification(
-                at=now, receiver=due.target.name, ok=not problem, message=problem
-            )
-            if due.target.spec is not None:
-                notified = (*record.notified, attempt)[-groups.KEPT :]
-                record = record.model_copy(update={"notified": notified})
-                self._tell_history(due, attempt, first=due.record.attempts == 0)
-            self._keep(record)
-        finally:
-            self._telling.discard(due.key)
-
-    async def _send(self, due: Due) -> str:
-        """Tell a receiver; why it failed, or an empty string."""
-        try:
-            async with asyncio.timeout(2 * TIMEOUT):
-                await self.sender.send(due, self.clock())
-        except Error as error:
-            return error.message
-        except TimeoutError:
-            return "the receiver did not answer in time"
-        except Exception as error:  # noqa: BLE001 - one receiver must not end the others
-            _log.exception("alert not told", extra={"receiver": due.target.name})
-            return f"an error of ours: {type(error).__name__}"
-        return ""
-
-    def _keep(self, record: AlertGroupRecord) -> None:
-        self.records[groups.key_of(record)] = record
-        self.kept.put(record)
-
-    def _tell_history(self, due: Due, attempt: Notification, *, first: bool) -> None:
-        """Every success, and the first failure of a row."""
-        if not attempt.ok and not first:
-            return
-        alerts = [*due.firing, *due.resolved]
-        for rule in dict.fromkeys(alert.labels.get("rule", "") for alert in alerts):
-            of_rule = [alert for alert in alerts if alert.labels.get("rule", "") == rule]
-            self.kept.happened(
-                AlertEvent(
-                    at=attempt.at,
-                    app=of_rule[0].labels.get("app", ""),
-                    rule=rule,
-                    labels=dict(due.record.labels),
-                    what="notified" if attempt.ok else "failed",
-                    detail=f"{due.target.name}: {attempt.message or _counted(due)}",
-                )
-            )
-
-    # Silences
-
-    def silence_of(self, labels: Mapping[str, str], now: float) -> SilenceRecord | None:
-        """The silence that holds an alert the longest, if one does."""
-        found = [
-            silence
-            for silence in self.silences.values()
-            if silence.until > now
-            and all(labels.get(name, "") == value for name, value in silence.labels.items())
-        ]
-        return max(found, key=lambda silence: silence.until, default=None)
-
     async def silence(self, request: SilenceRequest, who: str) -> Silence:
         """Tell nobody of what matches, for a time."""
-        now = self.clock()
-        record = SilenceRecord(
-            id=secrets.token_hex(4),
-            labels=request.labels,
-            until=now + request.seconds,
-            why=request.why,
-            who=who,
-            created_at=now,
-        )
-        operations = [Put(record.key, record.encode(), expected=ABSENT)]
-        labels = ", ".join(f"{name}={value}" for name, value in request.labels.items())
-        await self.changes.recorded(who, "silence", labels[:200], request.why, operations)
-        self.silences[record.id] = record
+        record = await self.silences.add(request, who)
         for rule, alert in self.board.firing():
-            if self.silence_of(labels_of(rule, alert), now) is record:
-                self.kept.happened(
-                    AlertEvent(
-                        at=now,
-                        app=alert.app,
-                        rule=alert.rule,
-                        labels=dict(alert.labels),
-                        what="silenced",
-                        detail=f"by {who}: {request.why}",
-                    )
-                )
+            if self.silences.of(labels_of(rule, alert)) is record:
+                self._happened(self.clock(), "silenced", alert, f"by {who}: {request.why}")
         return record.public()
-
-    async def unsilence(self, silence: str, who: str) -> None:
-        """End a silence.
-
-        Raises:
-            NotFoundError: there is none of that id.
-        """
-        record = self.silences.get(silence)
-        if record is None:
-            raise NotFoundError(
-                f"there is no silence {silence}", hint="see bedstone alerts silences"
-            )
-        await self.changes.recorded(who, "unsilence", silence, record.why, [Delete(record.key)])
-        self.silences.pop(silence, None)
 
     def rule(self, name: str, app: str) -> Rule:
         """The rule of a name, of an app where one is given.
@@ -477,7 +332,3 @@ class Alerting:
             )
         known = ", ".join(sorted({key[1] for key in self.board.rules})) or "none"
         raise NotFoundError(f"there is no rule {name}, there is {known}")
-
-
-def _counted(due: Due) -> str:
-    return f"{len(due.firing)} firing, {len(due.resolved)} resolved"

@@ -241,11 +241,11 @@ def test_a_silence_holds_what_matches_and_its_end_tells() -> None:
                 ({"workload": "web"}, silence.id)
             ]
         async with world.running() as alerting:
-            assert list(alerting.silences) == [silence.id]
+            assert [one.id for one in alerting.silences.list()] == [silence.id]
             await world.seconds(25)
             both = ["slow workload=shop", "slow workload=web"]
             assert world.receivers.of()[1:] == [(both, [])]
-            assert alerting.silences == {}
+            assert alerting.silences.list() == []
             audit = [(entry.who, entry.action) for entry in await world.changes.audit(10)]
             assert ("ann", "silence") in audit
 
@@ -257,9 +257,9 @@ def test_ending_a_silence_is_audited_and_of_an_unknown_one_refused() -> None:
         async with world.running() as alerting:
             request = SilenceRequest(labels={"rule": "slow"}, seconds=30, why="known")
             silence = await alerting.silence(request, "ann")
-            await alerting.unsilence(silence.id, "bob")
+            await alerting.silences.end(silence.id, "bob")
             with pytest.raises(NotFoundError, match="there is no silence"):
-                await alerting.unsilence(silence.id, "bob")
+                await alerting.silences.end(silence.id, "bob")
             audit = {(entry.who, entry.action) for entry in await world.changes.audit(10)}
             assert audit >= {("ann", "silence"), ("bob", "unsilence")}
 
@@ -299,7 +299,7 @@ def test_a_receiver_is_told_of_its_severities_only_and_not_of_the_end_if_it_does
             world.evaluator.say("latency > 1", None)
             await world.seconds(4)
             assert len(world.receivers.of()) == 1
-            assert not [r for r in alerting.records.values() if r.receiver == "people"]
+            assert not [r for r in alerting.telling.records.values() if r.receiver == "people"]
 
     in_world(body, text)
 
