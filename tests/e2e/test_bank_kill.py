@@ -10,6 +10,7 @@ import itertools
 import json
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -17,6 +18,8 @@ from typing import Any, Self
 import httpx
 import psycopg
 import pytest
+
+from bedstone.processes.state import run_directory
 
 pytestmark = pytest.mark.timeout(300)
 PEOPLE, BALANCE, TELLERS = 6, 10_000, 6
@@ -96,6 +99,24 @@ def databases(bank: Any) -> list[str]:
     return urls
 
 
+def counted(bank: Any) -> dict[str, int]:
+    """What the monitoring has counted in the log, by event; what is open under `open`."""
+    transport = httpx.HTTPTransport(uds=str(run_directory(bank.state) / "api.sock"))
+    query = 'sum by (event) ({__name__=~"bedstone_transactions_(total|open)",app="bank"})'
+    with httpx.Client(transport=transport, base_url="http://api", timeout=20) as client:
+        answer = client.get("/prometheus/api/v1/query", params={"query": query})
+    result = answer.json()["data"]["result"] if answer.status_code == 200 else []
+    return {it["metric"].get("event", "open"): int(float(it["value"][1])) for it in result}
+
+
+def logged(bank: Any) -> dict[str, int]:
+    """What the log itself has, by what `counted` calls it."""
+    items = json.loads(bank.ok("tx", "ls", "--limit", "10000", "-o", "json"))["items"]
+    states = Counter(item["state"] for item in items)
+    ended = {"committed": states.pop("committed", 0), "cancelled": states.pop("aborted", 0)}
+    return {"begun": len(items), "open": sum(states.values()), **ended}
+
+
 def unfinished(bank: Any) -> list[dict[str, Any]]:
     listed = bank.run("tx", "ls", "--limit", "10000", "-o", "json")
     if listed.returncode:
@@ -128,6 +149,13 @@ def test_no_kill_loses_a_cent(bank: Any) -> None:
             )
     bank.wait(lambda: not unfinished(bank), 90, f"all ended, not {unfinished(bank)}")
 
+    transactions = logged(bank)
+    assert transactions["begun"] >= tellers.committed()
+    bank.wait(
+        lambda: counted(bank) == transactions,
+        20,
+        f"the monitoring counts what the log has: {transactions}",
+    )
     with httpx.Client(base_url=bank.url, timeout=20, trust_env=False) as http:
         balances = {a: http.get(f"/accounts/{a}").json()["balance"] for a in accounts}
         done = {

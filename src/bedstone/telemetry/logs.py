@@ -22,7 +22,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, object] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage().rstrip("\n"),
             "logger": record.name,
         }
         fields = {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
