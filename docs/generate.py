@@ -148,7 +148,9 @@ def routes() -> Iterator[str]:
     from bedstone.server.api import build_api
     from bedstone.server.console import ConsoleService
     from bedstone.server.console_views import ConsoleViews
+    from bedstone.server.lines import Lines
     from bedstone.server.seconds import second_routes
+    from bedstone.server.tapping import Tapping
 
     nothing = cast("Any", None)
     yield "| request | role | body | answer |\n|---|---|---|---|"
@@ -160,6 +162,8 @@ def routes() -> Iterator[str]:
         console.add_routes,
         Actions(nothing).add_routes,
         alert_routes(nothing),
+        Lines(nothing, nothing).add_routes,
+        Tapping(nothing, nothing, nothing).add_routes,
     )
     for route in build_api(nothing, nothing, nothing, nothing, more).routes:
         if not isinstance(route, APIRoute):
