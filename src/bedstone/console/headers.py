@@ -1,7 +1,8 @@
 """Headers that every answer of the console carries, whatever it answers.
 
 The policy names what the pages load and nothing else: their own files. No script or style stands in
-a page itself, none is made from text (`require-trusted-types-for`), and no other site may frame it.
+a page itself, none is made from text (Trusted Types, of which nobody may make any), and no other
+site may frame it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from starlette.types import Message, Send
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'"
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 """CSP 3 (w3.org/TR/CSP3) and Trusted Types."""
 
