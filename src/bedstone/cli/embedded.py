@@ -320,19 +320,25 @@ def started_with(state_dir: Path) -> Options:
     )
 
 
-def console_port(state_dir: Path, asked: str | None) -> tuple[str, str]:
+def console_port(state_dir: Path, asked: str | None, gateway: int | None) -> tuple[str, str]:
     """The port for the console of a run that is to be started, and what to tell a person, if any.
 
     Args:
         state_dir: the run's; the port that it had the last time is kept, for bookmarks' sake.
         asked: what was asked for; see `Options`.
+        gateway: the port of the app's gateway.
 
     Raises:
         ConflictError: another program listens on the port that was asked for.
+        InvalidError: the gateway shall listen there.
     """
     if asked == "off":
         return asked, ""
     if asked is not None and int(asked):
+        if int(asked) == gateway:
+            raise InvalidError(
+                f"port {asked} is the gateway's", hint="choose another --console-port"
+            )
         check_port(_LOOPBACK, int(asked), "console", "--console-port")
         return asked, ""
     before = _read(state_dir / "server.json").get("console")
@@ -341,10 +347,11 @@ def console_port(state_dir: Path, asked: str | None) -> tuple[str, str]:
         try:
             check_port(_LOOPBACK, int(port), "console", "--console-port")
         except Error as error:
-            fresh = str(_free_port())
-            return fresh, f"{error.message}; it moves to {fresh}"
-        return port, ""
-    return str(_free_port()), ""
+            fresh = _free_port(gateway)
+            return str(fresh), f"{error.message}; it moves to {fresh}"
+        if int(port) != gateway:
+            return port, ""
+    return str(_free_port(gateway)), ""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -366,8 +373,10 @@ def _write(path: Path, value: dict[str, Any]) -> Path:
     return path
 
 
-def _free_port() -> int:
+def _free_port(but: int | None = None) -> int:
     for port in random.sample(_SESSION_PORTS, 64):
+        if port == but:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -118,7 +118,10 @@ class Session:
 
     async def _start_run(self) -> RunInfo:
         self.terminal.say(f"starting {self.app} from {named(self.manifest.root)}")
-        console, moved = embedded.console_port(self._state_dir, self.options.console_port)
+        gateway = self.manifest.spec.gateway
+        console, moved = embedded.console_port(
+            self._state_dir, self.options.console_port, gateway.port if gateway else None
+        )
         if moved:
             self.terminal.complain(moved)
         self.options = replace(self.options, console_port=console)

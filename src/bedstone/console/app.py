@@ -45,7 +45,8 @@ NAMES = frozenset({HOST, "localhost", "127.0.0.1", "[::1]"})
 CSRF = "x-bedstone-csrf"
 LOGIN, LOGOUT = "/v1/console/login", "/v1/console/logout"
 LIVENESS = "/healthz"
-_API = ("/v1/", "/prometheus/", "/metrics")
+_API = ("/v1/", "/prometheus/")
+_METRICS = "/metrics"
 _SAFE = frozenset({"GET", "HEAD"})
 _LARGEST_LOGIN = 4096
 _GONE: Message = {"type": "http.disconnect"}
@@ -235,7 +236,7 @@ class Console:
 
 
 def _is_api(path: str) -> bool:
-    return path.startswith(_API)
+    return path == _METRICS or path.startswith(_API)
 
 
 def _name(host: str) -> str:

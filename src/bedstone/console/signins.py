@@ -83,11 +83,13 @@ class SignIns:
         """Begin a session; gives the cookie's secret, which is told this once."""
         await self._sweep()
         secret, now = self._token(), self._clock()
+        # Who is signed in may invite; it is still the token behind them that counts.
+        via = grant.via.removeprefix("console:")
         session = SignIn(
             digest=digest(secret),
-            who=f"console:{grant.via.removeprefix('local:')}",
+            who=f"console:{via.removeprefix('local:')}",
             role=grant.role,
-            via=grant.via,
+            via=via,
             created_at=now,
             seen_at=now,
             agent=agent[:_AGENT],

@@ -79,13 +79,17 @@ class App(Resource):
 
 
 class Declaration(Resource):
-    """What an app was declared to be at one generation; secrets are in it as they are in `App`."""
+    """What an app was declared to be at one generation; secrets are in it as they are in `App`.
+
+    `at` tells it from the same generation of an app of that name that was deleted.
+    """
 
     kind: ClassVar[str] = "declaration"
 
     app: str
     generation: int
     spec: AppSpec
+    at: float = 0.0
     root: str = ""
     sources: dict[str, str] = Field(default_factory=dict)
 

@@ -82,7 +82,7 @@ class Changes:
             app, result = self._applied(name, request)
             if not result.changes:
                 return [], result
-            return [self.put(app), *recorded(app)], result
+            return [self.put(app), *recorded(app, self._clock())], result
 
         return await self.commit(who, "apply", f"app {name}", change)
 
@@ -269,7 +269,7 @@ class Changes:
         result = ApplyResult(
             app=app.name, generation=after.generation, changes=tuple(lines), notes=notes
         )
-        return [self.put(after), *recorded(after)], result
+        return [self.put(after), *recorded(after, self._clock())], result
 
     def _refuse_shared_port(self, name: str, spec: AppSpec) -> None:
         gateway = spec.gateway

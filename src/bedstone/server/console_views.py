@@ -48,6 +48,8 @@ from bedstone.server.changes import Changes
 NOW = 10
 """Seconds over which what is shown as "now" is averaged."""
 HOUR = 3600.0
+_MOMENT = 60.0
+"""Seconds that a change and its record may lie apart."""
 _WINDOWS = 4
 _REMEMBERED = 64
 """Windows of which the layout, and answers of which the text, is remembered."""
@@ -254,6 +256,8 @@ class ConsoleViews:
             history = self._changes.history
             after = await history.find(record.app, made)
             before = await history.find(record.app, made - 1)
+            if after is None or abs(after.at - record.at) > _MOMENT:
+                after = before = None  # of another app of that name, which was deleted
             if after is not None and (before is not None or made == 1):
                 difference = diff(
                     before.spec if before else None,

@@ -17,12 +17,13 @@ KEPT = 100
 _REMEMBERED = 256
 
 
-def recorded(app: App) -> list[Operation]:
+def recorded(app: App, at: float) -> list[Operation]:
     """What to commit together with a new generation of an app."""
     declaration = Declaration(
         app=app.name,
         generation=app.generation,
         spec=app.spec,
+        at=at,
         root=app.root,
         sources=app.sources,
     )

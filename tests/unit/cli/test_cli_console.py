@@ -169,17 +169,17 @@ def remember(state: Path, address: str | None) -> None:
 
 
 def test_the_console_keeps_its_port(state: Path) -> None:
-    first, moved = console_port(state, None)
+    first, moved = console_port(state, None, 8080)
     assert (first.isdigit(), moved) == (True, "")
     remember(state, f"127.0.0.1:{first}")
-    assert console_port(state, None) == (first, "")
+    assert console_port(state, None, 8080) == (first, "")
 
 
 def test_a_port_that_was_taken_since_is_left_with_a_word(state: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         remember(state, f"127.0.0.1:{port}")
-        found, moved = console_port(state, None)
+        found, moved = console_port(state, None, 8080)
         assert found != str(port)
         assert f"the console's port {port} is taken" in moved
         assert f"it moves to {found}" in moved
@@ -190,12 +190,20 @@ def test_a_port_that_was_asked_for_is_taken_or_refused(state: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(ConflictError, match="the console's port") as caught:
-            console_port(state, port)
+            console_port(state, port, 8080)
         assert "--console-port" in (caught.value.hint or "")
-    assert console_port(state, port) == (port, "")
-    assert console_port(state, "off") == ("off", "")
-    found, _ = console_port(state, "0")
+    assert console_port(state, port, 8080) == (port, "")
+    assert console_port(state, "off", 8080) == ("off", "")
+    found, _ = console_port(state, "0", 8080)
     assert found not in {"0", "20999"}
+
+
+def test_the_gateway_s_port_is_the_gateway_s(state: Path) -> None:
+    with pytest.raises(InvalidError, match="port 8080 is the gateway's"):
+        console_port(state, "8080", 8080)
+    remember(state, "127.0.0.1:8080")
+    found, _ = console_port(state, None, 8080)
+    assert found != "8080"
 
 
 def test_what_is_no_port_is_refused() -> None:

@@ -444,6 +444,21 @@ def test_a_session_ends_with_the_token_that_asked_for_it(tmp_path: Path, again: 
     run(tmp_path, check)
 
 
+def test_who_was_invited_through_a_token_s_session_goes_with_the_token(tmp_path: Path) -> None:
+    async def check(world: World) -> None:
+        token = Token(name="ada", role="operator", digest="d", created_at=world.now)
+        await world.store.commit([Put(token.key, token.encode())])
+        async with world.client() as client:
+            answer = await world.sign_in(client, "console:token:ada")
+            assert answer.json()["who"] == "console:token:ada"
+            await world.store.commit([Delete(token.key)])
+            assert (await client.get("/v1/status")).status_code == 401
+        async with world.client() as client:
+            assert (await world.sign_in(client, "console:root")).json()["who"] == "console:root"
+
+    run(tmp_path, check)
+
+
 def test_files_are_kept_by_their_digest_and_sent_compressed(tmp_path: Path) -> None:
     async def check(world: World) -> None:
         async with world.client(**{"accept-encoding": "gzip"}) as client:

@@ -481,6 +481,20 @@ def test_changes_tell_who_what_and_the_difference() -> None:
     run(check)
 
 
+def test_what_an_app_of_that_name_did_before_it_was_deleted_is_not_mixed_up() -> None:
+    async def check(world: World) -> None:
+        await world.store.commit([Delete("apps/shop")])
+        while world.loop.snapshot.apps():
+            await world.loop.changed(world.loop.version)
+        world.now += 3600
+        await world.apply(who="local:eve")
+        new, old = (await world.views.changes("shop", None, 10)).items
+        assert (new.who, new.generation, bool(new.changes)) == ("local:eve", 1, True)
+        assert (old.who, old.generation, old.changes) == ("local:ann", 1, ())
+
+    run(check)
+
+
 def test_markup_in_names_and_messages_is_data() -> None:
     """Nothing that an app says can become part of a page: answers are JSON, and are not sniffed."""
 
