@@ -19,7 +19,7 @@ half() { # name, where…
 
 # Of about the same length: transactions have no installation under them, but for a few.
 transactions=$(ls tests/e2e/test_*.py | grep -E '/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)')
-others=$(ls tests/e2e/test_*.py | grep -vE '/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)')
+others=$(ls tests/e2e/test_*.py tests/e2e/*/test_*.py | grep -vE '/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)')
 folders=$(ls -d tests/*/ | grep -vE '/(e2e|chaos|__pycache__)/')
 
 # shellcheck disable=SC2086 # each is a list
