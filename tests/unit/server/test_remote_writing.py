@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedstone.control.monitoring.reading import Matcher, Selection
 from bedstone.control.monitoring.remote_write import Encoder, varint
+from bedstone.errors import UnavailableError
 from bedstone.model.resources import App
 from bedstone.model.spec import AppSpec
 from bedstone.server import remote_writing
@@ -70,6 +73,31 @@ class World:
                     await writer.step()
 
         asyncio.run(run())
+
+
+class Failing(MemoryReader):
+    """A reader whose first selections fail."""
+
+    def __init__(self, whole: MemoryReader) -> None:
+        super().__init__()
+        self.whole = whole
+        self.failures = 2
+
+    def last(self) -> int:
+        return self.whole.last()
+
+    def select(
+        self,
+        matchers: Sequence[Matcher],
+        start: int,
+        end: int,
+        resolution: int,
+        aggregate: Literal["last", "min", "max", "avg"] = "last",
+    ) -> Selection:
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("the disk does not answer")
+        return self.whole.select(matchers, start, end, resolution, aggregate)
 
 
 @pytest.fixture
@@ -253,6 +281,48 @@ def test_after_a_restart_it_goes_on_from_what_was_acknowledged(tmp_path: Path) -
 def test_a_damaged_position_is_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "remote-write.json").write_text(content)
     assert remote_writing.Positions(tmp_path / "remote-write.json").read() == {}
+
+
+def test_a_position_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    world = World()
+    world.fill(1)
+    nowhere = tmp_path / "gone"
+    writing = RemoteWriting(
+        world.memory, lambda: {TARGET}, nowhere, lambda _: asyncio.sleep(0), world.receiver.client
+    )
+
+    async def run() -> None:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(writing.run())
+            await become(lambda: any(it.position for it in writing.progress.values()))
+            for _ in range(2):
+                world.fill(BATCH)
+                await become(lambda: world.memory.last() in world.receiver.samples.get(UP, {}))
+            task.cancel()
+
+    asyncio.run(run())
+    assert len(world.receiver.samples[UP]) == 2 * BATCH
+
+
+def test_a_reader_that_fails_is_asked_again(tmp_path: Path) -> None:
+    world = World()
+    world.fill(1)
+    failing = Failing(world.memory)
+    writing = RemoteWriting(
+        failing, lambda: {TARGET}, tmp_path, lambda _: asyncio.sleep(0), world.receiver.client
+    )
+
+    async def run() -> None:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(writing.run())
+            await become(lambda: any(it.position for it in writing.progress.values()))
+            world.fill(BATCH)
+            await become(lambda: failing.failures == 0)
+            await become(lambda: UP in world.receiver.samples)
+            task.cancel()
+
+    asyncio.run(run())
+    assert len(world.receiver.samples[UP]) == BATCH
 
 
 def test_a_target_that_is_not_declared_any_more_is_left_alone(tmp_path: Path) -> None:

@@ -335,6 +335,37 @@ def test_label_replace_refuses_what_may_take_forever(pattern: str) -> None:
         evaluate(memory, expression, START)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["a*a*a*b", "a?" * 30 + "a" * 500, "(a|a)" * 30 + "b", "(?:.*),(.*),(.*)", ".{0,99}" * 4],
+)
+def test_label_replace_refuses_too_many_ways_for_the_length(pattern: str) -> None:
+    memory = counter([1], long="a" * 500, short="a" * 5)
+    began = time.monotonic()
+    with pytest.raises(InvalidError, match="too many ways"):
+        evaluate(memory, f'label_replace(c, "b", "$1", "long", "{pattern}")', START)
+    assert time.monotonic() - began < 1
+
+
+def test_label_replace_takes_what_people_write() -> None:
+    memory = counter([1], instance="accounts-7f3c9a21-0", host="db-1.example.org:5432")
+    for source, pattern, template, expected in (
+        ("instance", "(.*)-([^-]*)-([0-9]+)", "$1/$3", "accounts/0"),
+        ("host", "([^:]+)(?::[0-9]+)?", "$1", "db-1.example.org"),
+        ("host", "(?P<name>db|web)-.*", "${name}", "db"),
+        ("host", "nothing", "x", ""),
+    ):
+        expression = f'label_replace(c, "new", "{template}", "{source}", "{pattern}")'
+        (sample,) = Engine(memory).instant(expression, START).vector().samples
+        assert sample.labels.get("new", "") == expected
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)a", r"(.)\\1", "(", "a{"])
+def test_label_replace_has_the_syntax_of_matchers(pattern: str) -> None:
+    with pytest.raises(InvalidError):
+        evaluate(counter([1]), f'label_replace(c, "b", "$1", "a", "{pattern}")', START)
+
+
 def test_matchers_take_linear_time() -> None:
     memory = counter([1], long="a" * 5_000)
     began = time.monotonic()

@@ -291,7 +291,8 @@ def _histogram_quantile(given: list[promql.Expr], context: Context) -> Operand:
 
 def _label_replace(given: list[promql.Expr], context: Context) -> Operand:
     target, template, source, pattern = [_text(each) for each in given[1:]]
-    return label_replace(_series(given[0], context), target, template, source, pattern)
+    table = _series(given[0], context)
+    return label_replace(table, target, template, source, pattern, context.watch)
 
 
 def _label_join(given: list[promql.Expr], context: Context) -> Operand:
