@@ -302,7 +302,10 @@ def _app_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
         return await changes.restart(name, workload, who.who)
 
     @app.post("/v1/apps/{name}/workloads/{workload}/call")
-    async def call(name: str, workload: str, request: CallRequest, _: Operator) -> CallResult:
+    async def call(name: str, workload: str, request: CallRequest, who: Operator) -> CallResult:
+        # Before it is sent: it speaks as somebody else. A query may hold a secret.
+        sent = f"{request.method} {request.path.partition('?')[0]} as {request.identity}"
+        await changes.noted(who.who, "call", f"{name}/{workload}", sent)
         return await queries.call(name, workload, request)
 
 

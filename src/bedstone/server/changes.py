@@ -44,8 +44,8 @@ Declared = tuple[list[Operation], ApplyResult]
 _DECLARES = frozenset({"apply", "rollback", "undo"})
 """Actions that make a generation."""
 _AUDIT_SLACK = 100
-_COMINGS = frozenset({"link", "sign-in", "sign-out"})
-"""Actions that change nothing; the audit has them, and the list of changes has not."""
+_COMINGS = frozenset({"call", "link", "sign-in", "sign-out", "tap"})
+"""Actions that change nothing declared; the audit has them, and the list of changes has not."""
 _UNIT = 10**9
 _DIGITS = 7
 
@@ -177,10 +177,14 @@ class Changes:
             ConflictError: a key is not at the revision that is expected.
         """
         await self._store.commit([*operations, self._audit(who, action, target, detail[:1000])])
+        with contextlib.suppress(Error):
+            await self.trim_audit()
 
     async def noted(self, who: str, action: str, target: str, detail: str) -> None:
-        """Record a change that was made elsewhere than in the store."""
+        """Record what was done elsewhere than in the store."""
         await self._store.commit([self._audit(who, action, target, detail[:1000])])
+        with contextlib.suppress(Error):
+            await self.trim_audit()
 
     async def audit(self, limit: int) -> list[AuditRecord]:
         """The latest changes, newest first."""

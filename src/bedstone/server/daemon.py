@@ -100,7 +100,7 @@ async def serve(config: ServerConfig) -> None:
         transactions = Transactions(loop, located(sessions), through_mesh(queries))
         console = ConsoleService(config.console, authority.domain, store, changes)
         monitoring = Monitoring(config.state_dir, sessions, transactions)
-        tracing = Tracing(monitoring.directory, sessions)
+        tracing = Tracing(monitoring.directory, sessions, changes.noted)
         prometheus = Prometheus(Engine(monitoring.series), TraceExemplars(tracing.exemplars))
         alerting = Alerting(
             store,

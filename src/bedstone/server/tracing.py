@@ -32,6 +32,7 @@ from bedstone.model.traces import SamplingRequest, TraceDetail, TraceList
 from bedstone.server.api import Operator, Reader
 from bedstone.server.prometheus import Exemplar, ExemplarSeries
 from bedstone.server.sessions import Session, Sessions, new_command_id
+from bedstone.server.tapping import Noted
 from bedstone.server.trace_exports import Exports
 
 PERIOD = 0.5
@@ -57,6 +58,7 @@ class Tracing:
     Args:
         directory: for the file of traces.
         sessions: of the nodes.
+        noted: writes the audit.
         sinks: who else takes what is kept.
         limits: what is kept.
         clock: seconds since the epoch.
@@ -66,12 +68,14 @@ class Tracing:
         self,
         directory: Path,
         sessions: Sessions,
+        noted: Noted,
         sinks: Sequence[Sink] = (),
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = directory / "traces.sqlite"
         self._sessions = sessions
+        self._noted = noted
         self.exemplars = ExemplarStore(self._revision)
         self._exports = Exports()
         self._sinks: tuple[Sink, ...] = (self.exemplars, self._exports, *sinks)
@@ -164,7 +168,9 @@ class Tracing:
             return await asyncio.to_thread(self.store().get, trace)
 
         @app.put("/v1/sampling")
-        async def sampling(request: SamplingRequest, _: Operator) -> SamplingRequest:
+        async def sampling(request: SamplingRequest, who: Operator) -> SamplingRequest:
+            share = "as declared" if request.share is None else f"{request.share:g}"
+            await self._noted(who.who, "sampling", "traces", share)
             self._share = request.share
             self._shares = True
             await self._tell_share()

@@ -261,9 +261,14 @@ def test_apply_makes_instances_and_status_tells_what_is_waited_for(tmp_path: Pat
             assert join.json()["chain"].startswith("-----BEGIN CERTIFICATE-----")
             call = await client.post("/v1/apps/shop/workloads/web/call", json={"identity": "no"})
             assert call.status_code == 404
-            call = await client.post("/v1/apps/shop/workloads/web/call", json={})
+            sent = {"path": "/secrets?key=hush", "method": "POST"}
+            call = await client.post("/v1/apps/shop/workloads/web/call", json=sent)
             assert call.status_code == 503
             assert call.headers["Retry-After"] == "1"
+            audit = (await client.get("/v1/audit")).json()
+            called = [(it["target"], it["detail"]) for it in audit if it["action"] == "call"]
+            assert ("shop/web", "POST /secrets as operator") in called
+            assert "hush" not in str(audit)
 
     run(tmp_path, check)
 

@@ -49,6 +49,7 @@ class Nodes:
         self.snapshot = Picture()
         self.told_spans: Callable[[str, Spans], None] = lambda _node, _spans: None
         self.told: list[str] = []
+        self.noted: list[tuple[str, ...]] = []
         self.session = object()
 
     def get(self, _node: str) -> object:
@@ -74,7 +75,10 @@ def served(directory: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene) -> No
 
     @contextlib.asynccontextmanager
     async def running(nodes: Nodes) -> AsyncIterator[Tracing]:
-        made = Tracing(directory, nodes)  # type: ignore[arg-type]
+        async def noted(*record: str) -> None:
+            nodes.noted.append(record)
+
+        made = Tracing(directory, nodes, noted)  # type: ignore[arg-type]
         task = asyncio.ensure_future(made.run())
         try:
             yield made
@@ -224,5 +228,9 @@ def test_a_share_is_told_to_each_session_once_by_an_operator_alone(
         await until(again)
         await client.put("/sampling", json={"share": None})
         assert nodes.told[-1] == ""
+        assert nodes.noted == [
+            ("ann", "sampling", "traces", "0.25"),
+            ("ann", "sampling", "traces", "as declared"),
+        ]
 
     served(tmp_path, monkeypatch, scene)
