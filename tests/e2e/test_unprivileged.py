@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -164,6 +165,16 @@ def test_money_moves_through_the_mesh(bank: Any) -> None:
         body = {"id": "one", "from": ann, "to": bob, "amount": 30}
         assert http.post("/transfers", json=body).status_code == 201
         assert http.get(f"/accounts/{bob}").json()["balance"] == 130
+
+
+def test_a_transfer_is_one_trace_of_proxies_and_applications(bank: Any) -> None:
+    wanted = {"gateway", "web", "risk", "accounts"}
+
+    def is_there() -> bool:
+        found = json.loads(bank.ok("trace", "ls", "--name", "POST /transfers", "-o", "json"))
+        return any(set(item["services"]) == wanted for item in found["items"])
+
+    bank.wait(is_there, what="a trace")
 
 
 def test_declared_calls_pass_and_others_are_denied(bank: Any) -> None:
