@@ -1,6 +1,7 @@
 """The store of series: what a second costs, what a point takes, and how long an hour takes to read.
 
-    python benchmarks/series_store.py [--series 1000 10000] [--seconds 3600] [--duckdb PYTHON]
+    python benchmarks/series_store.py [--series 1000] [--seconds 3600] [--duckdb PYTHON]
+    python benchmarks/series_store.py --series 10000 --ours
 
 A fleet of instances with the series that Bedstone makes for each (histograms, counters, gauges),
 with traffic that differs by instance and changes by the second. The same seconds go, as they come,
@@ -259,7 +260,7 @@ print(json.dumps({"cpu": spent, "file": Path(path).stat().st_size / series / sec
 """
 
 
-def measure(series: int, seconds: int, reads: int, duckdb: str | None) -> None:
+def measure(series: int, seconds: int, reads: int, duckdb: str | None, *, only_ours: bool) -> None:
     fleet = Fleet(series)
     thousand = series * seconds / 1000
     with tempfile.TemporaryDirectory() as directory:
@@ -308,6 +309,8 @@ def measure(series: int, seconds: int, reads: int, duckdb: str | None) -> None:
             f"all at 10 s {reading['all 10']:.0f} ms; choosing 1 series {reading['choose']:.2f} ms"
         )
 
+        if only_ours:
+            return
         path = Path(directory) / "rows.sqlite"
         database, spent = rows_of_sqlite(path, Fleet(series), seconds)
         with closing(database):
@@ -360,13 +363,14 @@ def measure(series: int, seconds: int, reads: int, duckdb: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--series", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--series", type=int, nargs="+", default=[1000])
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--reads", type=int, default=15)
     parser.add_argument("--duckdb", metavar="PYTHON")
+    parser.add_argument("--ours", action="store_true", help="without the baselines")
     options = parser.parse_args()
     for series in options.series:
-        measure(series, options.seconds, options.reads, options.duckdb)
+        measure(series, options.seconds, options.reads, options.duckdb, only_ours=options.ours)
         sys.stdout.flush()
 
 

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ COUNTER = [Matcher("__name__", "=", "c_total")]
 # says each second that it has flushed.
 SERVER = """
 import sys
+import threading
 from pathlib import Path
 from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.telemetry.frame_builder import FrameBuilder
@@ -368,3 +370,37 @@ def test_the_cap_refuses_and_names_what_it_drops_and_takes_it_when_there_is_room
     growth = [float(row[~np.isnan(row)][-1] - row[~np.isnan(row)][0]) for row in rows.values]
     assert sorted(growth) == [0.0] * 6 + [100.0] * 2, "nobody knows when those were counted"
     store.close()
+
+
+def test_readers_of_other_threads_see_every_second_whole_while_it_is_written(
+    tmp_path: Path,
+) -> None:
+    store = opened(tmp_path / "metrics.sqlite")
+    node = Node(store, 50)
+    node.tell(BEGIN)
+    wrong: list[str] = []
+    reads = itertools.count()
+    done = threading.Event()
+
+    def read(resolution: int) -> None:
+        while not done.is_set():
+            last = store.last()
+            selection = store.select(COUNTER, BEGIN, last, resolution)
+            expected = (selection.times - BEGIN).astype(float)
+            if selection.times.size and not np.array_equal(selection.values[0], expected):
+                wrong.append(f"{resolution}: {selection.values[0].tolist()}")
+            next(reads)
+
+    threads = [threading.Thread(target=read, args=(it,)) for it in (1, 10, 60)]
+    for thread in threads:
+        thread.start()
+    try:
+        for second in range(BEGIN + 1, BEGIN + 800):
+            node.tell(second, wait=second % 100 == 0)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    store.close()
+    assert not wrong, wrong[:3]
+    assert next(reads) > 30
