@@ -230,7 +230,7 @@ function NodeBox({ node, place, picked, dimmed, compact, connections, choose, ho
       <Shape level={level} />
       <text class="name" x="30" y="23">{shortened(node.name, compact ? 10 : 16)}</text>
       <text class={`count ${short ? "short" : ""}`} x={SIZES.width - 11} y="23">{node.kind === "workload" ? `${node.ready}/${node.wanted}` : compact ? "" : KINDS[node.kind]}</text>
-      <text class="figures" x="30" y="41">{figures || "no traffic"}</text>
+      <text class="figures" x="12" y="41">{figures || "no traffic"}</text>
     </g>
   );
 }
