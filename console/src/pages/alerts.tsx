@@ -20,7 +20,8 @@ export function AlertsPage() {
   const silences = useLive<SilenceList>("/v1/silences", 2);
   const app = choice("app");
   const items = (live.data?.items ?? []).filter((each) => !app || each.app === app);
-  const apps = [...new Set((live.data?.items ?? []).map((each) => each.app))];
+  // Rules that come with Bedstone and watch all of it belong to no app.
+  const apps = [...new Set((live.data?.items ?? []).map((each) => each.app).filter(Boolean))];
   const tab = choice("tab", "now");
   const [silencing, setSilencing] = useState<AlertLine | null>(null);
   const [ending, setEnding] = useState<Silence | null>(null);

@@ -19,7 +19,7 @@ interface Numbered extends TapRecord {
 /** The screen is renewed so often, however many requests there are. */
 const RENEWED = 250;
 
-export function Tap({ app, workloads }: { app: string; workloads: readonly string[] }) {
+export function Tap({ app, gateway, workloads }: { app: string; gateway: string | null; workloads: readonly string[] }) {
   const workload = choice("workload");
   const errors = flag("errors");
   const share = choice("share", "1");
@@ -81,7 +81,7 @@ export function Tap({ app, workloads }: { app: string; workloads: readonly strin
       <section class="panel tap" aria-label="Live tap">
         <Table label="Requests" columns={COLUMNS} rows={shown} id={(each) => String(each.number)} order="tap"
           open={(each) => each.trace && go(to("traces", each.trace))}
-          empty={<Empty title={stopped ? "Paused" : "Listening"} run="curl localhost:8080/">Requests appear as the proxies see them, without bodies, queries and credentials. Send one.</Empty>} />
+          empty={<Empty title={stopped ? "Paused" : "Listening"} run={gateway ? [`curl ${gateway}/`] : []}>Requests appear as the proxies see them, without bodies, queries and credentials. Send one.</Empty>} />
       </section>
     </>
   );

@@ -27,7 +27,7 @@ export function TrafficPage({ named }: { named: string | undefined }) {
         {app !== null && (
           <>
             <Tabs otherwise="routes" tabs={[["routes", "Routes and policies"], ...(mayOperate() ? [["tap", "Live tap"] as [string, string]] : [])]} />
-            {tab === "tap" && mayOperate() ? <Tap key={app} app={app} workloads={live.data?.policies.map((each) => each.workload) ?? []} /> : <Shown live={live}>{(traffic) => <Both traffic={traffic} />}</Shown>}
+            {tab === "tap" && mayOperate() ? <Tap key={app} app={app} gateway={live.data?.gateway ?? null} workloads={live.data?.policies.map((each) => each.workload) ?? []} /> : <Shown live={live}>{(traffic) => <Both traffic={traffic} />}</Shown>}
           </>
         )}
       </div>
