@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bedstone.control.snapshot import Snapshot
+from bedstone.model.monitoring_spec import MonitoringSpec
 from bedstone.model.resources import App, Database, Instance, Preparation, Resource, Revision
 
 
@@ -16,10 +17,13 @@ class Assignment:
     resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
     available: dict[str, bool] = field(default_factory=dict)
 
-    def add(self, snapshot: Snapshot, resource: Resource | None) -> None:
-        """Take in a resource that is there."""
+    def add(
+        self, snapshot: Snapshot, resource: Resource | None, shown: Resource | None = None
+    ) -> None:
+        """Take in a resource that is there, or what of it is to be shown."""
         if resource is not None:
-            self.resources[resource.key] = (snapshot.revision_of(resource.key), resource)
+            revision = snapshot.revision_of(resource.key)
+            self.resources[resource.key] = (revision, shown or resource)
 
 
 def assignment(snapshot: Snapshot, node: str, apps: Iterable[str]) -> Assignment:
@@ -35,7 +39,7 @@ def assignment(snapshot: Snapshot, node: str, apps: Iterable[str]) -> Assignment
         ]
         if app is None or not (instances or databases):
             continue
-        found.add(snapshot, app)
+        found.add(snapshot, app, _without_secrets(app))
         used: set[str] = set()
         for instance in instances:
             found.add(snapshot, instance)
@@ -52,3 +56,14 @@ def assignment(snapshot: Snapshot, node: str, apps: Iterable[str]) -> Assignment
         for workload in used & app.spec.workloads.keys():
             found.available[f"{name}/default/{workload}"] = workload in ready
     return found
+
+
+def _without_secrets(app: App) -> App:
+    """An app less whom the server tells of alerts and sends measurements: a node needs none of it.
+
+    Their credentials would be readable on every machine that runs one instance.
+    """
+    monitoring = app.spec.monitoring
+    kept = MonitoringSpec(traces=monitoring.traces) if monitoring else None
+    spec = app.spec.model_copy(update={"alerts": {}, "receivers": {}, "monitoring": kept})
+    return app.model_copy(update={"spec": spec})
