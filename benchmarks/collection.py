@@ -10,7 +10,8 @@ server (the frame into the store), by the number of series; of these, as many ch
 listener, program), four times side by side. `unread` has Envoy's own statistics, which nobody
 reads, and neither an access log nor tracing; `none` has not even statistics; `counted` has those
 that we keep, counts exceptions and is read once a second, without tracing; `mesh` is what we
-generate, tracing included, with a receiver of spans. Rounds are interleaved; medians of ratios
+generate, tracing included, with a receiver of spans, at the share of traces that a node comes to at
+such a rate. Rounds are interleaved; medians of ratios
 count.
 
 `staleness`: requests at a small app's gateway at random moments, until the API's tick after which a
@@ -55,10 +56,13 @@ from bedstone.node.collector import otlp_grpc
 from bedstone.node.collector.envoy import EnvoyStatistics
 from bedstone.node.collector.envoy_text import EnvoyCounts, Naming
 from bedstone.node.collector.intake import Discard, Intake
+from bedstone.node.collector.runtime import ProxyRuntime, share
+from bedstone.node.collector.sampling import LEAST
 from bedstone.processes.state import run_directory
 from bedstone.telemetry import frames
 from bedstone.telemetry.frame_builder import FrameBuilder
 from bedstone.telemetry.names import BUCKETS
+from bedstone.telemetry.requests import SAMPLING_KEY
 from bedstone.testing.domain import Domain
 from bedstone.testing.mesh import MeshRig, free_port, mesh_rig
 
@@ -275,6 +279,11 @@ async def meshed(program: int, *, spans: bool) -> AsyncIterator[tuple[MeshRig, i
         web = rig.add("bank", "web", "w1", program)
         rig.add("bank", "risk", "r1", program)
         await rig.settle()
+        if spans:
+            # what the node's own sampling comes to at such a rate
+            runtime = ProxyRuntime(rig.engine.admin_socket, lambda: 1)
+            runtime.set(SAMPLING_KEY, share(LEAST))
+            assert await runtime.tell()
         assert web.plumbing is not None
         yield rig, web.plumbing.outbound.port
 

@@ -132,7 +132,7 @@ class Processes:
         found = {}
         for name, (pid, start) in roots.items():
             stat = stats.get(pid)
-            if stat is None or stat.start != start:
+            if stat is None or stat.start != start or name not in cpu:
                 continue
             life = f"{pid}:{start}"
             found[name] = Usage(self._grown(name, life, cpu[name] / TICK), memory[name] * PAGE)
