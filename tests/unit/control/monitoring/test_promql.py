@@ -198,6 +198,18 @@ def test_incomplete_seconds_before_a_window_are_not_its_own() -> None:
     assert sorted(answer.incomplete or {}) == [START + 89, START + 90], "its start counts"
 
 
+def test_a_long_outage_is_not_named_second_by_second() -> None:
+    memory = MemoryReader(kept={1: 10, 10: 10})
+    memory.put("c", {}, "counter", START, 1.0)
+    memory.finish(START)
+    for offset in range(3):
+        memory.put("c", {}, "counter", START + 864_000 + offset, 1.0)
+        memory.finish(START + 864_000 + offset)
+    answer = Engine(memory).range("c", START, START + 864_000, 3600)
+    assert len(answer.incomplete or {}) <= 86_400
+    assert answer.warnings == ("more seconds are incomplete than are named here: older ones, too",)
+
+
 # Limits.
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bedstone.control.monitoring.promql.context import Notes
 
 T = TypeVar("T")
+_DAY: Final = 86_400
+NAMED: Final = 10_000
+"""Incomplete seconds that an answer names, or not many more."""
 FRESH: Final = 10
 """Seconds."""
 
@@ -172,17 +175,25 @@ class Engine:
         return watch
 
     def _answer(self, value: Value, notes: Notes) -> Answer:
-        incomplete: dict[int, dict[str, str]] = {}
-        last = self.reader.last()
-        for start, end in notes.spans():
-            if start <= min(end, last):
-                incomplete.update(self.reader.incomplete(start, min(end, last)))
+        incomplete = self._incomplete(notes)
         return Answer(
             value=value,
             resolution=max(notes.resolutions, default=1),
-            incomplete=incomplete,
+            incomplete=dict(sorted(incomplete.items())),
             warnings=tuple(notes.warnings),
         )
+
+    def _incomplete(self, notes: Notes) -> dict[int, dict[str, str]]:
+        """The incomplete seconds that were read, the newest first, up to some number."""
+        found: dict[int, dict[str, str]] = {}
+        last = self.reader.last()
+        for start, end in reversed(notes.spans()):
+            for until in range(min(end, last), start - 1, -_DAY):
+                found.update(self.reader.incomplete(max(start, until - _DAY + 1), until))
+                if len(found) >= NAMED:
+                    notes.warn("more seconds are incomplete than are named here: older ones, too")
+                    return found
+        return found
 
 
 def _joined(parts: Sequence[Matrix], limits: Limits) -> Matrix:
