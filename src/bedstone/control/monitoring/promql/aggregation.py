@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,38 +24,51 @@ from bedstone.control.monitoring.promql.table import (
 from bedstone.control.monitoring.promql.text import number
 from bedstone.errors import InvalidError
 
-Grouping = Callable[[LabelMap], LabelMap]
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Which series are one group: those that agree in some labels, or in all but some.
+
+    An absent label is the same as an empty one.
+    """
+
+    names: tuple[str, ...]
+    without: bool = False
+
+    def key(self, labels: LabelMap) -> tuple[object, ...]:
+        """What the series of a group have in common."""
+        if not self.without:
+            return tuple(labels.get(name, "") for name in self.names)
+        return tuple(sorted(self.labels(labels).items()))
+
+    def labels(self, labels: LabelMap) -> LabelMap:
+        """The labels of a series' group."""
+        if not self.without:
+            return {name: labels[name] for name in self.names if labels.get(name)}
+        return {n: v for n, v in labels.items() if n not in self.names and n != NAME and v}
 
 
-def grouping(labels: Sequence[str], *, without: bool) -> Grouping:
-    """Which labels of a series are its group's; an absent label is the same as an empty one."""
-    named = frozenset(labels)
-    if without:
-        return lambda each: {n: v for n, v in each.items() if n not in named and n != NAME and v}
-    return lambda each: {n: each[n] for n in labels if each.get(n)}
-
-
-def _groups(table: Table, group_of: Grouping) -> list[tuple[LabelMap, list[int]]]:
-    found = grouped(table.labels, lambda each: tuple(sorted(group_of(each).items())))
-    return [(group_of(table.labels[rows[0]]), rows) for rows in found.values()]
+def _groups(table: Table, grouping: Grouping) -> list[tuple[LabelMap, list[int]]]:
+    found = grouped(table.labels, grouping.key)
+    return [(grouping.labels(table.labels[rows[0]]), rows) for rows in found.values()]
 
 
 def aggregate(
-    op: str, table: Table, group_of: Grouping, parameter: Floats | str | None, context: Context
+    op: str, table: Table, grouping: Grouping, parameter: Floats | str | None, context: Context
 ) -> Table:
     """Apply an aggregation.
 
     Args:
         op: its name.
         table: what is aggregated.
-        group_of: which group a series is in.
+        grouping: which group a series is in.
         parameter: shape (T,), or a label's name, where it takes one.
         context: of the evaluation.
 
     Raises:
         InvalidError: it is not known here, or its parameter does not fit.
     """
-    groups = _groups(table, group_of)
+    groups = _groups(table, grouping)
     context.watch()
     match op, parameter:
         case "topk" | "bottomk", np.ndarray():

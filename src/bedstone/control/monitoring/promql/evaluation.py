@@ -34,8 +34,7 @@ from bedstone.control.monitoring.promql.table import (
     Table,
     Text,
     filled,
-    made,
-    without_name,
+    nameless,
 )
 from bedstone.errors import InvalidError
 
@@ -85,8 +84,7 @@ def _negated(operand: Operand) -> Operand:
         case Steps(values):
             return Steps(-values)
         case Table():
-            labels = (without_name(each) for each in operand.labels)
-            return made(labels, -operand.values, operand.present)
+            return nameless(operand.labels, -operand.values, operand.present)
         case _:
             raise InvalidError("a text has no negative")
 
@@ -140,13 +138,11 @@ def _aggregated(expression: promql.AggregateExpr, context: Context) -> Operand:
                 parameter = value
             case Table():
                 raise InvalidError(f"{expression.op} takes a number, got a vector")
-    labels: list[str] = []
-    without = False
+    grouping = aggregation.Grouping(())
     if expression.modifier is not None:
-        labels = list(expression.modifier.labels)
         without = expression.modifier.type == promql.AggModifierType.Without
-    group_of = aggregation.grouping(labels, without=without)
-    return aggregation.aggregate(str(expression.op), table, group_of, parameter, context)
+        grouping = aggregation.Grouping(tuple(expression.modifier.labels), without)
+    return aggregation.aggregate(str(expression.op), table, grouping, parameter, context)
 
 
 def _series(expression: promql.Expr, context: Context) -> Table:
@@ -201,7 +197,7 @@ def _range_function(name: str, given: list[promql.Expr], context: Context) -> Ta
     values, present = function.reduce(found, context, numbers)
     if function.keeps_name:
         return filled(Table(found.labels, values, present))
-    return filled(made((without_name(each) for each in found.labels), values, present))
+    return filled(nameless(found.labels, values, present))
 
 
 def windows_of(
@@ -250,7 +246,7 @@ def _timestamp(expression: promql.Expr, context: Context) -> Table:
         case _:
             table, times = _series(expression, context), context.times
     values = np.where(table.present, times.astype(np.float64), np.nan)
-    return made((without_name(each) for each in table.labels), values, table.present)
+    return nameless(table.labels, values, table.present)
 
 
 def _demanded(expression: promql.Expr) -> LabelMap:

@@ -16,8 +16,8 @@ from bedstone.control.monitoring.promql.table import (
     Table,
     Times,
     made,
+    nameless,
     taken,
-    without_name,
 )
 from bedstone.errors import InvalidError
 
@@ -74,7 +74,7 @@ def elementwise(name: str, table: Table, more: list[Floats]) -> Table:
     if name == "clamp":
         present = present & (more[0] <= more[1])  # an empty span gives nothing
     values = np.where(present, values, np.nan)
-    return made((without_name(each) for each in table.labels), values, present)
+    return nameless(table.labels, values, present)
 
 
 _Moments: TypeAlias = NDArray[np.datetime64]
@@ -122,7 +122,7 @@ def dates(name: str, table: Table) -> Table:
     """Apply one of `DATES`."""
     values = DATES[name](table.values).astype(np.float64)
     values = np.where(table.present & ~np.isnan(table.values), values, np.nan)
-    return made((without_name(each) for each in table.labels), values, table.present)
+    return nameless(table.labels, values, table.present)
 
 
 def vector(numbers: Steps) -> Table:

@@ -20,7 +20,7 @@ from bedstone.control.monitoring.promql.table import (
     distinct,
     grouped,
     kept,
-    made,
+    nameless,
     shown,
     taken,
     without_name,
@@ -102,7 +102,7 @@ def mixed(op: str, table: Table, other: Steps, *, swapped: bool, as_bool: bool) 
         values = np.where(table.present, holds.astype(np.float64), np.nan)
     else:
         values = np.where(table.present, _computed(op, a, b), np.nan)
-    return made((without_name(each) for each in table.labels), values, table.present)
+    return nameless(table.labels, values, table.present)
 
 
 def sets(op: str, left: Table, right: Table, matching: Matching) -> Table:

@@ -72,6 +72,19 @@ def made(labels: Iterable[LabelMap], values: Floats, present: Bools) -> Table:
     return distinct(Table(tuple(labels), values, present))
 
 
+def nameless(labels: Sequence[LabelMap], values: Floats, present: Bools) -> Table:
+    """A table of values that are not the metric's any more: its name goes.
+
+    Raises:
+        InvalidError: two series differ in their names alone, and have a value at the same step.
+    """
+    bare = tuple(without_name(each) for each in labels)
+    table = Table(bare, values, present)
+    # Series of one metric differ in other labels: looking at each is most of a query's cost.
+    one = len({each.get(NAME) for each in labels}) <= 1
+    return table if one else distinct(table)
+
+
 def distinct(table: Table) -> Table:
     """Make one row of those with the same labels, which may follow one another in time.
 
