@@ -1,8 +1,12 @@
 """How fast an error budget burns: exact increases of counters over long and short windows.
 
 A rate of 1 uses the budget up in exactly its period. Increases are read at a roll-up that fits the
-window, so that days cost no more than minutes; a counter that began within the window counts from
-zero, and one that ended in it to its last value.
+window, so that days cost no more than minutes.
+
+A counter counts from its last value at or before the window's beginning: what is missing there for
+a moment is not "nothing counted yet". Where there is none, it counts from its first value within
+the window, which is the zero that every counter begins with. It counts to its last value, whether
+it goes on or has ended.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from bedstone.model.units import format_span
 
 _POINTS: Final = 400
 """About how many points of each series are read for a window."""
+LOOKBEHIND: Final = 60
+"""Seconds that a counter may have been missing at the beginning of a window."""
 
 
 def burning(reader: Reader, source: BurnRate, second: int) -> dict[str, tuple[float, bool, str]]:
@@ -47,20 +53,17 @@ def increase(reader: Reader, matchers: Sequence[Matcher], window: int, second: i
     resolution = reader.resolution(second - window, wanted)
     # A roll-up's newest point is not there yet: end with the last whole one.
     end = second - second % resolution
-    start = end - max(resolution, window - window % resolution)
-    selection = reader.select(matchers, start, end, resolution)
+    width = max(1, window // resolution)
+    behind = max(1, LOOKBEHIND // resolution)
+    selection = reader.select(matchers, end - (width + behind) * resolution, end, resolution)
     values = selection.values
     if not values.size:
         return 0.0
-    present = ~np.isnan(values)
-    rows = np.flatnonzero(present.any(axis=1))
-    if not rows.size:
-        return 0.0
-    values, present = values[rows], present[rows]
-    first = present.argmax(axis=1)
-    last = present.shape[1] - 1 - present[:, ::-1].argmax(axis=1)
-    each = np.arange(len(rows))
-    # Where the store had data of others before, a series that comes later began at zero.
-    begun = (first > 0) & bool(present[:, 0].any())
-    before = np.where(begun, 0.0, values[each, first])
-    return float((values[each, last] - before).sum())
+    columns = np.arange(values.shape[1])
+    known = ~np.isnan(values)
+    within = known & (columns >= behind)
+    last = np.where(within, columns, -1).max(axis=1)
+    before = np.where(known & (columns <= behind), columns, -1).max(axis=1)
+    first = np.where(before >= 0, before, known.argmax(axis=1))
+    rows = np.flatnonzero(last >= 0)
+    return float((values[rows, last[rows]] - values[rows, first[rows]]).sum())

@@ -99,13 +99,28 @@ def test_increases_are_exact_over_whole_points_whatever_began_or_ended_within() 
     end = START + 600
     put(reader, "c", {"i": "lives"}, line(START, end, 1, 2.0))
     put(reader, "c", {"i": "died"}, {at: float(at - START) for at in range(START, START + 401)})
-    put(reader, "c", {"i": "born"}, {at: 5.0 + at - START - 500 for at in range(START + 500, end)})
+    born = {at: float(at - START - 500) for at in range(START + 500, end)}
+    put(reader, "c", {"i": "born"}, born)
     reader.finish(end)
     matchers = selector("c")
-    assert increase(reader, matchers, 600, end) == 1200 + 400 + 104
-    # The one that died counts up to its last value, the one that was born from zero.
-    assert increase(reader, matchers, 300, end) == 600 + 100 + 104
+    assert increase(reader, matchers, 600, end) == 1200 + 400 + 99
+    # The one that died counts up to its last value, the one that was born from its zero.
+    assert increase(reader, matchers, 300, end) == 600 + 100 + 99
     assert increase(reader, selector('c{i="none"}'), 300, end) == 0
+
+
+def test_a_counter_that_is_missing_where_a_window_begins_did_not_begin_there() -> None:
+    reader = MemoryReader()
+    end = START + 600
+    points = {at: 1e6 + at - START for at in range(START, end + 1)}
+    away = range(end - 300 - 10, end - 300 + 20)
+    put(reader, "c", {"i": "away"}, {at: v for at, v in points.items() if at not in away})
+    put(reader, "c", {"i": "lives"}, points)
+    reader.finish(end)
+    # What it counted meanwhile falls to the window in which it is seen again.
+    assert increase(reader, selector("c"), 300, end) == 300 + 311
+    assert increase(reader, selector("c"), 281, end) == 281 + 311
+    assert increase(reader, selector("c"), 280, end) == 280 + 280
 
 
 def budget(bad: float, since: int, *, total: float = 10.0) -> dict[str, tuple[float, bool, str]]:
