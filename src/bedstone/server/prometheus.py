@@ -179,27 +179,44 @@ class Prometheus:
     async def _series(self, form: Form) -> bytes:
         if not form.all("match[]"):
             raise BadRequestError("no match[] parameter provided")
-        found = await self._found(form)
-        limit = form.limit()
-        rows = [{"__name__": key.name, **dict(key.labels)} for key in found]
-        return success(*_limited(rows, limit))
+
+        def rows(found: list[SeriesKey]) -> Sequence[object]:
+            return [{"__name__": key.name, **dict(key.labels)} for key in found]
+
+        return await self._listed(form, rows)
 
     async def _labels(self, form: Form) -> bytes:
-        found = await self._found(form)
-        labels = {name for key in found for name, _ in key.labels}
-        return success(*_limited(sorted({"__name__", *labels} if found else ()), form.limit()))
+        def names(found: list[SeriesKey]) -> Sequence[object]:
+            labels = {name for key in found for name, _ in key.labels}
+            return sorted({"__name__", *labels}) if found else []
+
+        return await self._listed(form, names)
 
     async def _values(self, name: str, form: Form) -> bytes:
-        found = await self._found(form)
-        values = (
-            {key.name for key in found}
-            if name == "__name__"
-            else {value for key in found for label, value in key.labels if label == name}
-        )
-        return success(*_limited(sorted(values), form.limit()))
+        def values(found: list[SeriesKey]) -> Sequence[object]:
+            if name == "__name__":
+                return sorted({key.name for key in found})
+            return sorted({value for key in found for label, value in key.labels if label == name})
 
-    async def _found(self, form: Form) -> list[SeriesKey]:
-        """The series that fulfil any of `match[]`, or all, in the span."""
+        return await self._listed(form, values)
+
+    async def _listed(
+        self, form: Form, listing: Callable[[list[SeriesKey]], Sequence[object]]
+    ) -> bytes:
+        """What is made of the series that fulfil any of `match[]`, up to the limit."""
+        limit = form.limit()
+        find = self._finder(form)
+
+        def answer() -> bytes:
+            rows = listing(find())
+            if limit and len(rows) > limit:
+                return success(rows[:limit], ("results truncated due to limit",))
+            return success(rows)
+
+        return await asyncio.to_thread(answer)
+
+    def _finder(self, form: Form) -> Callable[[], list[SeriesKey]]:
+        """Finds the series that fulfil any of `match[]`, or all, in the span."""
         selectors = [_selector(text) for text in form.all("match[]")] or [_EVERY]
         start, end = self._span(form)
 
@@ -211,7 +228,7 @@ class Prometheus:
                 )
             return list(found)
 
-        return await asyncio.to_thread(find)
+        return find
 
     def _span(self, form: Form) -> tuple[float, float]:
         end = form.time("end", self._clock())
@@ -219,7 +236,7 @@ class Prometheus:
 
     async def _metadata(self, form: Form) -> bytes:
         wanted, limit = form.get("metric"), form.limit()
-        keys = await self._found(Form(()))
+        keys = await asyncio.to_thread(self._finder(Form(())))
         families = exposition.families([(key, 0.0) for key in keys])
         found = {
             family.name: [{"type": family.kind, "help": family.help, "unit": family.unit}]
@@ -242,7 +259,7 @@ class Prometheus:
         )
 
     async def _runtimeinfo(self, _: Form) -> bytes:
-        count = len(await self._found(Form(())))
+        count = len(await asyncio.to_thread(self._finder(Form(()))))
         return success(
             {
                 "startTime": _moment(self._started),
@@ -333,12 +350,6 @@ def _selectors_within(expression: str) -> list[list[Matcher]]:
     from bedstone.control.monitoring.promql import selectors
 
     return selectors.within(expression)
-
-
-def _limited(rows: Sequence[object], limit: int) -> tuple[list[object], tuple[str, ...]]:
-    if limit and len(rows) > limit:
-        return list(rows[:limit]), ("results truncated due to limit",)
-    return list(rows), ()
 
 
 def _exemplar_series(series: ExemplarSeries) -> dict[str, Any]:

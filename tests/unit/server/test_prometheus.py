@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from bedstone.control.monitoring.promql import Engine, Limits
-from bedstone.control.monitoring.reading import Matcher
+from bedstone.control.monitoring.reading import Matcher, Selection
 from bedstone.server import api
 from bedstone.server.auth import Principal
 from bedstone.server.prometheus import Exemplar, ExemplarSeries, Prometheus
@@ -24,7 +25,7 @@ class World:
     """The routes, and what they read."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.memory = MemoryReader()
+        self.memory: MemoryReader = MemoryReader()
         self.remembered = Remembered()
         engine = Engine(self.memory, limits)
         self.app = FastAPI()
@@ -203,6 +204,54 @@ def test_a_query_that_takes_too_long_is_ended() -> None:
     world.fill(3)
     response = world.ask("query", query="up", time=f"{START}")
     assert (response.status_code, response.json()["errorType"]) == (503, "timeout")
+
+
+class Slow(MemoryReader):
+    """A reader that answers once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def select(
+        self,
+        matchers: Sequence[Matcher],
+        start: int,
+        end: int,
+        resolution: int,
+        aggregate: Literal["last", "min", "max", "avg"] = "last",
+    ) -> Selection:
+        self.asked.set()
+        assert self.let.wait(20)
+        return super().select(matchers, start, end, resolution, aggregate)
+
+
+def test_slow_queries_keep_nobody_else_waiting() -> None:
+    world = World()
+    world.memory = slow = Slow()
+    app = FastAPI()
+    app.dependency_overrides = world.app.dependency_overrides
+    Prometheus(Engine(slow, Limits(queries=2)), clock=lambda: float(NOW)).routes(app)
+    world.fill(3)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://b/prometheus/api/v1") as client,
+            asyncio.TaskGroup() as group,
+        ):
+            queries = [
+                group.create_task(client.get("query", params={"query": "up", "time": f"{START}"}))
+                for _ in range(5)
+            ]
+            await asyncio.to_thread(slow.asked.wait, 20)
+            found = await client.get("labels", params={"start": f"{START}"})
+            assert found.json()["data"] == ["__name__", "app", "code"]
+            assert not any(query.done() for query in queries)
+            slow.let.set()
+        assert all(query.result().json()["data"]["result"] for query in queries)
+
+    asyncio.run(run())
 
 
 def test_series_labels_and_values(world: World) -> None:
