@@ -149,12 +149,13 @@ class Fleet:
         return len(self._values)
 
 
-async def milliseconds(client: httpx.AsyncClient, path: str) -> tuple[float, int]:
-    """How long an answer took, and its size."""
-    began = time.perf_counter()
+async def milliseconds(client: httpx.AsyncClient, path: str) -> tuple[float, float, int]:
+    """How long an answer took, the processor's time of it, and its size."""
+    began, worked = time.perf_counter(), time.process_time()
     answer = await client.get(path)
     assert answer.status_code == 200, answer.text
-    return (time.perf_counter() - began) * 1000, len(answer.content)
+    took, work = time.perf_counter() - began, time.process_time() - worked
+    return took * 1000, work * 1000, len(answer.content)
 
 
 async def measure(fleet: Fleet, api: FastAPI, seconds: int) -> dict[str, Any]:
@@ -167,16 +168,18 @@ async def measure(fleet: Fleet, api: FastAPI, seconds: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         for name, path in PAGES.items():
-            first, again, size = [], [], 0
+            first, work, again, size = [], [], [], 0
             for _ in range(seconds):
                 fleet.tick()
-                took, size = await milliseconds(client, path)
+                took, worked, size = await milliseconds(client, path)
                 first.append(took)
-                took, size = await milliseconds(client, path)
+                work.append(worked)
+                took, _, size = await milliseconds(client, path)
                 again.append(took)
             result[name] = {
                 "ms": round(statistics.median(first), 1),
                 "ms_worst": round(max(first[1:] or first), 1),
+                "cpu_ms": round(statistics.median(work), 1),
                 "ms_again": round(statistics.median(again), 1),
                 "bytes": size,
             }

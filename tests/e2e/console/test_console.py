@@ -91,3 +91,17 @@ def test_a_session_that_is_revoked_is_over_at_once(browser: Browser, bank: Bank)
     bank.domain.ok("open", "--revoke", mine["id"])
     page.get_by_text("bedstone open").wait_for()
     context.close()
+
+
+def test_markup_that_somebody_wrote_stays_text(visit: Visit, bank: Bank) -> None:
+    evil = '<img src=x onerror="window.owned=1"><script>window.owned=1</script>'
+    request = {"labels": {"rule": "none"}, "seconds": 600, "why": evil}
+    silence = bank.send("POST", "/v1/silences", request)
+    try:
+        for path in ("/alerts?tab=silences", "/changes"):
+            page = visit.open(path)
+            page.get_by_text("window.owned=1").first.wait_for()
+            assert page.locator("img[src=x]").count() == 0, path
+            assert page.evaluate("window.owned") is None
+    finally:
+        bank.send("DELETE", f"/v1/silences/{silence['id']}")
