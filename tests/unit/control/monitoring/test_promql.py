@@ -166,6 +166,21 @@ def test_a_window_that_is_shorter_than_a_point_is_widened_and_said() -> None:
     )
 
 
+def test_steps_between_points_are_exact_over_hours_and_as_of_the_point_before_beyond() -> None:
+    memory = MemoryReader()
+    for offset in range(10_000):
+        memory.put("c", {}, "counter", START + offset, float(offset))
+        memory.finish(START + offset)
+    engine = Engine(memory)
+    near = engine.range("increase(c[1m])", START + 67, START + 67 + 120, 60)
+    assert near.resolution == 1
+    assert engine.range("c", START + 67, START + 67, 60).matrix().series[0].values == (67,)
+    aligned = engine.range("increase(c[1m])", START + 60, START + 180, 60)
+    assert aligned.resolution == 60
+    far = engine.range("c", START + 67, START + 67 + 9_000, 60)
+    assert (far.resolution, far.matrix().series[0].values[:2]) == (60, (60, 120))
+
+
 def test_roll_ups_of_gauges_say_what_was_asked() -> None:
     memory = rolled()
 

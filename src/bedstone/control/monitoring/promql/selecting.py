@@ -31,6 +31,9 @@ LOOKBEHIND: Final = 60
 _SHORT: Final = 300
 """Seconds of a window that one evaluation reads by the second: it is cheap, and a store that is
 younger than the first roll-up point has none before a series that has just begun."""
+_FINE: Final = 7200
+"""Points of a series that are read so that steps lie on points, where they do not lie on coarser
+ones; beyond, a step is answered as of the point before it."""
 
 Aggregate = Literal["last", "min", "max", "avg"]
 _OPS: Final[tuple[tuple[promql.MatchOp, Literal["=", "!=", "=~", "!~"]], ...]] = (
@@ -127,7 +130,7 @@ def select(context: Context, selector: promql.VectorSelector) -> tuple[Table, Ti
     """What a selector shows at each step, and the time of each step's point."""
     times = at_times(context, selector.at, selector.offset)
     first, last = int(times.min()), int(times.max())
-    resolution = context.reader.resolution(first, context.step or 1)
+    resolution = context.reader.resolution(first, _need(context, times))
     selection = _read(context, selector, first, last, resolution, "last")
     columns = times // resolution - first // resolution
     values = selection.values[:, columns]
@@ -158,7 +161,7 @@ def windows(
     times = at_times(context, selector.at, selector.offset)
     first, last = int(times.min()), int(times.max())
     resolution = context.reader.resolution(
-        first - wanted, _need(context, wanted, first, exact=exact)
+        first - wanted, _need(context, times, wanted, exact=exact)
     )
     width = -(-wanted // resolution)
     if width * resolution != wanted:
@@ -210,11 +213,15 @@ def over(table: Table, first: int, step: int, wanted: int, times: Times) -> Wind
     )
 
 
-def _need(context: Context, wanted: int, first: int, *, exact: bool) -> int:
-    """How many seconds may lie between points, that the windows' bounds are points."""
+def _need(context: Context, times: Times, wanted: int = 0, *, exact: bool = True) -> int:
+    """How many seconds may lie between points, that steps and the windows' bounds are points."""
     if not exact or (not context.step and wanted <= _SHORT):
         return 1
-    return math.gcd(context.step or first, wanted) or 1
+    first, last = int(times.min()), int(times.max())
+    fine = math.gcd(context.step, wanted, first)
+    if (last - first + wanted) // fine <= _FINE:
+        return fine
+    return math.gcd(context.step or first, wanted)
 
 
 def _read(
