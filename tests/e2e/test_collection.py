@@ -5,6 +5,7 @@ the run's own store when it has ended.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
@@ -94,6 +95,7 @@ class Played:
     phases: dict[str, Phase] = field(default_factory=dict)
     killed: dict[str, float] = field(default_factory=dict)
     lines: list[tuple[float, str, str]] = field(default_factory=list)
+    top: dict[str, Any] = field(default_factory=dict)
 
     def served(self, phase: str) -> dict[str, Counter[str]]:
         """The paths that each workload says it served in a phase."""
@@ -131,7 +133,13 @@ async def play(domain: Any, played: Played) -> None:
     await asyncio.sleep(1.5)  # the slow ones have ended in the program, too
     for name in ("node", "envoy", "server"):
         await phase(name, killing(name, MANY))
-    await phase("after", send(domain.port, paths(500)))
+    load = asyncio.ensure_future(phase("after", send(domain.port, paths(500), connections=2)))
+    while not load.done() and not any(
+        w["signals"]["rate"] for w in played.top.get("workloads", ())
+    ):
+        shown = await asyncio.to_thread(domain.ok, "top", "--once", "-o", "json")
+        played.top = json.loads(shown)
+    await load
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +203,15 @@ def test_routes_edges_and_instances_agree_with_what_the_services_saw(played: Pla
         assert sum(seen["risk"].values()) == counted("requests_total", workload="risk").total()
         assert sum(seen["web"].values()) == counted("requests_total", workload="web").total()
         assert seen["risk"]["/called"] == calls.total()
+
+
+def test_top_shows_the_load_while_it_lasts(played: Played) -> None:
+    shown = {line["name"]: line["signals"] for line in played.top["workloads"]}
+    assert shown["web"]["rate"] > 0
+    assert shown["web"]["memory"] > 1 << 20
+    assert 0 < shown["web"]["p50"] <= shown["web"]["p99"]
+    assert played.phases["server"].after < played.top["overview"]["second"] < time.time()
+    assert {node["node"] for node in played.top["overview"]["nodes"]} == {"local"}
 
 
 @pytest.mark.parametrize("name", ["node", "server"])
