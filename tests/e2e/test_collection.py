@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bedstone.control.monitoring.series_store import FLUSH
+from bedstone.processes.state import run_directory
 from bedstone.testing.counted_load import Collected, Sent, quiet, send
 
 pytestmark = pytest.mark.timeout(240)
@@ -96,6 +98,7 @@ class Played:
     killed: dict[str, float] = field(default_factory=dict)
     lines: list[tuple[float, str, str]] = field(default_factory=list)
     top: dict[str, Any] = field(default_factory=dict)
+    increase: str = ""
 
     def served(self, phase: str) -> dict[str, Counter[str]]:
         """The paths that each workload says it served in a phase."""
@@ -111,6 +114,19 @@ def paths(number: int, more: tuple[str, ...] = ()) -> list[str]:
     chosen = [MIX[i % len(MIX)] for i in range(number - 10 * len(more))] + list(more) * 10
     random.Random(number).shuffle(chosen)
     return chosen
+
+
+def increase(domain: Any, phase: Phase) -> str:
+    """What PromQL says was sent in a phase."""
+    transport = httpx.HTTPTransport(uds=str(run_directory(domain.state) / "api.sock"))
+    span = phase.after - phase.before
+    query = f"sum(increase(bedstone_gateway_requests_total[{span}s]))"
+    with httpx.Client(transport=transport, base_url="http://server", timeout=20) as client:
+        answer = client.get(
+            "/prometheus/api/v1/query", params={"query": query, "time": str(phase.after)}
+        ).json()
+    ((_, value),) = [series["value"] for series in answer["data"]["result"]]
+    return str(value)
 
 
 async def play(domain: Any, played: Played) -> None:
@@ -130,6 +146,7 @@ async def play(domain: Any, played: Played) -> None:
         return await load
 
     await phase("mixed", send(domain.port, [*paths(MANY, REFUSED), *["/slow"] * 12], left="/slow"))
+    played.increase = await asyncio.to_thread(increase, domain, played.phases["mixed"])
     await asyncio.sleep(1.5)  # the slow ones have ended in the program, too
     for name in ("node", "envoy", "server"):
         await phase(name, killing(name, MANY))
@@ -167,6 +184,7 @@ def test_every_request_that_was_sent_is_counted_once_by_its_code(played: Played)
         counted = collected.counted("bedstone_gateway_requests_total", phase.before, phase.after)
         assert counted == phase.sent.codes
         assert counted["none"] == 12
+        assert float(played.increase) == MANY + 12
         # and in each second, no more than was sent by its end
         for second in range(phase.before, phase.after + 1):
             total = collected.total("bedstone_gateway_requests_total", phase.before, second)
