@@ -1,12 +1,14 @@
 """What tracing costs a request at its proxies: the same mesh with and without it.
 
-Two hops: client → outbound listener → mutual TLS → inbound listener → program (an Envoy that
-answers with 1 KiB). `plain` is what we generate less spans, decisions and records; `unsampled`
-decides and passes `traceparent` on, and makes no span; `sampled` makes spans of the share that
-`--share` says, which a collector takes. Rounds are interleaved; `cpu_us` is the proxy's processor
-time for a request, and the ratios of medians to `plain` are what counts.
+Two hops: client → outbound listener → mutual TLS → inbound listener → program. `plain` is what we
+generate less spans, decisions and records; `unsampled` decides and passes `traceparent` on, and
+makes no span; `sampled` makes spans of the share that `--share` says, which a collector takes. The
+program is an Envoy that answers with 1 KiB, or with `--application` a small ASGI application, as
+`run:` serves it. Short rounds are interleaved; `cpu_us` is the processor time of proxy and program
+for a request, in the lower quartile of the rounds, which a busy machine disturbs least.
 
-    python benchmarks/tracing.py [--rounds 6] [--seconds 3] [--connections 32] [--share 0.01]
+    python benchmarks/tracing.py [--rounds 20] [--seconds 1] [--connections 16] [--share 0.01]
+                                 [--application]
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import asyncio
 import json
 import statistics
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,14 +28,14 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.mesh_path import answering, cpu_seconds, envoy, load
+from benchmarks.mesh_path import answering, envoy, load
 
 from bedstone.control.mesh import tracing
 from bedstone.model.spec import AppSpec, WorkloadSpec
 from bedstone.node.collector import otlp_grpc
 from bedstone.node.collector.intake import Discard, Intake
 from bedstone.telemetry.requests import SAMPLING_KEY
-from bedstone.testing.mesh import MeshRig, free_port, mesh_rig
+from bedstone.testing.mesh import MeshRig, free_port, mesh_rig, wait_open
 
 
 async def declared(rig: MeshRig, program: int) -> tuple[int, int]:
@@ -60,9 +63,9 @@ async def share(rig: MeshRig, value: float) -> None:
         answer.raise_for_status()
 
 
-def without_tracing() -> AsyncExitStack:
+def without_tracing() -> ExitStack:
     """The mesh generates no spans, decisions and records while this is entered."""
-    stack = AsyncExitStack()
+    stack = ExitStack()
     for name in ("spans", "as_decided"):
         stack.enter_context(patch.object(tracing, name, lambda *_: {}))
     stack.enter_context(patch.object(tracing, "CONTINUE", []))
@@ -73,14 +76,50 @@ def without_tracing() -> AsyncExitStack:
     return stack
 
 
+def used(*pids: int) -> int:
+    """Nanoseconds that all threads of these processes have run."""
+    return sum(
+        int(path.read_text().split()[0])
+        for pid in pids
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
+    )
+
+
+@asynccontextmanager
+async def application(directory: Path, port: int) -> AsyncIterator[int]:
+    """An ASGI application as `run:` serves it; its process id."""
+    (directory / "small.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    await send({'type': 'http.response.start', 'status': 200,\n"
+        "                'headers': [(b'content-length', b'1024')]})\n"
+        "    await send({'type': 'http.response.body', 'body': b'x' * 1024})\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bedstone.runtime.serve", "small:app", f"--port={port}"),
+        cwd=directory,
+    )
+    try:
+        async with asyncio.timeout(20):
+            await wait_open(port)
+        yield process.pid
+    finally:
+        process.kill()
+        await process.wait()
+
+
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         start = stack.enter_async_context
         program = free_port()
         places: dict[str, tuple[int, int]] = {}
-        async with without_tracing():
+        with without_tracing():
             rig = await start(mesh_rig())
-            await start(envoy(rig.directory, "program", answering(program), program))
+            answers = (
+                application(rig.directory, program)
+                if options.application
+                else envoy(rig.directory, "program", answering(program), program)
+            )
+            answering_pid = await start(answers)
             places["plain"] = await declared(rig, program)
         for name, value in (("unsampled", 0.0), ("sampled", options.share)):
             rig = await start(mesh_rig())
@@ -95,40 +134,37 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         for port, _ in places.values():
             await load(port, 1, options.connections, "")  # warm
         for turn in range(options.rounds):
-            for name in sorted(places, reverse=turn % 2 == 0):
+            names = list(places)
+            for name in names[turn % 3 :] + names[: turn % 3]:
                 port, pid = places[name]
-                used = cpu_seconds(pid)
+                before = used(pid, answering_pid)
                 found = await load(port, options.seconds, options.connections, "")
-                used = cpu_seconds(pid) - used
-                found["cpu_us"] = used / (found["rps"] * options.seconds) * 1e6
+                spent = used(pid, answering_pid) - before
+                found["cpu_us"] = spent / 1e3 / (found["rps"] * options.seconds)
                 results[name].append(found)
-                print(name, found, file=sys.stderr)
-    medians = {
-        name: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    told = {
+        name: {
+            "rps": statistics.median(one["rps"] for one in rounds),
+            "cpu_us": statistics.quantiles((one["cpu_us"] for one in rounds), n=4)[0],
+        }
         for name, rounds in results.items()
     }
     ratios = {
         f"{name}_to_plain": {
-            key: round(
-                statistics.median(
-                    ours[key] / theirs[key]
-                    for ours, theirs in zip(results[name], results["plain"], strict=True)
-                ),
-                3,
-            )
-            for key in results[name][0]
+            key: round(told[name][key] / told["plain"][key], 3) for key in ("rps", "cpu_us")
         }
         for name in ("unsampled", "sampled")
     }
-    return {**medians, **ratios}
+    return {**told, **ratios}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.01)
+    parser.add_argument("--application", action="store_true", help="answered by an application")
     print(json.dumps(asyncio.run(measure(parser.parse_args())), indent=1))
 
 

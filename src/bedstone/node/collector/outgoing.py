@@ -53,6 +53,11 @@ class Outgoing:
         self._begun = 0
         self._written = 0
 
+    @property
+    def waiting(self) -> int:
+        """Spans that wait."""
+        return len(self._waiting)
+
     def begun(self) -> int:
         """How many traces the proxy has begun since this was last asked."""
         count, self._begun = self._begun, 0

@@ -92,6 +92,7 @@ class TraceStore:
         self._age = age
         self._bytes = 0
         self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
         self._generation = 0
         self._writer = self._begin()
 
@@ -102,6 +103,8 @@ class TraceStore:
 
     def close(self) -> None:
         """Close it; what was written stays."""
+        for reader in self._readers:
+            reader.close()
         self._writer.close()
 
     def write(self, decided: Sequence[Decided], now: float) -> list[TraceSummary]:
@@ -274,8 +277,10 @@ class TraceStore:
         """This thread's own connection, to the file that is there now."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None or self._local.generation != self._generation:
-            connection = sqlite3.connect(self._path, isolation_level=None)
+            # closed by whoever closes the store, which may be another thread
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA query_only = ON")
+            self._readers.append(connection)
             self._local.connection = connection
             self._local.generation = self._generation
         return connection
