@@ -108,14 +108,11 @@ class Due:
 
     def succeeded(self, now: float) -> AlertGroupRecord:
         """The record after it was told."""
-        return self.record.model_copy(
-            update={
-                "told": (*self.firing, *self.held),
-                "told_at": self.record.told_at if self.silent else now,
-                "attempts": 0,
-                "next_attempt": 0.0,
-            }
-        )
+        known = {"told": (*self.firing, *self.held)}
+        if self.silent:
+            return self.record.model_copy(update=known)
+        fresh = {"told_at": now, "attempts": 0, "next_attempt": 0.0}
+        return self.record.model_copy(update={**known, **fresh})
 
     def failed(self, now: float, jitter: float) -> AlertGroupRecord:
         """The record after it could not be told; `jitter` is from 0 to 1."""
@@ -199,6 +196,10 @@ def _due(
     resolved = {
         one: alert for one, alert in told.items() if one not in group and not silenced(alert.labels)
     }
+    if resolved and (not _wants_resolved(target) or _hopeless(record, audible)):
+        # Nobody is told; what is new has its turn next.
+        stays = tuple(alert for one, alert in audible.items() if one in told)
+        return Due(target, record, stays, tuple(resolved.values()), held, silent=True)
     changes = [alert.started for alert in new] + [ended(one) for one in resolved]
     if changes:
         at = min(changes) + target.group_wait
@@ -206,18 +207,13 @@ def _due(
         at = record.told_at + target.repeat
     else:
         return None
-    hopeless = not audible and record.attempts >= ATTEMPTS
-    silent = not new and (hopeless or (bool(resolved) and not _wants_resolved(target)))
-    if not silent and now < max(at, record.next_attempt):
+    if now < max(at, record.next_attempt):
         return None
-    return Due(
-        target,
-        record,
-        tuple(audible.values()),
-        tuple(resolved.values()),
-        held,
-        silent=silent,
-    )
+    return Due(target, record, tuple(audible.values()), tuple(resolved.values()), held)
+
+
+def _hopeless(record: AlertGroupRecord, audible: Group) -> bool:
+    return not audible and record.attempts >= ATTEMPTS
 
 
 def _wants_resolved(target: Target) -> bool:
