@@ -104,6 +104,44 @@ def test_what_an_operator_does_is_done_and_audited(operator: Visitor, bank: Bank
     assert newest[0]["who"].startswith("local:")
 
 
+def test_a_change_is_rolled_back_and_an_undo_undone(operator: Visitor, bank: Bank) -> None:
+    """As declared, all three times; the manifest's file is not touched."""
+    manifest = bank.domain.directory / "bedstone.yaml"
+    before = manifest.read_text().replace("port: 8080", f"port: {bank.domain.port}")
+    changed = before.replace(
+        "command: [python, risk.py]", "command: [python, risk.py]\n    env: {NOTE: two}"
+    )
+    assert changed != before
+
+    def declared() -> list[str]:
+        (entry,) = (
+            each
+            for each in operator.http.get("/v1/resources/workload").json()["items"]
+            if each["name"] == "bank/risk"
+        )
+        return list(entry["value"].get("env") or {})
+
+    manifest.write_text(before)
+    bank.domain.ok("apply", "-f", str(manifest), "--wait")
+    manifest.write_text(changed)
+    bank.domain.ok("apply", "-f", str(manifest))
+    assert declared() == ["NOTE"]
+    rolled = operator.http.post("/v1/apps/bank/workloads/risk/rollback", json={})
+    assert rolled.status_code == 200, rolled.text
+    assert any("`bedstone up`" in note for note in rolled.json()["notes"])
+    assert declared() == []
+    undone = bank.domain.ok("undo", str(rolled.json()["generation"]))
+    assert "source files were not changed" in undone
+    assert declared() == ["NOTE"]
+    assert manifest.read_text() == changed
+    shown = bank.domain.ok("changes", "--limit", "2")
+    assert "undo app bank before generation" in shown
+    assert "env.NOTE added" in shown
+    assert "env.NOTE removed" in shown
+    manifest.write_text(before)
+    bank.domain.ok("apply", "-f", str(manifest), "--wait")
+
+
 def test_another_origin_and_a_missing_token_change_nothing(operator: Visitor) -> None:
     for headers in ({"origin": "http://localhost:8080"}, {CSRF: ""}, {"sec-fetch-site": "none"}):
         answer = operator.http.post(
