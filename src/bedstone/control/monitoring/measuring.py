@@ -99,7 +99,7 @@ class _Tables:
 
     Attributes:
         known: of each point, whether it was collected.
-        seconds: from the first point that was collected to the last.
+        seconds: from the first point with values to the last.
     """
 
     def __init__(self, reader: Reader, span: Span) -> None:
@@ -116,7 +116,8 @@ class _Tables:
             for second in reader.incomplete(int(times[0]), span.second):
                 gaps[second - int(times[0])] = True
         self.known = collected(values, gaps)
-        points = self.known.nonzero()[0]
+        # increases are between values, also where their second misses something else
+        points = (~np.isnan(values)).any(axis=0).nonzero()[0]
         self.seconds = float(points[-1] - points[0]) * span.resolution if len(points) else 0.0
 
     def read(self, name: str) -> _Read:

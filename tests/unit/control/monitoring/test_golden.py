@@ -133,6 +133,16 @@ def test_a_rate_is_over_the_seconds_that_were_collected() -> None:
     assert golden.of("app", "shop").rate == pytest.approx(7.0)
 
 
+def test_seconds_that_miss_something_else_make_no_rate_larger() -> None:
+    """At a start the first seconds are incomplete, and have the values of those who answered."""
+    world = World()
+    for second in range(11):
+        world.request("web", "2xx", 0.01, n=5)
+        world.end({"server/transactions/shop": "it is being started"} if second < 6 else None)
+    rate = world.golden(10).of("workload", "shop", "web").rate
+    assert rate == pytest.approx(5.0)
+
+
 def test_a_gap_loses_no_request_and_is_told() -> None:
     world = World()
     world.request("web", "2xx", 0.01, n=0)
