@@ -54,6 +54,8 @@ class StoreCounts:
         return Reading(
             (
                 (names.MONITORING_SERIES.series(SERVER), float(stats.series)),
+                (names.MONITORING_DISK.series(SERVER), float(stats.disk)),
+                (names.MONITORING_UNWRITTEN.series(SERVER), float(stats.unwritten)),
                 *((dropped.series(SERVER, reason=it), float(n)) for it, n in reasons.items()),
             )
         )

@@ -262,6 +262,16 @@ TRANSACTIONS_STUCK = Metric(
 MONITORING_SERIES = Metric(
     "bedstone_monitoring_series", "gauge", "series", (), "Series that the monitoring holds."
 )
+MONITORING_DISK = Metric(
+    "bedstone_monitoring_disk_bytes", "gauge", "bytes", (), "Size of the series' file."
+)
+MONITORING_UNWRITTEN = Metric(
+    "bedstone_monitoring_unwritten_seconds",
+    "gauge",
+    "seconds",
+    (),
+    "Finished seconds that are not on disk; about 10, unless the disk refuses.",
+)
 MONITORING_DROPPED = Metric(
     "bedstone_monitoring_dropped_series_total",
     "counter",

@@ -9,7 +9,6 @@ it. So the point before, where it has no value, gets the counter's first value: 
 
 from __future__ import annotations
 
-import warnings
 from typing import Final, Literal
 
 import numpy as np
@@ -44,9 +43,9 @@ def roll_up(values: Matrix, step: int, aggregate: Aggregate) -> Matrix:
         case "max":
             return np.fmax.reduce(seconds, axis=2)  # type: ignore[no-any-return]
         case _:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of a point without any value
-                return np.nanmean(seconds, axis=2)  # type: ignore[no-any-return]
+            count = np.count_nonzero(~np.isnan(seconds), axis=2)
+            with np.errstate(invalid="ignore"):  # a point without any value, or of both infinities
+                return np.nansum(seconds, axis=2) / count  # type: ignore[no-any-return]
 
 
 def firsts(values: Matrix, step: int) -> Matrix:

@@ -72,6 +72,7 @@ class Stats:
         memory: bytes of values and state in memory, without labels.
         disk: bytes of the file.
         flushed: the last second on disk.
+        unwritten: finished seconds that are not on disk.
         trouble: why the disk does not take what is written; None if it does.
     """
 
@@ -81,6 +82,7 @@ class Stats:
     memory: int
     disk: int
     flushed: int
+    unwritten: int
     trouble: str | None
 
 
@@ -165,6 +167,7 @@ class SeriesStore:
             UnavailableError: another process has the file, or the disk refuses.
         """
         loaded = self._file.open()
+        self._begin()
         try:
             self._restore(loaded)
         except (InvalidError, KeyError, ValueError, TypeError, IndexError) as error:
@@ -533,6 +536,7 @@ class SeriesStore:
                 memory=self._ring.nbytes + self._totals.rows.nbytes,
                 disk=self._file.size(),
                 flushed=self._flushed,
+                unwritten=self._ring.last - max(self._flushed, self._first - 1),
                 trouble=self._trouble,
             )
 

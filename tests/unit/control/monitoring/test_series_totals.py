@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bedstone.control.monitoring.reading import Matcher
+from bedstone.control.monitoring.series_file import Retention
 from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.telemetry.frame_builder import FrameBuilder
 from bedstone.telemetry.frames import Series
@@ -214,3 +215,41 @@ def test_a_source_that_was_forgotten_goes_on_as_it_was(scene: Scene) -> None:
     scene.builders["n"] = FrameBuilder()  # tells the source's life again
     scene.tell({"x_total": 3})
     assert scene.row() == [5, 5, 7, 8]
+
+
+def test_a_series_that_nobody_has_seen_for_the_longest_retention_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "metrics.sqlite"
+    scene = Scene(path)
+    scene.store.close()
+    scene.store = SeriesStore(path, retention=Retention({1: 300, 10: 300, 60: 300}))
+    scene.store.open()
+    scene.tell({"x_total": 5, "other_total": 1})
+    for number in range(1500):
+        scene.tell({"other_total": float(number)})
+        if number % 10 == 0:
+            scene.store.flush()
+    assert scene.store.stats().known == 1
+    scene.store.close()
+    scene.store.open()
+    assert scene.store.stats().known == 1
+    scene.builders["n"] = FrameBuilder()
+    scene.tell({"x_total": 2, "other_total": 2000.0})
+    last = scene.store.last()
+    row = scene.store.select([Matcher("__name__", "=", "x_total")], last - 1, last, 1).values[0]
+    assert row.tolist() == [0.0, 2.0]
+    scene.store.close()
+
+
+def test_what_is_not_on_disk_yet_is_said(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "metrics.sqlite")
+    assert scene.store.stats().unwritten == 0
+    scene.tell({"x_total": 5})
+    scene.store.flush()
+    scene.tell({"x_total": 5})
+    scene.tell({"x_total": 5})
+    assert scene.store.stats().unwritten == 2
+    scene.store.flush()
+    assert scene.store.stats().unwritten == 0
+    scene.store.close()
