@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -19,7 +19,7 @@ from bedstone.errors import Error
 from bedstone.model.alert_records import EVENTS, AlertEventRecord
 from bedstone.model.alerts import AlertEvent
 from bedstone.model.resources import Resource
-from bedstone.store import Delete, Operation, Put, Store
+from bedstone.store import Delete, Entry, Operation, Put, Store
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Resource)
@@ -104,20 +104,27 @@ class AlertStore:
 
     async def load(self, kind: type[R], prefix: str) -> list[R]:
         """The resources below a prefix; one that cannot be read is passed over, and said so."""
-        found = []
-        for entry in (await self.store.list(prefix)).entries:
-            try:
-                found.append(kind.decode(entry.value))
-            except ValidationError:
-                _log.exception("unreadable resource", extra={"key": entry.key})
+        entries = (await self.store.list(prefix)).entries
+        return [found for entry in entries if (found := _decoded(kind, entry))]
+
+    async def history(self, app: str, rule: str, limit: int) -> list[AlertEvent]:
+        """The latest events, newest first, of an app and a rule where they are given."""
+        found: list[AlertEvent] = []
+        for entry in reversed((await self.store.list(EVENTS)).entries):
+            if len(found) == limit:
+                break
+            if rule and f'"{rule}"'.encode() not in entry.value:
+                continue  # most are told without being decoded
+            event = _decoded(AlertEventRecord, entry)
+            if event and (not app or event.app == app) and (not rule or event.rule == rule):
+                found.append(event.public())
         return found
 
-    async def history(self, app: str, rule: str, limit: int) -> Iterable[AlertEvent]:
-        """The latest events, newest first, of an app and a rule where they are given."""
-        events = await self.load(AlertEventRecord, EVENTS)
-        wanted = [
-            event.public()
-            for event in reversed(events)
-            if (not app or event.app == app) and (not rule or event.rule == rule)
-        ]
-        return wanted[:limit]
+
+def _decoded(kind: type[R], entry: Entry) -> R | None:
+    """A resource, or None for one that cannot be read, which is said."""
+    try:
+        return kind.decode(entry.value)
+    except ValidationError:
+        _log.exception("unreadable resource", extra={"key": entry.key})
+        return None

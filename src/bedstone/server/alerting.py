@@ -62,7 +62,9 @@ from bedstone.store import Store
 
 _log = logging.getLogger(__name__)
 POLL: Final = 0.2
-"""Seconds between looks for a finished second, and for what is due."""
+"""Seconds between looks for a finished second."""
+TELL: Final = 0.5
+"""Seconds between looks for what is due."""
 SHARE: Final = 50
 """A rule is not due again before so many times what its evaluation took has passed."""
 SLOW: Final = 1.0
@@ -292,7 +294,7 @@ class Alerting:
                     self.telling.tell(self.board, group)
                 except Exception:  # noqa: BLE001 - the control plane goes on
                     _log.exception("alerts not told")
-            await self.sleep(POLL)
+            await self.sleep(TELL)
 
     def _known(self) -> bool:
         """Whether what fires is known: every rule was evaluated since the start, or had time to.
