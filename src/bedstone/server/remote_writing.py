@@ -157,9 +157,10 @@ class RemoteWriter:
         Returns:
             Whether there were.
         """
-        progress, last = self.progress, self.reader.last()
+        # What began in a second has its zero in the one before: the newest is not settled yet.
+        progress, last = self.progress, self.reader.last() - 1
         if not progress.position or progress.position > last:
-            progress.position = last  # begin with what comes; or the clock was set back
+            progress.position = max(0, last)  # begin with what comes; or the clock was set back
             return False
         if last - progress.position < BATCH:
             return False

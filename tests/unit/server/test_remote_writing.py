@@ -48,10 +48,14 @@ class World:
         self.progress = Progress()
 
     def fill(self, seconds: int) -> None:
-        first = self.memory.last() + 1 if self.memory.last() else START
+        """Settle so many seconds from `START` on: the one after them is finished, too."""
+        first = self.memory.last() or START
         for second in range(first, first + seconds):
-            self.memory.put("up", {"node": "a"}, "gauge", second, float(second - START))
-            self.memory.finish(second)
+            self.put(second)
+            self.memory.finish(second + 1)
+
+    def put(self, second: int) -> None:
+        self.memory.put("up", {"node": "a"}, "gauge", second, float(second - START))
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -183,10 +187,22 @@ def test_a_series_that_ends_is_marked_stale(world: World) -> None:
         second = START + BATCH + offset
         if offset in (1, 4):
             world.memory.put("up", {"node": "a"}, "gauge", second, 1.0)
-        world.memory.finish(second)
+        world.memory.finish(second + 1)
     world.run()
     after = [world.receiver.samples[UP].get(START + BATCH + offset, ".") for offset in range(1, 6)]
     assert after == [1.0, None, ".", 1.0, None]
+
+
+def test_a_second_is_sent_once_it_is_settled(world: World) -> None:
+    """A counter's zero stands in the second before the one in which it began."""
+    assert world.memory.last() == START + BATCH + 1
+    world.memory.put("begun", {}, "counter", START + BATCH, 0.0)
+    world.memory.put("begun", {}, "counter", START + BATCH + 1, 4.0)
+    world.run()
+    world.fill(BATCH)
+    world.run()
+    begun = world.receiver.samples[("__name__", "begun"),]
+    assert begun == {START + BATCH: 0.0, START + BATCH + 1: 4.0, START + BATCH + 2: None}
 
 
 def test_a_target_that_was_away_for_long_gets_what_it_still_takes(world: World) -> None:
@@ -195,8 +211,8 @@ def test_a_target_that_was_away_for_long_gets_what_it_still_takes(world: World) 
         world.memory.put("up", {"node": "a"}, "gauge", second, 1.0)
         world.memory.finish(second)
     world.run(2 + BEHIND // remote_writing.MOST)
-    assert world.progress.position == START + 10_002
-    assert world.progress.skipped == 10_002 - BEHIND - BATCH
+    assert world.progress.position == START + 10_001
+    assert world.progress.skipped == 10_001 - BEHIND - BATCH
     assert START + 10_001 in world.receiver.samples[UP]
 
 
@@ -269,7 +285,7 @@ def test_after_a_restart_it_goes_on_from_what_was_acknowledged(tmp_path: Path) -
     world.fill(BATCH)
     running(tmp_path, world, lambda: UP in world.receiver.samples)
     world.fill(BATCH * begun)
-    running(tmp_path, world, lambda: world.memory.last() in world.receiver.samples[UP])
+    running(tmp_path, world, lambda: world.memory.last() - 1 in world.receiver.samples[UP])
     taken = world.receiver.samples[UP]
     assert sorted(taken) == list(range(START + 1, START + 1 + BATCH * (begun + 1)))
     assert len({request.content for request in world.receiver.requests}) == len(
@@ -297,7 +313,7 @@ def test_a_position_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None
             await become(lambda: any(it.position for it in writing.progress.values()))
             for _ in range(2):
                 world.fill(BATCH)
-                await become(lambda: world.memory.last() in world.receiver.samples.get(UP, {}))
+                await become(lambda: world.memory.last() - 1 in world.receiver.samples.get(UP, {}))
             task.cancel()
 
     asyncio.run(run())

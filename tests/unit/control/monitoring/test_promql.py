@@ -22,6 +22,7 @@ from bedstone.control.monitoring.promql import (
     check,
     evaluate,
     evaluate_range,
+    ranges,
 )
 from bedstone.control.monitoring.promql.text import number, plain
 from bedstone.errors import InvalidError, UnavailableError
@@ -249,6 +250,20 @@ def test_a_range_that_reads_too_much_at_once_is_read_in_parts() -> None:
     for expression in ("sum by (n) (x)", "avg_over_time(x[5s])", "topk(2, x)", "x @ end() > 3"):
         expected = evaluate_range(memory, expression, START, START + 119, 3)
         assert limited.range(expression, START, START + 119, 3).value == expected
+
+
+def test_functions_of_some_series_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = wide(10, 30)
+    expressions = [
+        f"{name}(x[5s])"
+        for name in ranges.FUNCTIONS
+        if not name.startswith(("quantile", "predict"))
+    ]
+    expressions.append("quantile_over_time(0.5, x[5s])")
+    whole = [evaluate_range(memory, it, START, START + 29, 2) for it in expressions]
+    monkeypatch.setattr(ranges, "_AT_ONCE", 100)
+    assert [evaluate_range(memory, it, START, START + 29, 2) for it in expressions] == whole
+    assert all(matrix.series for matrix in whole)
 
 
 def test_a_window_that_is_too_much_by_itself_is_refused() -> None:

@@ -194,7 +194,7 @@ def _range_function(name: str, given: list[promql.Expr], context: Context) -> Ta
     numbers = tuple(
         _numbers(each, context) for index, each in enumerate(given) if index != function.window
     )
-    values, present = function.reduce(found, context, numbers)
+    values, present = ranges.reduced(function, found, context, numbers)
     if function.keeps_name:
         return filled(Table(found.labels, values, present))
     return filled(nameless(found.labels, values, present))

@@ -18,6 +18,8 @@ from bedstone.control.monitoring.promql.context import Context
 from bedstone.control.monitoring.promql.selecting import LOOKBEHIND, Aggregate, Windows
 from bedstone.control.monitoring.promql.table import Bools, Floats
 
+_AT_ONCE: Final = 1_000_000
+"""Points."""
 Columns: TypeAlias = tuple[Floats, Bools]
 Reduce: TypeAlias = Callable[[Windows, Context, tuple[Floats, ...]], Columns]
 
@@ -41,6 +43,27 @@ class RangeFunction:
     base: bool = False
     keeps_name: bool = False
     window: int = 0
+
+
+def reduced(
+    function: RangeFunction, windows: Windows, context: Context, parameters: tuple[Floats, ...]
+) -> Columns:
+    """Apply a function to some series at a time: what it needs in between stays small."""
+    size = max(1, _AT_ONCE // max(1, windows.values.shape[1]))
+    if len(windows.labels) <= size:
+        return function.reduce(windows, context, parameters)
+    parts = []
+    for first in range(0, len(windows.labels), size):
+        context.watch()
+        some = slice(first, first + size)
+        part = replace(
+            windows,
+            labels=windows.labels[some],
+            counters=windows.counters[some],
+            values=windows.values[some],
+        )
+        parts.append(function.reduce(part, context, parameters))
+    return np.concatenate([v for v, _ in parts]), np.concatenate([p for _, p in parts])
 
 
 def _present(values: Floats, present: Bools) -> Columns:
