@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bedstone.control.monitoring.alerts.groups import Due, Target
-from bedstone.errors import Error, UnavailableError, UnknownOutcomeError
+from bedstone.errors import ConflictError, Error, UnavailableError, UnknownOutcomeError
 from bedstone.model.alert_records import AlertGroupRecord, ToldAlert
 from bedstone.model.monitoring_spec import ReceiverSpec
 from bedstone.server.alert_routes import lines
@@ -141,7 +141,10 @@ class _Away:
         return revision
 
 
-@pytest.mark.parametrize("error", [UnavailableError("away"), UnknownOutcomeError("lost")])
+@pytest.mark.parametrize(
+    "error",
+    [UnavailableError("away"), UnknownOutcomeError("lost"), ConflictError("another was first")],
+)
 def test_a_store_that_is_away_loses_no_alert_and_keeps_nobody_from_being_told(error: Error) -> None:
     async def main() -> None:
         async with open_store("memory://") as store:

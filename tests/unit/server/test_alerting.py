@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -11,6 +12,7 @@ from bedstone.errors import InvalidError, NotFoundError
 from bedstone.model.alerts import SilenceRequest
 from bedstone.server.alert_routes import lines
 from bedstone.store import open_store
+from bedstone.telemetry.frames import Labels
 from bedstone.testing.alerts import AlertWorld
 
 TEXT = """\
@@ -336,3 +338,25 @@ def test_nothing_is_written_for_a_second_in_which_nothing_changes() -> None:
             assert (await world.store.list("")).revision == before
 
     in_world(body)
+
+
+def test_a_rule_that_is_expensive_is_evaluated_less_often_than_others() -> None:
+    text = TEXT.replace("receivers:", "  cheap: {when: cheap}\nreceivers:")
+
+    def work(_: int) -> dict[Labels, float]:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.05:  # a fiftieth of 2.5 seconds
+            pass
+        return {WEB: 1.5}
+
+    async def body(world: AlertWorld) -> None:
+        async with world.running():
+            world.evaluator.say("latency > 1", work)
+            await world.seconds(12)
+            asked = [expression for expression, _ in world.evaluator.asked]
+            assert asked.count("cheap") == 12
+            assert 2 <= asked.count("latency > 1") <= 5
+            # It is looked at every 3 seconds, and fires when it has held for 3 all the same.
+            assert world.states("slow") == ["firing workload=web"]
+
+    in_world(body, text)
