@@ -39,7 +39,7 @@ export interface Sizes {
   down: number;
 }
 
-export const SIZES: Sizes = { width: 168, height: 54, across: 112, down: 22 };
+export const SIZES: Sizes = { width: 168, height: 54, across: 124, down: 22 };
 
 export const edgeId = ({ source, target }: Edge) => `${source}>${target}`;
 
