@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[1]
-QUIET = "document.querySelector('.sparkline')?.ariaLabel.includes('now 0/s')"
-SEEN = "/now (?!0\\/s)/.test(document.querySelector('.sparkline')?.ariaLabel)"
+QUIET = "() => document.querySelector('.sparkline')?.ariaLabel.includes('now 0/s')"
+SEEN = "() => /now (?!0\\/s)/.test(document.querySelector('.sparkline')?.ariaLabel)"
 PATIENCE = 15_000
 
 
