@@ -6,7 +6,7 @@ import { plural, rate, seconds, share } from "../ui/format.ts";
 import type { Level } from "../ui/state.tsx";
 
 const BAD = 0.01;
-/** Beyond so many edges, figures stand only on those that are looked at. */
+/** Beyond so many, figures stand only on edges that are looked at, and only what is seen is drawn. */
 const LABELLED = 60;
 const MARGIN = 30;
 /** Below this scale, what is written is larger, and less. */
@@ -22,7 +22,7 @@ interface View {
 }
 
 export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; choose: (id: string) => void }) {
-  const shape = graph.nodes.map((node) => node.id).sort().join() + graph.edges.map(edgeId).sort().join();
+  const shape = graph.nodes.map((node) => node.id).join() + graph.edges.map(edgeId).join();
   const frame = useRef<SVGSVGElement>(null);
   const [box, setBox] = useState({ width: 0, height: 0 });
   const drawing = useMemo(
@@ -93,6 +93,7 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
   const near = new Set<string>();
   const look = over || pick;
   for (const edge of graph.edges) if (look && (edgeId(edge) === look || edge.source === look || edge.target === look)) near.add(edgeId(edge));
+  const inSight = sight(view, box, graph.nodes.length);
   const compact = view.scale < COMPACT;
   const strongest = Math.max(1, ...graph.edges.map((edge) => edge.signals.rate ?? 0));
   return (
@@ -110,7 +111,7 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
           {graph.edges.map((edge) => {
             const id = edgeId(edge);
             const points = drawing.edges.get(id);
-            return points && (
+            return points && inSight(points) && (
               <EdgeLine key={id} edge={edge} points={points} strongest={strongest} picked={pick === id} near={near.has(id)} compact={compact}
                 labelled={graph.edges.length <= LABELLED || near.has(id)} choose={() => choose(id)} hover={(on) => setOver(on ? id : "")} />
             );
@@ -118,7 +119,7 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
           {graph.nodes.map((node) => {
             const place = drawing.nodes.get(node.id);
             const dimmed = look !== "" && look !== node.id && !graph.edges.some((edge) => near.has(edgeId(edge)) && (edge.source === node.id || edge.target === node.id));
-            return place && (
+            return place && inSight([place, { x: place.x + SIZES.width, y: place.y + SIZES.height }]) && (
               <NodeBox key={node.id} node={node} place={place} picked={pick === node.id} dimmed={dimmed} compact={compact} connections={connections(graph, node)}
                 choose={() => choose(node.id)} hover={(on) => setOver(on ? node.id : "")} />
             );
@@ -132,6 +133,22 @@ export function MapGraph({ graph, pick, choose }: { graph: Graph; pick: string; 
       </div>
     </div>
   );
+}
+
+/** Whether something that reaches over these points is seen; of a few, all is drawn. */
+function sight({ scale, x, y }: View, box: { width: number; height: number }, nodes: number): (points: readonly Place[]) => boolean {
+  if (nodes <= LABELLED || !box.width) return () => true;
+  const [left, top, right, bottom] = [-x / scale, -y / scale, (box.width - x) / scale, (box.height - y) / scale];
+  return (points) => {
+    let [least, most, upper, lower] = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const point of points) {
+      least = Math.min(least, point.x);
+      most = Math.max(most, point.x);
+      upper = Math.min(upper, point.y);
+      lower = Math.max(lower, point.y);
+    }
+    return most >= left && least <= right && lower >= top && upper <= bottom;
+  };
 }
 
 function zoomed(last: View, by: number, x: number, y: number): View {
