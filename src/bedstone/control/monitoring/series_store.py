@@ -259,6 +259,9 @@ class SeriesStore:
                 self._sealed = _floor(second - 1, _MINUTE) - _MINUTE
             elif second > last + 1:
                 self._gaps.add(last + 1, second - 1, {"server": "the server was away"})
+            if second <= self._sealed:  # the clock was set back after it was opened
+                self._sealed = _floor(second - 1, _MINUTE)
+                self._held = min(self._held, second)
             finished = self._totals.finish(second, missing)
             self._ring.grow(len(finished.values))
             self._ring.advance(second)

@@ -49,6 +49,7 @@ QUEUE: Final = 16
 """Frames of one node that wait for their second."""
 HELD: Final = 10
 """Seconds after which a series that had no value may be counted by another source."""
+_NAMED: Final = 1000  # metrics whose refusals are counted apart
 _ROOM: Final = 0.9
 """Refused series are asked for again once so much of the cap is in use."""
 
@@ -331,12 +332,15 @@ class Totals:
         self._end_row(row)
 
     def _refuse(self, node: Node, series: Series, reason: str) -> int:
-        if not self.dropped[series.name, reason]:
-            _log.warning(
-                "series refused",
-                extra={"metric": series.name, "reason": reason, "node": node.name},
-            )
-        self.dropped[series.name, reason] += 1
+        name = series.name
+        if (name, reason) not in self.dropped:
+            if len(self.dropped) >= _NAMED:
+                name = "others"
+            else:
+                _log.warning(
+                    "series refused", extra={"metric": name, "reason": reason, "node": node.name}
+                )
+        self.dropped[name, reason] += 1
         return -1
 
     def _take_values(self, node: Node, values: Mapping[int, float]) -> None:

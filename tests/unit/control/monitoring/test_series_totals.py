@@ -253,3 +253,23 @@ def test_what_is_not_on_disk_yet_is_said(tmp_path: Path) -> None:
     scene.store.flush()
     assert scene.store.stats().unwritten == 0
     scene.store.close()
+
+
+def test_a_clock_that_was_set_back_after_the_start_costs_no_second(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sqlite"
+    scene = Scene(path)
+    for value in range(30):
+        scene.tell({"x_total": float(value)})
+    scene.store.close()
+    scene.store = SeriesStore(path, clock=lambda: BEGIN + 10_000.0)
+    scene.store.open()
+    scene.builders["n"] = FrameBuilder()
+    for value in range(30, 300):
+        scene.tell({"x_total": float(value)})
+    assert scene.row() == list(range(300))
+    scene.store.close()
+    scene.store.open()
+    assert scene.row() == list(range(300))
+    minutes = scene.store.select([Matcher("__name__", "=", "x_total")], BEGIN + 60, BEGIN + 300, 60)
+    assert minutes.values[0].tolist() == [59, 119, 179, 239, 299]
+    scene.store.close()
