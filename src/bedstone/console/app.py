@@ -21,6 +21,8 @@ other out.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import math
 from pathlib import Path
@@ -125,7 +127,8 @@ class Console:
             await response(scope, receive, send)
 
     async def _serve(self, request: Request, send: Send) -> None:
-        scope, receive, path = request.scope, request.receive, request.url.path
+        scope, receive = request.scope, request.receive
+        path = scope["path"]  # what the API goes by; a URL is cut at what was a %23 or %3f
         host = request.headers.get("host", "")
         if _name(host) not in NAMES:
             message = f"got the host {host[:80]!r}, expected {HOST} or localhost"
@@ -215,14 +218,16 @@ class Console:
             more = bool(message.get("more_body", message["type"] == "http.response.start"))
             await send(message)
 
-        await self._api(scope, receiving, sending)
+        # A server that stops cancels its streams: their readers see an end, and the log no failure.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._api(scope, receiving, sending)
         if more:
             await send({"type": "http.response.body", "body": b""})
 
     def _file(self, request: Request) -> Response:
         if request.method not in _SAFE:
             raise _Refused(405, "invalid", f"got {request.method}, expected GET")
-        path = request.url.path
+        path = request.scope["path"]
         files = self._files
         if path == "/login" or path.startswith("/login/"):
             files, path = self._login_files, path.removeprefix("/login")

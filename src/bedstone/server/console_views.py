@@ -120,6 +120,7 @@ class ConsoleViews:
         self._revisions = Revisions()
         self._measured_now: tuple[Golden, Mapping[tuple[str, str], float]] | None = None
         self._picture: tuple[tuple[int, int], Picture] | None = None
+        self._asking: dict[tuple[str, ...], asyncio.Lock] = {}
         self._answers: dict[tuple[str, ...], tuple[tuple[int, int], bytes]] = {}
 
     def add_routes(self, app: FastAPI) -> None:
@@ -331,11 +332,13 @@ class ConsoleViews:
         self, key: tuple[str, ...], compute: Callable[[], Awaitable[BaseModel]]
     ) -> Response:
         """An answer, encoded once for all who ask for the same."""
-        version = self._version
-        held = self._answers.get(key)
-        if held is None or held[0] != version:
-            content = (await compute()).model_dump_json().encode()
-            if len(self._answers) >= _REMEMBERED:
-                self._answers.clear()
-            held = self._answers[key] = (version, content)
+        async with self._asking.setdefault(key, asyncio.Lock()):
+            version = self._version
+            held = self._answers.get(key)
+            if held is None or held[0] != version:
+                content = (await compute()).model_dump_json().encode()
+                if len(self._answers) >= _REMEMBERED:
+                    self._answers.clear()
+                    self._asking.clear()
+                held = self._answers[key] = (version, content)
         return Response(held[1], media_type="application/json")

@@ -118,10 +118,19 @@ def test_without_a_session_only_pages_and_liveness_are_served(tmp_path: Path) ->
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.get("/")).status_code == 200
             assert world.api.served == ["GET /healthz"]
-            for path in ("/v1/status", "/v1/x/../status", "/prometheus/api/v1/query", "/metrics"):
+            for path in (
+                "/v1/status",
+                "/v1/x/../status",
+                "/v1/%23/../status",
+                "/v1/healthz%3F",
+                "/prometheus/api/v1/query",
+                "/metrics",
+            ):
                 for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"):
                     answer = await client.request(method, path)
                     assert answer.status_code == 401, (method, path)
+            for path in ("/healthz%3F/v1/status", "/healthz%23", "/%2fv1/status", "//v1/status"):
+                await client.get(path)
             assert world.api.served == ["GET /healthz"], "the API was not even asked"
 
     run(tmp_path, check)
