@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import pytest
 
 from bedstone.control.monitoring.promql import Engine, Matrix, Scalar, String, Vector
+from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.errors import InvalidError
+from bedstone.telemetry.frame_builder import FrameBuilder
+from bedstone.telemetry.frames import Series
 from bedstone.testing import prometheus
 from bedstone.testing.prometheus import RealPrometheus, real_prometheus
-from bedstone.testing.series import START, MemoryReader
+from bedstone.testing.series import START, SeriesWriter
 
 pytestmark = pytest.mark.skipif(prometheus.missing(), reason=prometheus.MISSING)
 
@@ -227,10 +230,33 @@ label_replace(temperature, "zone", "x", "app", "(")
 """
 
 
-def data() -> MemoryReader:
+class StoreWriter:
+    """Writes into a store of series as a node's collector does."""
+
+    def __init__(self, store: SeriesStore) -> None:
+        self.store = store
+        self.builder = FrameBuilder()
+        self.values: dict[Series, float] = {}
+
+    def put(
+        self,
+        name: str,
+        labels: Mapping[str, str],
+        kind: Literal["counter", "gauge"],
+        second: int,
+        value: float,
+    ) -> None:
+        self.values[Series(name, tuple(sorted(labels.items())), kind, "it")] = value
+
+    def finish(self, second: int, missing: Mapping[str, str] | None = None) -> None:
+        assert self.store.ingest("n", self.builder.build(second, self.values, {"it": "1"}, {}))
+        self.values = {}
+        self.store.finish(second, missing or {})
+
+
+def fill(writer: SeriesWriter) -> None:
     """Counters, gauges, a gauge with holes, steps, histograms, and a counter that begins anew."""
     chance = random.Random(7)
-    memory = MemoryReader()
     counts = dict.fromkeys(
         ((a, c, i) for a in ("bank", "shop") for c in ("2xx", "5xx") for i in "01"), 0.0
     )
@@ -241,11 +267,11 @@ def data() -> MemoryReader:
         for app, code, instance in counts:
             counts[app, code, instance] += chance.randrange(9)
             labels = {"app": app, "code": code, "instance": instance}
-            memory.put("requests_total", labels, "counter", second, counts[app, code, instance])
+            writer.put("requests_total", labels, "counter", second, counts[app, code, instance])
         heat = {place: abs(value + chance.uniform(-2, 2)) for place, value in heat.items()}
         for (app, instance), value in heat.items():
             labels = {"app": app, "instance": instance}
-            memory.put("temperature", labels, "gauge", second, value)
+            writer.put("temperature", labels, "gauge", second, value)
         for app in ("bank", "shop"):
             for _ in range(chance.randrange(5)):
                 took = chance.expovariate(2)
@@ -253,26 +279,25 @@ def data() -> MemoryReader:
                 for le in BOUNDS:
                     buckets[app, le] += took <= float(le)
         for (app, le), count in buckets.items():
-            memory.put("latency_bucket", {"app": app, "le": le}, "counter", second, count)
+            writer.put("latency_bucket", {"app": app, "le": le}, "counter", second, count)
         for le in ("0.5", "2", "+Inf"):
-            memory.put(
+            writer.put(
                 "coarse_bucket",
                 {"app": "old", "le": le},
                 "counter",
                 second,
                 3.0 * float(min(le, "9")),
             )
-        memory.put("latency_sum", {"app": "bank"}, "counter", second, total)
-        memory.put("latency_count", {"app": "bank"}, "counter", second, buckets["bank", "+Inf"])
-        memory.put("owners", {"app": "bank", "owner": "ann"}, "gauge", second, 20.0)
+        writer.put("latency_sum", {"app": "bank"}, "counter", second, total)
+        writer.put("latency_count", {"app": "bank"}, "counter", second, buckets["bank", "+Inf"])
+        writer.put("owners", {"app": "bank", "owner": "ann"}, "gauge", second, 20.0)
         if chance.random() < 0.6:
-            memory.put("holes", {"app": "bank"}, "gauge", second, chance.uniform(0, 9))
+            writer.put("holes", {"app": "bank"}, "gauge", second, chance.uniform(0, 9))
         steps = chance.choice((steps, steps, steps + 1, steps - 1))
-        memory.put("steps", {}, "gauge", second, steps)
+        writer.put("steps", {}, "gauge", second, steps)
         wraps = 0.0 if chance.random() < 0.03 else wraps + chance.randrange(5)
-        memory.put("wraps", {}, "gauge", second, wraps)
-        memory.finish(second)
-    return memory
+        writer.put("wraps", {}, "gauge", second, wraps)
+        writer.finish(second)
 
 
 Pair = tuple[RealPrometheus, Engine]
@@ -280,11 +305,15 @@ Pair = tuple[RealPrometheus, Engine]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    memory = data()
+    """A Prometheus that was sent what our store holds, in memory and on disk, and our engine."""
     directory = tmp_path_factory.mktemp("prometheus")
-    with real_prometheus(directory, "", "--query.lookback-delta=1s") as real:
-        real.write(memory, START - 1, START + SECONDS - 1)
-        yield real, Engine(memory)
+    with (
+        SeriesStore(directory / "metrics.sqlite", clock=lambda: START) as store,
+        real_prometheus(directory, "", "--query.lookback-delta=1s") as real,
+    ):
+        fill(StoreWriter(store))
+        real.write(store, START - 1, START + SECONDS - 1)
+        yield real, Engine(store)
 
 
 def ours(query: str) -> str:
