@@ -20,9 +20,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +29,13 @@ import numpy as np
 from bedstone.control.monitoring.blocks import PART, Points, groups, join, split
 from bedstone.control.monitoring.codec import pack, unpack
 from bedstone.control.monitoring.gaps import Run
+from bedstone.control.monitoring.series_batch import (
+    Batch,
+    Cache,
+    DamagedError,
+    Loaded,
+    Retention,
+)
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.store.ownership import acquire, create_private
 
@@ -82,73 +87,6 @@ _NONE: Final = np.empty(0, np.int64)
 _NOTHING: Final = np.empty((0, 0))
 
 
-class DamagedError(Exception):
-    """The file cannot be read as what it should be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long points are kept.
-
-    Args:
-        seconds: for each level, the age in seconds at which its points go.
-        size: bytes of the file; where it is too small for the ages, the oldest points go before,
-            of the level that has the most for its share of it.
-    """
-
-    seconds: Mapping[int, int] = field(
-        default_factory=lambda: {1: 6 * 3600, 10: 3 * 86_400, 60: 30 * 86_400}
-    )
-    size: int = 1 << 30
-
-    _SHARES = {1: 0.5, 10: 0.3, 60: 0.2}  # noqa: RUF012 - a constant
-
-    def share(self, level: int) -> float:
-        """A level's part of the size."""
-        return self._SHARES[level]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What is written at once.
-
-    Attributes:
-        meta: values by key; those that are not named stay.
-        metrics: new ones.
-        series: new ones: id, name, labels as JSON, kind.
-        parked: id, and what is kept of a series without a row, in the order of the columns.
-        forgotten: ids.
-        points: parts, and points for blocks.
-        sealed: up to this second, parts are no longer needed.
-        runs: those from `runs_from` on, which replace what was there.
-        last: the second as of which it is; what is too old is reckoned from it.
-        retain: look for what is too old.
-    """
-
-    meta: dict[str, bytes]
-    metrics: dict[str, int]
-    series: list[tuple[int, str, str, str]]
-    parked: list[tuple[int, int, float, float, int, int, int]]
-    forgotten: list[int]
-    points: list[Points]
-    sealed: int
-    runs: list[Run]
-    runs_from: int | None
-    last: int
-    retain: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What was in the file."""
-
-    meta: dict[str, bytes]
-    metrics: dict[str, int]
-    series: list[tuple[int, str, str, str, int, int, float, float, int, int]]
-    parts: list[Points]
-    runs: list[Run]
-
-
 class SeriesFile:
     """The database.
 
@@ -167,7 +105,7 @@ class SeriesFile:
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
         self._guard = threading.Lock()  # of the reading connection
-        self._cache = _Cache(cache)
+        self._cache = Cache(cache)
 
     def open(self) -> Loaded:
         """Own the file and read it; a damaged one is moved aside.
@@ -471,38 +409,6 @@ class SeriesFile:
         if self._writing is None:
             raise AssertionError("the file is not open")
         return self._writing
-
-
-class _Cache:
-    """Decoded blocks, the least recently used let go first."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._size = 0
-        self._blocks: OrderedDict[int, Points] = OrderedDict()
-        self._guard = threading.Lock()
-
-    def get(self, number: int) -> Points | None:
-        with self._guard:
-            points = self._blocks.get(number)
-            if points is not None:
-                self._blocks.move_to_end(number)
-            return points
-
-    def put(self, number: int, points: Points) -> None:
-        with self._guard:
-            if number in self._blocks:
-                return
-            self._blocks[number] = points
-            self._size += points.values.nbytes + points.ids.nbytes
-            while self._size > self._capacity:
-                _, oldest = self._blocks.popitem(last=False)
-                self._size -= oldest.values.nbytes + oldest.ids.nbytes
-
-    def clear(self) -> None:
-        with self._guard:
-            self._blocks.clear()
-            self._size = 0
 
 
 def _decode(level: int, metric: int, aggregate: int, start: int, data: bytes) -> Points:

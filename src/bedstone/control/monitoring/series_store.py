@@ -22,29 +22,29 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bedstone.control.monitoring.blocks import Points
-from bedstone.control.monitoring.catalogue import Catalogue, Entry
+from bedstone.control.monitoring.catalogue import Catalogue
 from bedstone.control.monitoring.gaps import Gaps, Run
 from bedstone.control.monitoring.reading import RESOLUTIONS, Matcher, Selection, SeriesKey
 from bedstone.control.monitoring.ring import Ring
 from bedstone.control.monitoring.rows import dump_bytes, load_bytes
 from bedstone.control.monitoring.sealing import Absence, Snapshot, parts, seal
 from bedstone.control.monitoring.selecting import choose, read_file, read_ring
-from bedstone.control.monitoring.series_file import (
+from bedstone.control.monitoring.series_batch import (
     Batch,
     DamagedError,
+    Draft,
     Loaded,
     Retention,
-    SeriesFile,
+    Stats,
 )
+from bedstone.control.monitoring.series_file import SeriesFile
 from bedstone.control.monitoring.totals import Totals
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.telemetry.frames import Frame
@@ -59,47 +59,6 @@ _BLOCK: Final = 120
 _MINUTE: Final = 60
 _KNOWN: Final = 4  # series that are known, those without a row with them, for each of the cap
 _BEFORE: Final = 86_400  # seconds before the first that are named as incomplete
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the store says of itself.
-
-    Attributes:
-        series: series with a row in memory.
-        known: series that can be read.
-        dropped: how many were refused, by metric and reason.
-        memory: bytes of values and state in memory, without labels.
-        disk: bytes of the file.
-        flushed: the last second on disk.
-        unwritten: finished seconds that are not on disk.
-        trouble: why the disk does not take what is written; None if it does.
-    """
-
-    series: int
-    known: int
-    dropped: Mapping[tuple[str, str], int]
-    memory: int
-    disk: int
-    flushed: int
-    unwritten: int
-    trouble: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What is to be written, as of one moment (see `series_file.Batch`)."""
-
-    snapshot: Snapshot
-    rows: list[NDArray[np.generic]]
-    metrics: dict[str, int]
-    new: list[Entry]
-    next_id: int
-    parked: list[tuple[int, int, float, float, int, int, int]]
-    forgotten: list[int]
-    runs: list[Run]
-    runs_from: int | None
-    state: bytes
 
 
 class SeriesStore:

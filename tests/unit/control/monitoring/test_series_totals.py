@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bedstone.control.monitoring.reading import Matcher
-from bedstone.control.monitoring.series_file import Retention
+from bedstone.control.monitoring.series_batch import Retention
 from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.telemetry.frame_builder import FrameBuilder
 from bedstone.telemetry.frames import Series
