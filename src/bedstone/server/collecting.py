@@ -6,7 +6,8 @@ Rules:
   nor the next second.
 - A second is finished exactly once, and in order. One that the server slept through, or that a
   clock set forward leaves out, is finished incomplete. When the clock is set back, the seconds go
-  on one after another until it has caught up.
+  on one after another, a little slower, until it has caught up.
+- Whatever fails here ends one second, and not the server.
 - Counts are cumulative: what a late or missed answer would have said is in the next one.
 - A node of which a frame was missed, or whose session is another than before, is asked for a whole
   one.
@@ -35,6 +36,8 @@ DEADLINE = 0.8
 """Seconds after its end until which a second is waited for."""
 STEP = 0.25
 """Seconds that the wall clock may be off before it counts as set."""
+SLOWER = 0.05
+"""By which share seconds are longer while a clock that was set back catches up."""
 LEFT_OUT = RECENT = 600
 """So many seconds that were slept through are told one by one, and so many ticks are kept."""
 PATIENCE = 0.3
@@ -109,17 +112,20 @@ class SteadyClock:
         """`after`: what an earlier run of the clock has come to."""
         self._wall = wall
         self._monotonic = monotonic
-        self._origin = max(wall(), after) - monotonic()
+        self._last = monotonic()
+        self._origin = max(wall(), after) - self._last
 
     def now(self) -> float:
         """The time; it leaps forward with the wall clock, and lets it catch up when set back."""
-        steady = self._origin + self._monotonic()
-        wall = self._wall()
-        if wall > steady + STEP:
-            _log.warning("the clock was set forward", extra={"seconds": wall - steady})
-            self._origin += wall - steady
-            return wall
-        return steady
+        monotonic, wall = self._monotonic(), self._wall()
+        ahead = self._origin + monotonic - wall
+        if ahead < -STEP:
+            _log.warning("the clock was set forward", extra={"seconds": -ahead})
+            self._origin -= ahead
+        elif ahead > 0:
+            self._origin -= min(ahead, SLOWER * (monotonic - self._last))
+        self._last = monotonic
+        return self._origin + monotonic
 
 
 class Collecting:
@@ -170,7 +176,10 @@ class Collecting:
                 for left_out in range(second, second + late)[-LEFT_OUT:]:
                     self._finish(left_out, {SERVER: "it did not ask in time"})
                 second += late
-                await self._collect(second)
+                try:
+                    await self._collect(second)
+                except Exception as error:  # noqa: BLE001 - the control plane goes on
+                    _log.error("collecting failed", exc_info=error)
                 second += 1
         finally:
             for task in self._asking.values():

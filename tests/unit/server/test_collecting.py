@@ -121,9 +121,10 @@ def play(
     *names: str,
     seed: int = 1,
     before: int = 0,
+    kept: Kept | None = None,
 ) -> World:
     loop = SimulationLoop(Random(seed), start=BEGIN + 0.3)
-    world = World(loop, {name: Node() for name in names}, Kept(before))
+    world = World(loop, {name: Node() for name in names}, kept or Kept(before))
 
     async def run() -> None:
         tasks = [asyncio.ensure_future(world.collecting.run())]
@@ -277,6 +278,36 @@ def test_a_clock_set_back_gives_no_second_twice_and_the_seconds_go_on(back: floa
     in_order(world)
     assert len(world.kept.finished) >= 5
     assert world.kept.incomplete(0, 1 << 40) == {}
+
+
+def test_a_clock_set_back_is_caught_up_with_and_time_never_goes_back() -> None:
+    now = [BEGIN, 0.0]  # the wall clock, and the one that nobody sets
+    clock = SteadyClock(lambda: now[0], lambda: now[1])
+    told = [clock.now()]
+    now[0] -= 3
+    for _ in range(200):
+        now[0] += 0.5
+        now[1] += 0.5
+        told.append(clock.now())
+        assert 0.4 < told[-1] - told[-2] <= 0.5
+    assert told[-1] == now[0]
+
+
+def test_a_store_that_fails_ends_one_second_and_not_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Kept):
+        def finish(self, second: int, missing: Mapping[str, str]) -> None:
+            if second == int(BEGIN) + 1:
+                raise OSError("no space")
+            super().finish(second, missing)
+
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(4)
+
+    world = play(scenario, "a", kept=Failing())
+    assert world.kept.finished == [int(BEGIN) + offset for offset in (0, 2, 3)]
+    assert "collecting failed" in caplog.text
 
 
 def test_it_goes_on_after_the_last_second_of_the_run_before() -> None:
