@@ -6,17 +6,23 @@ nor tells anybody twice.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from bedstone.client.api import Client
+from bedstone.client.transport import Endpoint
+from bedstone.errors import UnavailableError
+from bedstone.processes.state import read_run
 from bedstone.testing.domain import Domain
 
 pytestmark = pytest.mark.timeout(150)
@@ -91,10 +97,25 @@ def told(server: Any, rule: str) -> list[str]:
     return [body["status"] for _, body in notifications(server, rule)]
 
 
+def listed(domain: Domain) -> dict[str, Any]:
+    """What the API says of alerts; empty while the server is away."""
+    run = read_run(domain.state)
+    assert run is not None
+    endpoint = Endpoint(socket=Path(run.run_dir, "api.sock"))
+
+    async def ask() -> dict[str, Any]:
+        async with Client(endpoint) as client:
+            return (await client.alerts()).model_dump()
+
+    try:
+        return asyncio.run(ask())
+    except UnavailableError:
+        return {}
+
+
 def alert(domain: Domain, rule: str) -> dict[str, Any]:
-    """The first alert of a rule; empty while the server is away."""
-    done = domain.run("alerts", "-o", "json")
-    items = json.loads(done.stdout)["items"] if done.returncode == 0 else []
+    """The first alert of a rule; empty while there is none."""
+    items = listed(domain).get("items", ())
     return next((item for item in items if item["rule"] == rule), {})
 
 
@@ -103,8 +124,8 @@ def reaches(domain: Domain, rule: str, state: str) -> Callable[[], bool]:
 
 
 def second(domain: Domain) -> int:
-    """The last second that was evaluated."""
-    return int(json.loads(domain.ok("alerts", "-o", "json"))["second"])
+    """The last second that was evaluated; 0 while the server is away."""
+    return int(listed(domain).get("second", 0))
 
 
 def later(domain: Domain, seconds: int) -> None:
