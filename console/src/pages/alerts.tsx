@@ -11,7 +11,7 @@ import { absolute, digits, NONE, plural } from "../ui/format.ts";
 import { Head } from "../ui/shell.tsx";
 import { Mark, Tag, type Level } from "../ui/state.tsx";
 import { Table, type Column } from "../ui/table.tsx";
-import { choice } from "../ui/url.ts";
+import { choice, linked } from "../ui/url.ts";
 import { Ago, For } from "../ui/when.tsx";
 import { SilenceDialog } from "./alert-silence.tsx";
 
@@ -19,7 +19,8 @@ export function AlertsPage() {
   const live = useLive<AlertList>("/v1/alerts");
   const silences = useLive<SilenceList>("/v1/silences", 2);
   const app = choice("app");
-  const items = (live.data?.items ?? []).filter((each) => !app || each.app === app);
+  const rule = choice("rule");
+  const items = (live.data?.items ?? []).filter((each) => (!app || each.app === app) && (!rule || each.rule === rule));
   // Rules that come with Bedstone and watch all of it belong to no app.
   const apps = [...new Set((live.data?.items ?? []).map((each) => each.app).filter(Boolean))];
   const tab = choice("tab", "now");
@@ -31,6 +32,7 @@ export function AlertsPage() {
     <>
       <Head crumbs={[{ name: "Alerts" }]}>
         {apps.length > 1 && <SelectChoice name="app" label="App" options={[["", "All apps"], ...apps.map((each): [string, string] => [each, each])]} />}
+        {rule && <a class="button" href={linked({ rule: null })} title="Show all rules">{rule} ✕</a>}
         {live.data && <span class="dim nowrap">{firing.length ? plural(firing.length, "firing", "firing") : "nothing fires"}</span>}
       </Head>
       <div class="page">
@@ -71,7 +73,7 @@ function alertLevel({ state, silenced_until: silenced }: AlertLine): Level {
 function Now({ items, any, silence }: { items: readonly AlertLine[]; any: boolean; silence: (alert: AlertLine) => void }) {
   if (!items.length) {
     return (
-      <Empty title={any ? "This app has no rule" : "No rule is declared"} run="bedstone alerts">
+      <Empty title={any ? "There is no such rule" : "No rule is declared"} run="bedstone alerts">
         Rules stand in bedstone.yaml under alerts:. They say what must hold, for how long, and who is told where it does not.
       </Empty>
     );
@@ -180,7 +182,6 @@ function History({ app }: { app: string }) {
     <Shown live={live}>
       {({ items }) => items.length ? (
         <section class="panel" aria-label="History">
-          {rule && <header><h2>{rule}</h2><a class="more" href="/alerts?tab=history">all rules</a></header>}
           <table class="plain">
             <thead><tr><th scope="col">When</th><th scope="col">What</th><th scope="col">Rule</th><th scope="col">Labels</th><th scope="col" class="number">Value</th><th scope="col">Detail</th></tr></thead>
             <tbody>
