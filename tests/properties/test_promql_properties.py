@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bedstone.control.monitoring.promql import Engine, Limits, evaluate_range
+from bedstone.errors import Error
 from bedstone.testing.series import START, MemoryReader
 
 COUNTS = st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=2, max_size=60)
@@ -94,3 +96,78 @@ def test_a_quantile_lies_in_the_bucket_of_the_exact_one(
         return
     low = max([0.0, *(bound for bound in upper if bound < exact)])
     assert low - 1e-9 <= found.value <= high + 1e-9
+
+
+TOKENS = [
+    "x",
+    "c",
+    '{a="1"}',
+    '{a=~".*"}',
+    "[5s]",
+    "[5s:1s]",
+    "(",
+    ")",
+    "+",
+    "-",
+    "*",
+    "/",
+    "%",
+    "^",
+    "==",
+    "!=",
+    ">",
+    "bool",
+    "on",
+    "ignoring",
+    "(a)",
+    "group_left",
+    "by",
+    "without",
+    "sum",
+    "topk",
+    "rate",
+    "offset",
+    "@",
+    "5s",
+    "1",
+    "0.5",
+    "NaN",
+    "Inf",
+    '"a"',
+    "start()",
+    "end()",
+    "and",
+    "or",
+    "unless",
+    ",",
+    "quantile",
+    "absent",
+    "histogram_quantile",
+    "label_replace",
+    "time()",
+    "vector",
+    "scalar",
+    "1e300",
+    "99999y",
+    "-1e18",
+    "atan2",
+    "count_values",
+    "sort",
+    "sum_over_time",
+    "é",
+    "#",
+    "`",
+    "\\",
+]
+
+
+@given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=9).map(" ".join))
+def test_whatever_is_asked_is_answered_or_refused(expression: str) -> None:
+    memory, _ = store([1, 2, None, 4])
+    engine = Engine(memory, Limits(points=10_000, seconds=5))
+    for ask in (
+        lambda: engine.instant(expression, START + 4),
+        lambda: engine.range(expression, START, START + 4, 2),
+    ):
+        with contextlib.suppress(Error):
+            ask()

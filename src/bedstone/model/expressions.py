@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +75,22 @@ def excess(text: str) -> str | None:
     return None
 
 
+@contextmanager
+def parsing() -> Iterator[None]:
+    """What the parser fails with becomes a `ValueError`, where it is made or looked at.
+
+    For numbers that are out of range it panics, which passes every `except Exception`.
+    """
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError("a time is out of range") from error
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # pyo3 gives it no name to import
+            raise ValueError("a number is out of range") from error
+        raise
+
+
 def expression_mistake(text: str) -> ExpressionMistake | None:
     """What is wrong with a PromQL expression, or None."""
     if message := excess(text):
@@ -120,7 +137,8 @@ def _refusal(text: str) -> str | None:
     import promql_parser
 
     try:
-        promql_parser.parse(text)
+        with parsing():
+            promql_parser.parse(text)
     except ValueError as error:
         return str(error)
     return None

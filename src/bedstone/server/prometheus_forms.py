@@ -25,6 +25,7 @@ from bedstone.control.monitoring.promql import (
 )
 from bedstone.control.monitoring.promql.text import plain
 from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.model.expressions import parsing
 
 EARLIEST = 0
 LATEST = 1 << 40
@@ -132,7 +133,8 @@ def _duration(name: str, text: str) -> float:
     import promql_parser
 
     try:
-        return float(promql_parser.parse_duration(text).total_seconds())
+        with parsing():
+            return float(promql_parser.parse_duration(text).total_seconds())
     except ValueError as error:
         raise BadRequestError(
             f"invalid parameter {name!r}: cannot parse {text!r} to a duration"

@@ -26,6 +26,7 @@ from bedstone.control.monitoring.promql import (
 )
 from bedstone.control.monitoring.promql.text import number, plain
 from bedstone.errors import InvalidError, UnavailableError
+from bedstone.model.expressions import expression_mistake
 from bedstone.testing.series import START, MemoryReader
 
 
@@ -272,6 +273,15 @@ def test_a_window_that_is_too_much_by_itself_is_refused() -> None:
         limited.range("avg_over_time(x[60s])", START, START + 59, 29)
 
 
+@pytest.mark.parametrize("expression", ["nothing", "rate(nothing[5m])", "c", "absent(nothing)"])
+def test_a_span_of_all_times_takes_no_more_than_others(expression: str) -> None:
+    engine = Engine(counter([1, 2]), Limits(points=1_000_000))
+    answer = engine.range(expression, 0, 1 << 36, 1 << 25)
+    assert isinstance(answer.value, Matrix)
+    with pytest.raises(InvalidError, match="points"):
+        engine.instant("sum_over_time(nothing[100y])", START)
+
+
 def test_a_result_that_is_too_large_is_refused() -> None:
     with pytest.raises(InvalidError, match="the result has more than 100 points"):
         Engine(wide(10, 60), Limits(points=100)).range("x", START, START + 59, 1)
@@ -345,6 +355,28 @@ def test_what_the_parser_would_not_survive_is_refused(expression: str) -> None:
     with pytest.raises(InvalidError):
         check(expression)
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["x @ 1e18", "x @ -1e18", "x @ 1e12", "x @ NaN", "x offset 99999999999999y", "NaN offset Inf"],
+)
+def test_numbers_that_are_out_of_range_are_refused(expression: str) -> None:
+    """For some of them the parser panics, which is no `Exception`."""
+    with pytest.raises(InvalidError):
+        check(expression)
+
+
+def test_a_manifest_with_a_number_that_is_out_of_range_is_refused() -> None:
+    mistake = expression_mistake("NaN offset Inf")
+    assert mistake is not None
+
+
+def test_what_cannot_be_computed_is_not_a_number() -> None:
+    memory = counter([1, 2])
+    for expression in ("predict_linear(c[2s], Inf)", "minute(vector(1e300))", "0 / vector(0)"):
+        Engine(memory).instant(expression, START + 1).vector()
+        Engine(memory).range(expression, START, START + 1, 1).matrix()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ def narrowed(whole: Context, times: Sequence[int]) -> Context:
 
 def instant(expression: promql.Expr, context: Context, at: int) -> Value:
     """Evaluate at the only time of the context; the result is said to be of `at`."""
+    with np.errstate(all="ignore"):  # what cannot be computed is NaN or infinite, as IEEE 754 says
+        return _instant(expression, context, at)
+
+
+def _instant(expression: promql.Expr, context: Context, at: int) -> Value:
     match bare(expression):
         case promql.MatrixSelector() | promql.SubqueryExpr() as ranged_expression:
             return _window(ranged_expression, context)
@@ -80,7 +85,9 @@ def instant(expression: promql.Expr, context: Context, at: int) -> Value:
 def ranged(expression: promql.Expr, context: Context) -> Matrix:
     """Evaluate at all times of the context."""
     times = context.times.tolist()
-    match evaluate(expression, context):
+    with np.errstate(all="ignore"):
+        operand = evaluate(expression, context)
+    match operand:
         case Steps(values):
             return Matrix((Series({}, tuple(times), tuple(values.tolist())),))
         case Text():

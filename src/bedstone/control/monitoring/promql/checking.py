@@ -7,7 +7,7 @@ import promql_parser as promql
 from bedstone.control.monitoring.promql import aggregation, functions, operators, ranges
 from bedstone.control.monitoring.promql.selecting import matchers_of, whole_seconds
 from bedstone.errors import InvalidError
-from bedstone.model.expressions import excess
+from bedstone.model.expressions import excess, parsing
 
 _OTHERS = (
     *("time", "pi", "vector", "scalar", "timestamp", "absent", "absent_over_time"),
@@ -26,10 +26,11 @@ def parsed(expression: str) -> promql.Expr:
     if message := excess(expression):
         raise InvalidError(message)
     try:
-        tree = promql.parse(expression)
+        with parsing():
+            tree = promql.parse(expression)
+            _supported(tree)
     except ValueError as error:
         raise InvalidError(f"the expression cannot be parsed: {error}") from error
-    _supported(tree)
     return tree
 
 
@@ -54,7 +55,7 @@ def _supported(node: promql.Expr) -> None:
         case promql.SubqueryExpr():
             for span, what in ((node.range, "a range"), (node.step, "a step")):
                 whole_seconds(span, what)
-            whole_seconds(node.offset, "an offset")
+            _placed(node)
         case _:
             pass
     for part in _parts(node):
@@ -100,4 +101,10 @@ def _operator(node: promql.BinaryExpr) -> None:
 def _selector(node: promql.VectorSelector) -> None:
     for matcher in matchers_of(node):
         matcher.matches("")  # a malformed expression is refused here
+    _placed(node)
+
+
+def _placed(node: promql.VectorSelector | promql.SubqueryExpr) -> None:
     whole_seconds(node.offset, "an offset")
+    if node.at is not None:
+        _ = node.at.at  # a time that is out of range is refused here

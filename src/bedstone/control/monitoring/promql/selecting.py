@@ -256,7 +256,7 @@ def _read(
             f"{selector} selects {series} series, expected at most {limits.series}",
             hint="demand more labels",
         )
-    if series * points > limits.points:
+    if max(1, series) * points > limits.points:
         raise TooMuchError(
             f"{selector} reads {series * points} points ({series} series by {points}), "
             f"expected at most {limits.points}",
