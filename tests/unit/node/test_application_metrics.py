@@ -283,6 +283,7 @@ def test_what_is_no_number_and_what_does_not_fit_is_refused() -> None:
     request = ExportMetricsServiceRequest()
     scope = request.resource_metrics.add().scope_metrics.add()
     scope.metrics.add(name="nan").gauge.data_points.add(as_double=math.nan)
+    scope.metrics.add(name="infinite").sum.data_points.add(as_double=math.inf)
     bad = scope.metrics.add(name="bad").histogram
     bad.data_points.add(count=1, bucket_counts=[1, 2, 3], explicit_bounds=[1.0], sum=1.0)
     scope.metrics.add(name="quantiles").summary.data_points.add(count=1)
@@ -293,7 +294,7 @@ def test_what_is_no_number_and_what_does_not_fit_is_refused() -> None:
     scope.metrics.add(name="gone").gauge.data_points.add(flags=1)
     refused = Refused()
     assert list(points(request, refused)) == []
-    assert refused.count == 5
+    assert refused.count == 6
 
 
 @pytest.mark.parametrize(
@@ -333,3 +334,54 @@ def test_labels_are_always_valid(attributes: dict[str, str]) -> None:
         assert name.replace("_", "a").isalnum()
         assert not name[0].isdigit()
         assert 0 < len(value) <= 500
+
+
+@st.composite
+def requests_of_anybody(draw: st.DrawFn) -> ExportMetricsServiceRequest:
+    """Requests that are well-formed protobuf, and otherwise anything."""
+    request = ExportMetricsServiceRequest()
+    scope = request.resource_metrics.add().scope_metrics.add()
+    numbers = st.integers(0, 2**64 - 1)
+    times = st.sampled_from([0, 1, 10**18])
+    for _ in range(draw(st.integers(0, 4))):
+        metric = scope.metrics.add(name=draw(st.text(max_size=5)), unit=draw(st.text(max_size=3)))
+        which = draw(st.sampled_from(["gauge", "sum", "histogram", "exponential_histogram"]))
+        data = getattr(metric, which)
+        if which != "gauge":
+            data.aggregation_temporality = draw(st.integers(0, 2))
+        if which == "sum":
+            data.is_monotonic = draw(st.booleans())
+        point = data.data_points.add(
+            time_unix_nano=draw(times),
+            start_time_unix_nano=draw(times),
+            flags=draw(st.integers(0, 1)),
+        )
+        match which:
+            case "gauge" | "sum":
+                point.as_double = draw(st.floats())
+            case "histogram":
+                point.count, point.sum = draw(numbers), draw(st.floats())
+                point.bucket_counts.extend(draw(st.lists(numbers, max_size=3)))
+                point.explicit_bounds.extend(draw(st.lists(st.floats(), max_size=3)))
+            case _:
+                point.count = draw(numbers)
+                point.scale = draw(st.integers(-(2**31), 2**31 - 1))
+                for side in (point.positive, point.negative):
+                    side.offset = draw(st.integers(-(2**31), 2**31 - 1))
+                    side.bucket_counts.extend(draw(st.lists(numbers, max_size=3)))
+    return request
+
+
+@given(st.lists(requests_of_anybody(), max_size=4))
+def test_no_request_breaks_the_collector(requests: list[ExportMetricsServiceRequest]) -> None:
+    """And of whatever comes, counters only grow, and every value is a number."""
+    node = Node()
+    before: Mapping[Any, float] = {}
+    for request in requests:
+        node.metrics.metrics(WEB, request)
+        values, _ = node.metrics.collect()
+        for series, value in values.items():
+            assert math.isfinite(value)
+            if series.kind == "counter" and not series.name.endswith("_sum"):
+                assert value >= before.get(series, 0.0)
+        before = values

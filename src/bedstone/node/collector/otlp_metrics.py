@@ -164,10 +164,13 @@ def _value(
 ) -> Iterator[Point]:
     """The series of one sum or gauge."""
     value = float(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
-    if math.isnan(value):
-        refused.add(1, f"{name} is not a number")
+    if not math.isfinite(value):
+        refused.add(1, f"{name} is no finite number")
         return
     adds_up = kind == "sum"
+    if adds_up and data.is_monotonic and value < 0:
+        refused.add(1, f"{name} only grows, and was told to fall")
+        return
     yield Point(
         stream,
         name,
