@@ -64,6 +64,7 @@ class PostgresLog(BatchedLog):
         super().__init__()
         parameters, schema = parse(url)
         self._name = secrets.token_hex(8)
+        self._prepared: Connection | None = None
         self._writer = Session(parameters, schema, patience)
         self._reader = Session(parameters, schema, patience)
 
@@ -218,7 +219,7 @@ class PostgresLog(BatchedLog):
             found.sort(key=log_rows.age)
             draft = Draft(found, {}, now)
             taken = [draft.put(machine.claim(it.transaction, owner, now)) for it in found]
-            await self._commit(connection, _statements(draft, self._name))
+            await self._commit(connection, _statements(draft))
             return taken
 
         return await self._persist(attempt)
@@ -243,7 +244,7 @@ class PostgresLog(BatchedLog):
             await connection.execute("ROLLBACK")
             self.statistics.round_trips += 1
         else:
-            await self._commit(connection, _statements(draft, self._name))
+            await self._commit(connection, _statements(draft))
 
     async def _commit(self, connection: Connection, changes: _Statements) -> None:
         self.statistics.round_trips += 1
@@ -251,7 +252,7 @@ class PostgresLog(BatchedLog):
         try:
             async with connection.pipeline():
                 for query, values in changes:
-                    await connection.execute(query, values)
+                    await connection.execute(query, values or None)
                 sent = True
                 await connection.execute("COMMIT")
         except psycopg.Error as error:
@@ -270,6 +271,9 @@ class PostgresLog(BatchedLog):
         for left in reversed(range(ATTEMPTS)):
             connection = await self._writer.connection()
             try:
+                if connection is not self._prepared:
+                    await connection.execute(statements.prepare_count(self._name))
+                    self._prepared = connection
                 return await attempt(connection)
             except psycopg.Error as error:
                 if proves_nothing_written(error):
@@ -292,20 +296,21 @@ class PostgresLog(BatchedLog):
             await self._writer.drop(connection)
 
 
-def _statements(draft: Draft, writer: str) -> _Statements:
-    """What writes a draft, each with its rows as columns."""
+def _statements(draft: Draft) -> _Statements:
+    """What writes a draft; the counts last, on which others may wait."""
     locks = draft.locks()
-    counted = (writer, *draft.counted) if draft.counted else ()
-    history = statements.COUNTED_HISTORY if counted else statements.HISTORY
-    every: list[tuple[Query, tuple[object, ...], Sequence[tuple[object, ...]]]] = [
-        (statements.INSERT, (), [log_rows.row(it) for it in draft.inserted]),
-        (statements.UPDATE, (), [log_rows.row(it) for it in draft.updated]),
-        (history, counted, [log_rows.event_row(*event) for event in draft.events]),
-        (statements.GIVE_UP, (), locks.removed),
-        (statements.HAND_ON, (), locks.added + locks.moved),
+    every: list[tuple[Query, Sequence[tuple[object, ...]]]] = [
+        (statements.INSERT, [log_rows.row(it) for it in draft.inserted]),
+        (statements.UPDATE, [log_rows.row(it) for it in draft.updated]),
+        (statements.HISTORY, [log_rows.event_row(*event) for event in draft.events]),
+        (statements.GIVE_UP, locks.removed),
+        (statements.HAND_ON, locks.added + locks.moved),
     ]
-    return [
-        (query, [*values, *(list(column) for column in zip(*rows, strict=True))])
-        for query, values, rows in every
+    found: list[tuple[Query, Sequence[object]]] = [
+        (query, [list(column) for column in zip(*rows, strict=True)])
+        for query, rows in every
         if rows
     ]
+    if draft.counted:
+        found.append((statements.count(draft.counted), ()))
+    return found

@@ -4,8 +4,8 @@ Rules:
 - A connection that failed is dropped, and the next use makes a new one; while the database is away
   (a restart), that is tried again with growing pauses for `PATIENCE` seconds.
 - `synchronous_commit` is on, whatever the server's default: what is acknowledged is on the disk.
-- Plans use the indexes from the first row on, however old the tables' statistics are; no
-  statement is prepared, which costs a batch nothing that can be measured.
+- Plans use the indexes from the first row on, however old the tables' statistics are. Of the
+  statements only the one that counts is prepared; of the others it can't be measured.
 - Only a server's ERROR proves that nothing was written; a connection that breaks proves nothing.
 - Connection strings hold passwords and are never part of a message.
 """
@@ -33,7 +33,7 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Query = sql.SQL | sql.Composed
+Query = sql.SQL | sql.Composed | bytes
 Rows = list[tuple[Any, ...]]
 
 _DEFAULTS: Final[Mapping[str, str]] = {

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from psycopg import sql
@@ -54,16 +55,24 @@ _STEPS: Final = sql.SQL(", ").join(sql.SQL(step) for step in STEPS)
 _COUNTED: Final = sql.SQL("ON CONFLICT (writer) DO UPDATE SET at = excluded.at, {}").format(
     sql.SQL(", ").join(sql.SQL("{0} = c.{0} + excluded.{0}").format(sql.SQL(it)) for it in STEPS)
 )
-# What counts has a history, so one statement writes both: a further one would cost a lone operation
-# a twentieth of its time.
-COUNTED_HISTORY: Final = sql.SQL(
-    sql.SQL(
-        "WITH counted AS (INSERT INTO transaction_counts AS c (writer, at, {}) "
-        "VALUES (%b, {}, %b, %b, %b, %b, %b) {}) {}"
-    )
-    .format(_STEPS, _NOW, _COUNTED, HISTORY)
-    .as_string()
-)
+# Prepared by its name for each connection, since every batch counts: else its planning, and the
+# numbers as parameters, would cost a lone operation a twelfth of its time.
+PREPARE_COUNT: Final = sql.SQL(
+    "PREPARE bedstone_count (bigint, bigint, bigint, bigint, bigint) AS "
+    "INSERT INTO transaction_counts AS c (writer, at, {}) VALUES ({{}}, {}, $1, $2, $3, $4, $5) {}"
+).format(_STEPS, _NOW, _COUNTED)
+
+
+def prepare_count(writer: str) -> sql.Composed:
+    """What `count` needs to be run first on each connection."""
+    return sql.SQL(PREPARE_COUNT.as_string()).format(sql.Literal(writer))
+
+
+def count(counted: Sequence[int]) -> bytes:
+    """Add to a writer's counts."""
+    return b"EXECUTE bedstone_count (%d, %d, %d, %d, %d)" % tuple(counted)
+
+
 # What is moved is never lost nor doubled: a writer whose row has gone begins another one.
 FOLD: Final = sql.SQL("""
 WITH gone AS (
