@@ -44,7 +44,7 @@ from bedstone.transactions.log_postgres_session import (
 from bedstone.transactions.model import Counts, Event, State, Transaction
 
 T = TypeVar("T")
-_Statements = Sequence[tuple[Query, Sequence[object]]]
+_Statements = Sequence[tuple[Query | bytes, Sequence[object]]]
 
 ATTEMPTS: Final = 5
 """How often a batch is begun anew after a deadlock, or on a connection that was lost idle."""
@@ -306,7 +306,7 @@ def _statements(draft: Draft) -> _Statements:
         (statements.GIVE_UP, locks.removed),
         (statements.HAND_ON, locks.added + locks.moved),
     ]
-    found: list[tuple[Query, Sequence[object]]] = [
+    found: list[tuple[Query | bytes, Sequence[object]]] = [
         (query, [list(column) for column in zip(*rows, strict=True)])
         for query, rows in every
         if rows

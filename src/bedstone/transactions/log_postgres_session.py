@@ -33,7 +33,7 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Query = sql.SQL | sql.Composed | bytes
+Query = sql.SQL | sql.Composed
 Rows = list[tuple[Any, ...]]
 
 _DEFAULTS: Final[Mapping[str, str]] = {
