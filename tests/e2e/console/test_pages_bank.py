@@ -45,7 +45,15 @@ def same(text: str, value: float | None) -> None:
     if value is None or shown is None:
         assert shown is value, (text, value)
     else:
-        assert shown == pytest.approx(value, rel=0.006, abs=1e-4), (text, value)
+        assert abs(shown - value) <= max(0.006 * abs(value), _last_digit(text)), (text, value)
+
+
+def _last_digit(text: str) -> float:
+    """Half of what the last digit of a figure stands for."""
+    found = _FIGURE.match(text)
+    assert found is not None, text
+    decimals = len(found[1].partition(".")[2])
+    return 0.51 * UNITS[found[2]] * 0.1**decimals
 
 
 class Answers:
