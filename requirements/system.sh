@@ -17,6 +17,7 @@ missing() {
         there "$program" || printf '%s %s\n' "$package" "$what"
     done <<LIST
 mariadbd mariadb-server-core the tests of transactions over MariaDB
+my_print_defaults mariadb-client-core the tests of transactions over MariaDB
 prometheus prometheus the tests of PromQL and remote-write beside Prometheus
 chromium chromium the tests of the console in a browser
 /usr/share/fonts/truetype/dejavu fonts-dejavu-core the tests of the console in a browser
