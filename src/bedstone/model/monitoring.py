@@ -198,6 +198,7 @@ class NodeLine(Frozen):
     reason: str = ""
     instances: int = 0
     enforced: bool = False
+    """The operating system keeps all of its instances apart."""
     cores: float | None = None
     cpu: float | None = None
     memory: float | None = None

@@ -207,6 +207,23 @@ def test_all_is_well_and_each_app_has_a_line() -> None:
     run(check)
 
 
+def test_a_node_keeps_identities_apart_only_if_it_does_for_each_of_its_instances() -> None:
+    async def check(world: World) -> None:
+        async def told() -> bool:
+            world.end()
+            (node,) = (await world.views.overview()).nodes
+            return node.enforced
+
+        await world.put(Node(name="n", address="127.0.0.1", proxy=Phase.READY, enforced=True))
+        for workload in ("web", "stock"):
+            await world.put(world.status(world.instance(workload), enforced=True))
+        assert await told()
+        await world.put(world.status(world.instance("stock"), enforced=False))
+        assert not await told()
+
+    run(check)
+
+
 def test_a_failing_instance_is_found_with_its_reason_and_the_page_of_its_cause() -> None:
     async def check(world: World) -> None:
         instance = world.instance("stock")

@@ -177,7 +177,10 @@ def revision_lines(
 
 def node_lines(snapshot: Snapshot, golden: Golden) -> list[NodeLine]:
     """The machines, by name."""
-    placed = Counter(i.node for app in snapshot.apps() for i in snapshot.of(Instance, app))
+    instances = [each for app in snapshot.apps() for each in snapshot.of(Instance, app)]
+    placed = Counter(instance.node for instance in instances)
+    statuses = [(each.node, status) for each in instances if (status := snapshot.status(each))]
+    shared = {node for node, status in statuses if not status.enforced}
     lines = []
     for name, node in sorted(snapshot.nodes().items()):
         health, reason = node_state(node, present=snapshot.present(name))
@@ -190,7 +193,7 @@ def node_lines(snapshot: Snapshot, golden: Golden) -> list[NodeLine]:
                 health=health,
                 reason=reason,
                 instances=placed[name],
-                enforced=node.enforced,
+                enforced=node.enforced and name not in shared,
                 cores=golden.gauge(names.NODE_CORES.name, name),
                 cpu=golden.gauge(names.NODE_CPU.name, name),
                 memory=(total or 0.0) - (available or 0.0) if measured else None,
