@@ -16,7 +16,7 @@ import pytest
 
 from bedstone.control.monitoring.traces.sampler import Decided
 from bedstone.control.monitoring.traces.store import Query, TraceStore
-from bedstone.errors import UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.testing.spans import BEGIN, SECOND, span, trace_id
 
 NOW = BEGIN / SECOND
@@ -135,4 +135,39 @@ def test_a_full_disk_is_said_and_heals(tmp_path: Path) -> None:
         assert store.bytes == size
     store.write(many, NOW)
     assert count(store) == 199
+    store.close()
+
+
+def test_a_trace_that_the_disk_has_changed_costs_itself_only(tmp_path: Path) -> None:
+    path = tmp_path / "traces.sqlite"
+    store = TraceStore(path)
+    store.write([one(1, 5), one(2, 5)], NOW)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE bodies SET body = x'00ff' WHERE id = 1")
+    other.close()
+    with pytest.raises(NotFoundError, match="damaged"):
+        store.get(trace_id(1).hex())
+    late = Decided(trace_id(1), [span(1, 9)], "error", late=True)
+    store.write([late, one(3)], NOW)
+    assert len(store.get(trace_id(1).hex()).spans) == 1
+    assert count(store) == 3
+    store.close()
+
+
+def test_a_damaged_file_on_a_full_disk_is_replaced_once_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "traces.sqlite"
+    store = TraceStore(path)
+    store.write([one(n, 50) for n in range(1, 101)], NOW)
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with files_of_at_most(0):
+        for _ in range(3):
+            with pytest.raises(UnavailableError):
+                store.write([one(200, 50)], NOW)
+    store.write([one(200, 50)], NOW)
+    assert count(store) == 1
     store.close()

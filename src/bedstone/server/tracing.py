@@ -41,6 +41,9 @@ WAITING = 100_000
 LARGEST = 64 << 20
 """Bytes of one message of a node, unpacked."""
 PAUSE, LONGEST_PAUSE = 1.0, 10.0
+PATIENCE = 2.0
+"""Seconds that a node has to take a share."""
+DAY = 86_400.0
 _log = logging.getLogger(__name__)
 
 
@@ -128,6 +131,9 @@ class Tracing:
                     pause = PERIOD if written else min(max(PAUSE, pause * 2), LONGEST_PAUSE)
             finally:
                 await self._exports.close()
+                # nothing more comes: all is decided now, and written behind what is under way
+                self._keep(self._sampler.due(time.monotonic() + DAY))
+                await self._write(writer)
                 if self._store is not None:
                     self._store.close()
 
@@ -231,6 +237,9 @@ class Tracing:
                 _log.error("traces not written", extra={"reason": str(error)})
             self.trouble = str(error)
             return False
+        except Exception:  # noqa: BLE001 - the control plane goes on; these would fail again
+            _log.exception("traces lost", extra={"traces": len(batch)})
+            self.dropped += sum(len(one.spans) for one in batch)
         if self.trouble:
             _log.info("traces written again")
             self.trouble = ""
@@ -247,10 +256,11 @@ class Tracing:
                     continue
                 subject = "" if self._share is None else f"{self._share:g}"
                 command = Command(id=new_command_id(), action="sampling", subject=subject)
-                await self._sessions.call(node, command)
+                async with asyncio.timeout(PATIENCE):
+                    await self._sessions.call(node, command)
                 self._told[node] = (session, self._share)
-            except Error as error:
-                _log.info("sampling not told", extra={"node": node, "reason": error.message})
+            except (Error, TimeoutError) as error:
+                _log.info("sampling not told", extra={"node": node, "reason": str(error)})
 
 
 class TraceExemplars:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 from fastapi import FastAPI, Request
 
 from bedstone.control.monitoring.reading import Matcher
+from bedstone.control.monitoring.traces.sampler import Decided
 from bedstone.control.monitoring.traces.spans import Span, encode
+from bedstone.control.monitoring.traces.store import Query, TraceStore
 from bedstone.model.messages import Command, Reply, Spans
 from bedstone.model.monitoring_spec import MonitoringSpec
 from bedstone.model.resources import App, Instance, Resource
@@ -232,5 +234,53 @@ def test_a_share_is_told_to_each_session_once_by_an_operator_alone(
             ("ann", "sampling", "traces", "0.25"),
             ("ann", "sampling", "traces", "as declared"),
         ]
+
+    served(tmp_path, monkeypatch, scene)
+
+
+def test_what_waits_is_written_when_the_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(made: Tracing, nodes: Nodes, client: httpx.AsyncClient) -> None:
+        del made, client
+        await asyncio.sleep(0.1)
+        nodes.told_spans("n1", message(span(1, error=True), span(2)))
+
+    served(tmp_path, monkeypatch, scene)
+    store = TraceStore(tmp_path / "traces.sqlite")
+    assert {it.trace for it in store.search(Query()).items} == {
+        trace_id(1).hex(),
+        trace_id(2).hex(),
+    }
+    store.close()
+
+
+def test_an_error_of_ours_costs_the_traces_at_hand_and_not_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = TraceStore.write
+    failed: list[int] = []
+
+    def fails_once(store: TraceStore, decided: Sequence[Decided], now: float) -> object:
+        if decided and not failed:
+            failed.append(sum(len(one.spans) for one in decided))
+            raise ZeroDivisionError
+        return write(store, decided, now)
+
+    async def scene(made: Tracing, nodes: Nodes, client: httpx.AsyncClient) -> None:
+        monkeypatch.setattr(TraceStore, "write", fails_once)
+        nodes.told_spans("n1", message(span(1, error=True)))
+
+        async def lost() -> bool:
+            return bool(failed)
+
+        await until(lost)
+        nodes.told_spans("n1", message(span(2, error=True)))
+
+        async def written() -> bool:
+            return (await client.get(f"/traces/{trace_id(2).hex()}")).status_code == 200
+
+        await until(written)
+        assert (failed, made.dropped) == ([1], 1)
 
     served(tmp_path, monkeypatch, scene)

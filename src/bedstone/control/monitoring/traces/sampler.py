@@ -11,8 +11,8 @@ Rules:
 - Spans that come late join what was decided: those of a kept trace are told by themselves. An error
   among late spans of a trace that was not kept keeps what is there from then on.
 - Room is bounded: the oldest trace is decided early when there are more than `traces` or `spans`,
-  so that its error is not lost. A trace takes `longest_trace` spans; of what comes beyond, only
-  errors.
+  so that its error is not lost. A trace takes `longest_trace` spans, those that come late among
+  them; of what comes beyond, only errors and first spans (which end last), as many again at most.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Limits:
         longest: seconds after which one is decided in any case.
         traces: held at most.
         spans: held at most, of all traces.
-        longest_trace: spans of one trace.
+        longest_trace: spans of one trace; of errors and first spans, twice as many.
         remembered: decisions that are remembered for late spans.
         names: first spans' names whose durations are remembered.
     """
@@ -78,6 +78,14 @@ class Decided(NamedTuple):
     spans: list[Span]
     kept: Kept
     late: bool
+
+
+@dataclass(slots=True)
+class _Decision:
+    """Why a trace is kept, None if it is not, and how many of its spans were told."""
+
+    kept: Kept | None
+    spans: int
 
 
 @dataclass(slots=True)
@@ -143,7 +151,7 @@ class TailSampler:
         self.policies: Mapping[str, Policy] = {}
         self._held: OrderedDict[bytes, _Held] = OrderedDict()  # by their begin
         self._spans = 0
-        self._decided: OrderedDict[bytes, Kept | None] = OrderedDict()
+        self._decided: OrderedDict[bytes, _Decision] = OrderedDict()
         self._durations = Durations(self._limits.names)
         self._tokens = self._limits.burst
         self._filled: float | None = None
@@ -159,18 +167,20 @@ class TailSampler:
         """Take spans in; what of it is decided at once: late spans, and what has no room."""
         late: dict[bytes, list[Span]] = {}
         for span in spans:
-            if span.trace in self._held or span.trace not in self._decided:
+            decision = self._decided.get(span.trace)
+            if span.trace in self._held or decision is None:
                 self._hold(span, now)
-            elif self._decided[span.trace] is not None:
-                late.setdefault(span.trace, []).append(span)
-                if span.error:
-                    self._decided[span.trace] = "error"
+            elif decision.kept is not None:
+                decision.kept = "error" if span.error else decision.kept
+                if self._takes(decision.spans, span):
+                    decision.spans += 1
+                    late.setdefault(span.trace, []).append(span)
             elif span.error:
                 self._hold(span, now)
         joining = [
             Decided(trace, found, kept, late=True)
             for trace, found in late.items()
-            if (kept := self._decided[trace]) is not None
+            if (kept := self._decided[trace].kept) is not None
         ]
         return [*joining, *self._make_room(now)]
 
@@ -194,11 +204,17 @@ class TailSampler:
             held = self._held[span.trace] = _Held(now, now)
         held.last = now
         held.error = held.error or span.error
-        if len(held.spans) >= self._limits.longest_trace and not span.error:
-            self.dropped += 1
-            return
-        held.spans.append(span)
-        self._spans += 1
+        if self._takes(len(held.spans), span):
+            held.spans.append(span)
+            self._spans += 1
+
+    def _takes(self, there: int, span: Span) -> bool:
+        """Whether a trace with so many spans has room for one; what has none is counted."""
+        most = self._limits.longest_trace
+        if there < most or (there < 2 * most and (span.error or not span.parent)):
+            return True
+        self.dropped += 1
+        return False
 
     def _make_room(self, now: float) -> list[Decided]:
         found = []
@@ -225,7 +241,7 @@ class TailSampler:
             kept = "slow"
         elif self._spend(now) or _chosen(trace, policy.share):
             kept = "sampled"
-        self._decided[trace] = kept
+        self._decided[trace] = _Decision(kept, len(held.spans))
         self._decided.move_to_end(trace)
         while len(self._decided) > self._limits.remembered:
             self._decided.popitem(last=False)

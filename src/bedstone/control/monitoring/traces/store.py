@@ -5,12 +5,13 @@ Rules:
 - What was written survives SIGKILL of the process (WAL); a power cut may cost the last moments, but
   not the file.
 - A file that is damaged is moved aside (`….damaged`) and a new one begun: traces are worth less
-  than going on.
+  than going on. One trace that cannot be read costs itself only.
 - It is bounded by size and by age; the oldest go first.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from bedstone.control.monitoring.traces.sampler import Decided
-from bedstone.control.monitoring.traces.spans import decode, encode, shown
+from bedstone.control.monitoring.traces.spans import Span, decode, encode, shown
 from bedstone.control.monitoring.traces.trace import Kept, summary, whole
 from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 from bedstone.model.traces import TraceDetail, TraceList, TraceSummary
 
+_log = logging.getLogger(__name__)
 SIZE = 1 << 30
 AGE = 7 * 86_400.0
 _VERSION = 1
@@ -94,7 +96,7 @@ class TraceStore:
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._generation = 0
-        self._writer = self._begin()
+        self._writer: sqlite3.Connection | None = self._begin()
 
     @property
     def bytes(self) -> int:
@@ -105,7 +107,8 @@ class TraceStore:
         """Close it; what was written stays."""
         for reader in self._readers:
             reader.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def write(self, decided: Sequence[Decided], now: float) -> list[TraceSummary]:
         """Keep traces, join late spans to theirs, and let go of what is too old or too much.
@@ -124,8 +127,6 @@ class TraceStore:
                 self._move_aside()
                 return self._write(decided, now)
         except (sqlite3.Error, OSError) as error:
-            with suppress(sqlite3.Error):
-                self._writer.rollback()
             raise UnavailableError(
                 f"traces cannot be written: {error}", hint=f"see that {self._path.parent} has room"
             ) from error
@@ -144,7 +145,7 @@ class TraceStore:
 
         Raises:
             InvalidError: that is not a trace's id.
-            NotFoundError: it is not kept.
+            NotFoundError: it is not kept, or damaged.
         """
         try:
             key = bytes.fromhex(trace)
@@ -161,31 +162,39 @@ class TraceStore:
                 hint="it was sampled away or is too old; traces with errors and slow ones are kept",
             )
         kept, body = rows[0]
-        spans = whole(decode(zlib.decompress(body)))
+        spans = whole(_unpacked(key, body))
+        if not spans:
+            raise NotFoundError(
+                f"the trace {trace} was kept, but is damaged on the disk",
+                hint="look for another one: bedstone trace ls",
+            )
         return TraceDetail(summary=summary(spans, kept), spans=tuple(shown(s) for s in spans))
 
     def _write(self, decided: Sequence[Decided], now: float) -> list[TraceSummary]:
-        self._writer.execute("BEGIN IMMEDIATE")
+        if self._writer is None:  # it was closed, and could not be begun anew then
+            self._writer = self._begin()
+        writer = self._writer
+        writer.execute("BEGIN IMMEDIATE")
         before = self._bytes
         try:
-            told = [self._put(one) for one in decided]
-            self._let_go(now)
-            self._writer.execute("COMMIT")
+            told = [self._put(writer, one) for one in decided]
+            self._let_go(writer, now)
+            writer.execute("COMMIT")
         except BaseException:
             self._bytes = before
             with suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
+                writer.execute("ROLLBACK")
             raise
         return told
 
-    def _put(self, one: Decided) -> TraceSummary:
-        found = self._writer.execute(
+    def _put(self, writer: sqlite3.Connection, one: Decided) -> TraceSummary:
+        found = writer.execute(
             "SELECT id, kept, bytes, body FROM traces JOIN bodies USING (id) WHERE trace = ?",
             [one.trace],
         ).fetchone()
         spans, kept = one.spans, one.kept
         if found is not None:
-            spans = [*decode(zlib.decompress(found[3])), *spans]
+            spans = [*_unpacked(one.trace, found[3]), *spans]
             kept = _weightier(found[1], kept)
             self._bytes -= found[2]
         spans = whole(spans)
@@ -197,24 +206,24 @@ class TraceStore:
             f",{','.join(said.services)},",
             *(said.spans, said.errors, said.status, said.kept, len(body)),
         )
-        cursor = self._writer.execute(
+        cursor = writer.execute(
             "INSERT OR REPLACE INTO traces (id, trace, start, seconds, app, name, services, spans,"
             " errors, status, kept, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (found[0] if found else None, *row),
         )
-        self._writer.execute(
+        writer.execute(
             "INSERT OR REPLACE INTO bodies (id, body) VALUES (?, ?)", (cursor.lastrowid, body)
         )
         return said
 
-    def _let_go(self, now: float) -> None:
-        old = self._writer.execute(
+    def _let_go(self, writer: sqlite3.Connection, now: float) -> None:
+        old = writer.execute(
             "SELECT id, bytes FROM traces WHERE start < ? ORDER BY start LIMIT ?",
             [now - self._age, _DELETED],
         ).fetchall()
         if not old and self._bytes > self._size:
             over = self._bytes - self._size
-            for number, size in self._writer.execute(
+            for number, size in writer.execute(
                 "SELECT id, bytes FROM traces ORDER BY start LIMIT ?", [_DELETED]
             ):
                 if over <= 0:
@@ -222,11 +231,11 @@ class TraceStore:
                 old.append((number, size))
                 over -= size
         for number, size in old:
-            self._writer.execute("DELETE FROM traces WHERE id = ?", [number])
-            self._writer.execute("DELETE FROM bodies WHERE id = ?", [number])
+            writer.execute("DELETE FROM traces WHERE id = ?", [number])
+            writer.execute("DELETE FROM bodies WHERE id = ?", [number])
             self._bytes -= size
         if old:
-            self._writer.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+            writer.execute("PRAGMA incremental_vacuum(1000)").fetchall()
 
     def _begin(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -262,7 +271,9 @@ class TraceStore:
         return connection
 
     def _move_aside(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         _aside(self._path)
         self._writer = self._opened()
 
@@ -284,6 +295,15 @@ class TraceStore:
             self._local.connection = connection
             self._local.generation = self._generation
         return connection
+
+
+def _unpacked(trace: bytes, body: bytes) -> list[Span]:
+    """The spans of a body; none, and that is said, where the disk has changed it."""
+    try:
+        return list(decode(zlib.decompress(body)))
+    except (zlib.error, InvalidError) as error:
+        _log.error("trace damaged", extra={"trace": trace.hex(), "reason": str(error)})
+        return []
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:

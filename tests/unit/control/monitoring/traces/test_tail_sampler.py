@@ -130,8 +130,32 @@ def test_without_room_the_oldest_is_decided_early_and_no_error_is_lost() -> None
 
 def test_a_trace_without_end_takes_bounded_room_and_keeps_its_errors() -> None:
     sampler = TailSampler(Limits(longest_trace=100))
-    sampler.offer([span(1, n + 1, error=n > 490) for n in range(500)], now=0.0)
+    sampler.offer([span(1, n + 1, 999, error=n > 490) for n in range(500)], now=0.0)
     assert sampler.held == 109
     assert sampler.dropped == 391
     (one,) = sampler.due(1.0)
     assert sum(part.error for part in one.spans) == 9
+
+
+def test_a_trace_that_never_ends_is_bounded_also_in_what_comes_late() -> None:
+    sampler = TailSampler(Limits(longest_trace=10))
+    told = 0
+    for second in range(100):
+        decided = sampler.offer([span(1, second * 5 + n + 2, 1) for n in range(5)], float(second))
+        decided += sampler.due(second + 0.9)
+        told += sum(len(one.spans) for one in decided)
+        assert sampler.held <= 10
+    told += sum(len(one.spans) for one in sampler.due(1000.0))
+    assert (told, sampler.dropped) == (10, 490)
+
+
+def test_a_long_trace_keeps_its_first_span_which_comes_last_and_so_many_errors() -> None:
+    sampler = TailSampler(Limits(longest_trace=10))
+    sampler.offer([span(1, n + 2, 1) for n in range(50)], now=0.0)
+    sampler.due(1.0)
+    (late,) = sampler.offer([span(1, 99, 1), span(1, 1)], now=2.0)
+    assert [one.span for one in late.spans] == [span(1, 1).span]
+    errors = [span(1, n + 100, 1, error=True) for n in range(50)]
+    (late,) = sampler.offer(errors, now=3.0)
+    assert (len(late.spans), late.kept) == (9, "error")
+    assert sampler.offer(errors, now=4.0) == []
