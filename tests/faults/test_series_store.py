@@ -339,6 +339,20 @@ def test_the_file_stays_within_its_size(tmp_path: Path) -> None:
     assert path.stat().st_size < size * 1.5
 
 
+def test_a_file_that_may_be_smaller_than_before_gives_its_room_back(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    with opened(path) as store:
+        node = Node(store, 100)
+        for second in range(BEGIN + 1, BEGIN + 900):
+            node.tell(second)
+    before = path.stat().st_size
+    with opened(path, BEGIN + 900, Retention(size=before // 4)) as store:
+        node = Node(store)
+        for second in range(BEGIN + 900, BEGIN + 1300):
+            node.tell(second)
+    assert path.stat().st_size < before / 2
+
+
 def test_the_cap_refuses_and_names_what_it_drops_and_takes_it_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,11 +73,6 @@ class NodeConfig(BaseModel):
         return self.run_dir / "telemetry.sock"
 
     @property
-    def admin(self) -> Path:
-        """The socket of the proxy's administration."""
-        return self.run_dir / "admin.sock"
-
-    @property
     def calls(self) -> Path:
         """The directory of the sockets through which calls from outside enter the mesh."""
         return self.run_dir / "calls"

@@ -222,6 +222,8 @@ class Collecting:
             if not task.done():
                 missing[node] = f"no answer within {DEADLINE:g} s"
                 task.cancel()
+            elif task.cancelled():
+                missing[node] = "what it was asked was cut off"
             elif (error := task.exception()) is not None:
                 missing[node] = error.message if isinstance(error, Error) else repr(error)
                 if not isinstance(error, Error):

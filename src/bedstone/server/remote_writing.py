@@ -260,7 +260,9 @@ class RemoteWriting:
         targets: Callable[[], set[Target]],
         directory: Path,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        client: Callable[[], httpx.AsyncClient] = lambda: httpx.AsyncClient(timeout=TIMEOUT),
+        client: Callable[[], httpx.AsyncClient] = lambda: httpx.AsyncClient(
+            trust_env=False, timeout=TIMEOUT
+        ),
     ) -> None:
         self._reader = reader
         self._targets = targets

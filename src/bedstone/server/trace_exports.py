@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -78,11 +79,12 @@ class Exports:
         async def post(body: bytes) -> Answer:
             try:
                 answer = await client.post(url, content=body, headers=headers)
-            except (httpx.HTTPError, httpx.InvalidURL, OSError):
+            except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
                 return Answer(0)
             after = None
             with contextlib.suppress(ValueError):
-                after = float(answer.headers.get("retry-after", ""))
+                said = float(answer.headers.get("retry-after", ""))
+                after = said if math.isfinite(said) and said > 0 else None
             return Answer(answer.status_code, after)
 
         return post

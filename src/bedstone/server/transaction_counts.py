@@ -134,7 +134,8 @@ class TransactionCounts:
         if life.asking is not None:
             if not life.asking.done():
                 return "its log has not answered yet"
-            life.asking.exception()  # what came late is dropped, a failure too
+            if not life.asking.cancelled():
+                life.asking.exception()  # what came late is dropped, a failure too
         life.asking = asyncio.ensure_future(log.counts())
         done, _ = await asyncio.wait({life.asking}, timeout=self._patience)
         if not done:

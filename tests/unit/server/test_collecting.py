@@ -337,6 +337,23 @@ def test_a_bug_in_one_node_s_answer_ends_neither_the_second_nor_the_others(
     assert "collecting failed" in caplog.text
 
 
+def test_a_question_that_is_cut_off_ends_neither_the_second_nor_the_server() -> None:
+    class CutOff(Node):
+        async def command(self, command: Command) -> AsyncGenerator[Reply, None]:
+            if command.id:
+                raise asyncio.CancelledError
+            yield Reply(id="")
+
+    async def scenario(world: World) -> None:
+        world.nodes["cut"] = CutOff()
+        await asyncio.sleep(3)
+
+    world = play(scenario, "a")
+    assert len(world.kept.finished) >= 3
+    in_order(world)
+    assert all("cut off" in why["cut"] for why in world.kept.found.values())
+
+
 @pytest.mark.parametrize("seed", range(15))
 def test_nothing_counted_is_lost_whatever_is_slow_or_stalls(seed: int) -> None:
     chance = Random(seed)

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from bedstone.control.monitoring.traces import export
+from bedstone.control.monitoring.traces.export import Answer
 from bedstone.control.monitoring.traces.sampler import Decided
 from bedstone.control.monitoring.traces.spans import decode
 from bedstone.model.monitoring_spec import OtlpSpec
@@ -26,6 +27,7 @@ class Place:
         self.heads: list[tuple[str, dict[str, str]]] = []
         self.traces: list[bytes] = []
         self.statuses: list[int] = []
+        self.retry_after = ""
         self._changed = threading.Condition()
         place = self
 
@@ -33,6 +35,8 @@ class Place:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 self.send_response(place.take(self.path, dict(self.headers), body))
+                if place.retry_after:
+                    self.send_header("retry-after", place.retry_after)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -124,6 +128,41 @@ def test_a_place_that_is_not_there_costs_nobody_anything(monkeypatch: pytest.Mon
             for number in range(1, 50):
                 exports.kept(kept(number))
             await there.until(49)
+        await exports.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("said", "after"), [("7", 7.0), ("0", None), ("-5", None), ("nan", None), ("inf", None)]
+)
+def test_a_time_to_wait_that_is_none_counts_for_nothing(said: str, after: float | None) -> None:
+    async def scene() -> None:
+        exports = Exports()
+        with place() as busy:
+            busy.statuses, busy.retry_after = [503], said
+            assert await exports._post(OtlpSpec(url=busy.url))(b"") == Answer(503, after)
+        await exports.close()
+
+    asyncio.run(scene())
+
+
+def test_a_header_that_cannot_be_sent_stops_no_other_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "PERIOD", 0.01)
+    monkeypatch.setattr(export, "FIRST_PAUSE", 0.01)
+
+    async def scene() -> None:
+        exports = Exports()
+        with place() as there:
+            wrong = OtlpSpec(url=f"{there.url}/a", headers={"x-tenant": "\u6f22"})
+            exports.want({"bank": [wrong, OtlpSpec(url=there.url)]})
+            exports.kept(kept(1))
+            await there.until(1)
+            exports.kept(kept(2))
+            await there.until(2)
+            assert all(not task.done() for _, _, task in exports._running.values())
         await exports.close()
 
     asyncio.run(scene())

@@ -107,6 +107,28 @@ def test_a_slow_log_is_asked_once_and_its_late_answer_dropped() -> None:
     asyncio.run(run())
 
 
+def test_a_question_that_was_cut_off_is_asked_again() -> None:
+    class CutOff(Slow):
+        async def counts(self) -> Counts:
+            if not self.asked:
+                await super().counts()
+            return Counts("log", {"begun": 1}, {}, 0)
+
+    async def run() -> None:
+        reader = TransactionCounts(lambda: {"bank": CutOff()}, patience=0.01)
+        assert (await reader.read()).missing
+        asking = reader._lives["bank"].asking
+        assert asking is not None
+        asking.cancel()
+        await asyncio.sleep(0)
+        log = CutOff()
+        log.asked = 1
+        reader._logs = lambda: {"bank": log}
+        assert not (await reader.read()).missing
+
+    asyncio.run(run())
+
+
 def test_a_log_that_counts_less_has_begun_anew() -> None:
     """A restored database: its counts are those of another life."""
 

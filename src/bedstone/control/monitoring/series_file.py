@@ -214,8 +214,6 @@ class SeriesFile:
             floors = self._write(database, batch)
             database.execute("COMMIT")
             self.floors = floors
-            if batch.retain:
-                database.execute("PRAGMA incremental_vacuum(4096)")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error, AssertionError):
                 if self._connected().in_transaction:
@@ -223,6 +221,11 @@ class SeriesFile:
             if _transient(error):
                 raise _refused(self.path, error) from error
             raise DamagedError(str(error)) from error
+        if batch.retain:
+            # It is written, whatever comes of this. As a script: each page that is given back is a
+            # row without columns, of which `execute` would take the first alone.
+            with contextlib.suppress(sqlite3.Error):
+                database.executescript("PRAGMA incremental_vacuum(4096)")
 
     def _write(self, database: sqlite3.Connection, batch: Batch) -> dict[int, int]:
         many = database.executemany

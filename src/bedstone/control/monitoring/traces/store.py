@@ -178,13 +178,18 @@ class TraceStore:
         before = self._bytes
         try:
             told = [self._put(writer, one) for one in decided]
-            self._let_go(writer, now)
+            gone = self._let_go(writer, now)
             writer.execute("COMMIT")
         except BaseException:
             self._bytes = before
             with suppress(sqlite3.Error):
                 writer.execute("ROLLBACK")
             raise
+        if gone:
+            # As a script: each page that is given back is a row without columns, of which `execute`
+            # would take the first alone.
+            with suppress(sqlite3.Error):
+                writer.executescript("PRAGMA incremental_vacuum(1000)")
         return told
 
     def _put(self, writer: sqlite3.Connection, one: Decided) -> TraceSummary:
@@ -216,7 +221,8 @@ class TraceStore:
         )
         return said
 
-    def _let_go(self, writer: sqlite3.Connection, now: float) -> None:
+    def _let_go(self, writer: sqlite3.Connection, now: float) -> int:
+        """Delete some of what is too old or too much; how many traces."""
         old = writer.execute(
             "SELECT id, bytes FROM traces WHERE start < ? ORDER BY start LIMIT ?",
             [now - self._age, _DELETED],
@@ -234,8 +240,7 @@ class TraceStore:
             writer.execute("DELETE FROM traces WHERE id = ?", [number])
             writer.execute("DELETE FROM bodies WHERE id = ?", [number])
             self._bytes -= size
-        if old:
-            writer.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+        return len(old)
 
     def _begin(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

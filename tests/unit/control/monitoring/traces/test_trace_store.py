@@ -112,3 +112,17 @@ def test_the_oldest_go_when_there_are_too_many_or_they_are_too_old(tmp_path: Pat
     store.write([], NOW + 12.0)
     assert found(store) == [2]
     store.close()
+
+
+def test_a_file_that_may_be_smaller_than_before_gives_its_room_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    store = TraceStore(path)
+    for number in range(1, 400):
+        store.write([decided(number)], NOW)
+    store.close()
+    before = path.stat().st_size
+    store = TraceStore(path, size=2_000)
+    for number in range(400, 402):
+        store.write([decided(number)], NOW)
+    store.close()
+    assert path.stat().st_size < before / 2
