@@ -21,8 +21,8 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
 
-from bedstone.errors import InvalidError
-from bedstone.node.collector import otlp_grpc, otlp_http
+from bedstone.errors import InvalidError, UnavailableError
+from bedstone.node.collector import bounds, otlp_grpc, otlp_http
 from bedstone.node.collector.intake import LARGEST, Intake, Sender
 from bedstone.node.collector.otlp_http import unpacked
 
@@ -216,3 +216,151 @@ def test_grpc_says_how_many_were_dropped() -> None:
         assert answer.partial_success.rejected_spans == 3
 
     over_grpc(Taken(drops=3), scene)
+
+
+def many_records() -> logs.ExportLogsServiceRequest:
+    request = logs.ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for _ in range(bounds.MOST + 1):
+        scope.log_records.add()
+    return request
+
+
+def crowded() -> list[Any]:
+    """Small requests that name too much, each in another place."""
+    found: list[Any] = [many_records()]
+    span = spans()
+    for _ in range(bounds.MOST):
+        span.resource_spans[0].scope_spans[0].spans[0].attributes.add()
+    events = spans()
+    event = events.resource_spans[0].scope_spans[0].spans[0].events.add()
+    for _ in range(bounds.MOST):
+        event.attributes.add()
+    empty = metrics.ExportMetricsServiceRequest()
+    for _ in range(bounds.MOST + 1):
+        empty.resource_metrics.add()
+    points = metrics.ExportMetricsServiceRequest()
+    gauge = points.resource_metrics.add().scope_metrics.add().metrics.add().gauge
+    for _ in range(bounds.MOST):
+        gauge.data_points.add()
+    nested = logs.ExportLogsServiceRequest()
+    body = nested.resource_logs.add().scope_logs.add().log_records.add().body
+    for _ in range(bounds.MOST * 2):
+        body.array_value.values.add()
+    return [*found, span, events, empty, points, nested]
+
+
+@pytest.mark.parametrize("request_", crowded())
+def test_a_request_that_names_too_much_is_refused_before_it_is_read(request_: Any) -> None:
+    with pytest.raises(InvalidError, match="more than 50000 things"):
+        otlp_http.decoded(type(request_)(), request_.SerializeToString(), otlp_http.PROTOBUF)
+
+
+def test_a_full_batch_of_an_ordinary_exporter_is_taken() -> None:
+    request = trace.ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for _ in range(2048):
+        span = scope.spans.add(trace_id=b"t" * 16, span_id=b"s" * 8, name="work")
+        for number in range(20):
+            span.attributes.add(key=f"key.{number}").value.string_value = "value"
+    bounds.refuse_many(request)
+
+
+def test_json_that_names_too_much_is_refused_unread() -> None:
+    body = (
+        b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[' + b"{}," * bounds.MOST_JSON + b"{}]}]}]}"
+    )
+    with pytest.raises(InvalidError, match="more than 100000 parts"):
+        otlp_http.decoded(logs.ExportLogsServiceRequest(), body, otlp_http.JSON)
+
+
+@pytest.mark.parametrize("body", [b"5", b"null"])
+def test_json_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidError, match="no OTLP request"):
+        otlp_http.decoded(logs.ExportLogsServiceRequest(), body, otlp_http.JSON)
+
+
+def test_who_has_used_up_its_share_comes_later_and_nobody_else() -> None:
+    now, used = [100.0], [0.0]
+    shares = bounds.Shares(lambda: now[0], lambda: used[0])
+    with shares.turn("a"):
+        used[0] += bounds.BURST + 1.0
+    with pytest.raises(UnavailableError) as refused, shares.turn("a"):
+        pass
+    assert refused.value.retry_after == pytest.approx(1.0 + 1.0 / bounds.SHARE)
+    with shares.turn("b"):
+        pass
+    now[0] += 1.0 / bounds.SHARE + 0.1
+    with shares.turn("a"):
+        pass
+
+
+def test_what_is_received_of_one_sender_at_a_time_is_bounded() -> None:
+    shares = bounds.Shares()
+    shares.receive("a", bounds.ROOM)
+    with pytest.raises(UnavailableError):
+        shares.receive("a", 1)
+    shares.receive("b", 1)
+    shares.received("a", bounds.ROOM)
+    shares.receive("a", 1)
+
+
+def test_over_http_too_much_is_the_senders_fault() -> None:
+    taken = Taken()
+
+    async def scene(client: httpx.AsyncClient) -> None:
+        refused = await client.post("/v1/logs", content=many_records().SerializeToString())
+        assert refused.status_code == 400
+        assert "more than 50000 things" in Status.FromString(refused.content).message
+
+    over_http(taken, scene)
+    assert taken.got == []
+
+
+def test_over_grpc_too_much_and_malformed_are_the_senders_fault() -> None:
+    taken = Taken()
+
+    async def scene(channel: grpc.aio.Channel) -> None:
+        call: Any = channel.unary_unary("/opentelemetry.proto.collector.logs.v1.LogsService/Export")
+        for body in (many_records().SerializeToString(), b"\xff\xff"):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(body, metadata=(("x-bedstone-instance", str(WEB)),))
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    over_grpc(taken, scene)
+    assert taken.got == []
+
+
+def test_who_is_in_debt_is_refused_over_both_ways() -> None:
+    taken = Taken()
+    intake = Intake(taken, taken, taken, (taken,))
+    used = [0.0]
+    intake.shares._used = lambda: used[0]
+    with intake.shares.turn(str(WEB)):
+        used[0] += bounds.BURST + 5.0
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory(prefix="bs-") as folder:
+            http, rpc = Path(folder) / "telemetry.sock", Path(folder) / "collector.sock"
+            server = await otlp_grpc.serve(intake, rpc)
+            async with (
+                otlp_http.serve(intake, http),
+                httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(http))) as client,
+                grpc.aio.insecure_channel(f"unix:{rpc}") as channel,
+            ):
+                headers = {"x-bedstone-instance": str(WEB), "content-type": otlp_http.PROTOBUF}
+                body = spans().SerializeToString()
+                answer = await client.post("http://it/v1/traces", content=body, headers=headers)
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) >= 50
+                call: Any = channel.unary_unary(
+                    "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+                )
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await call(body, metadata=(("x-bedstone-instance", str(WEB)),))
+                assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+                await call(body)  # the proxy's own
+            await server.stop(0)
+
+    asyncio.run(main())
+    assert [(kind, sender) for kind, sender, _ in taken.got] == [("spans", None)]

@@ -206,6 +206,7 @@ def telemetry(path: str, address: Address) -> Any:
         http_filters=[_router()],
         generate_request_id={"value": False},
         stream_idle_timeout=seconds(_TELEMETRY_TIMEOUT),
+        request_timeout=seconds(_TELEMETRY_TIMEOUT),  # also of a sender that trickles
     )
     filters = [typed("envoy.filters.network.http_connection_manager", manager)]
     return _listener(name, socket_address(address), filters)

@@ -10,10 +10,11 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bedstone.errors import InvalidError
+from bedstone.node.collector.bounds import Shares
 from bedstone.telemetry.requests import ProxyRequest
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Who takes what; both receivers share it."""
+    """Who takes what, and how much of it from whom; both receivers share it."""
 
     spans: Spans
     logs: Logs
     metrics: Metrics
     requests: tuple[Requests, ...] = ()
+    shares: Shares = field(default_factory=Shares)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.node.collector.bounds import Shares, refuse_many
 from bedstone.node.collector.intake import LARGEST, Intake, Sender
 from bedstone.telemetry.context import SENDER
 from bedstone.telemetry.requests import ProxyRequest, parse
@@ -63,13 +64,17 @@ async def serve(intake: Intake, path: Path) -> grpc.aio.Server:
         partial = metrics.ExportMetricsPartialSuccess(rejected_data_points=dropped)
         return metrics.ExportMetricsServiceResponse(partial_success=partial if dropped else None)
 
+    shares = intake.shares
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         (
-            _handler("trace.v1.TraceService", take_spans, trace.ExportTraceServiceRequest),
-            _handler("logs.v1.LogsService", take_logs, logs.ExportLogsServiceRequest),
+            _handler("trace.v1.TraceService", take_spans, trace.ExportTraceServiceRequest, shares),
+            _handler("logs.v1.LogsService", take_logs, logs.ExportLogsServiceRequest, shares),
             _handler(
-                "metrics.v1.MetricsService", take_metrics, metrics.ExportMetricsServiceRequest
+                "metrics.v1.MetricsService",
+                take_metrics,
+                metrics.ExportMetricsServiceRequest,
+                shares,
             ),
         )
     )
@@ -102,18 +107,40 @@ def records(request: ExportLogsServiceRequest) -> list[ProxyRequest]:
     return found
 
 
+def _decoded(request: Any, body: bytes) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return request.FromString(body)
+    except DecodeError as error:
+        raise InvalidError(f"the body is no OTLP request: {error}") from error
+
+
 def _handler(
-    service: str, take: Callable[[Sender | None, Any], Any], request: Any
+    service: str, take: Callable[[Sender | None, Any], Any], request: Any, shares: Shares
 ) -> grpc.GenericRpcHandler:
     """One OTLP service: its one method, `Export`."""
 
-    async def export(message: Any, context: Any) -> Any:
+    def read(sender: Sender | None, body: bytes) -> Any:
+        if sender is None:
+            return take(None, request.FromString(body))
+        with shares.turn(str(sender)):
+            message = _decoded(request, body)
+            refuse_many(message)
+            return take(sender, message)
+
+    async def export(body: bytes, context: Any) -> Any:
         said = [value for key, value in context.invocation_metadata() if key == SENDER]
-        return take(Sender.parse(said[0]) if said else None, message)
+        try:
+            return read(Sender.parse(said[0]) if said else None, body)
+        except UnavailableError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+        except Error as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
 
     method: Any = grpc.unary_unary_rpc_method_handler(
         export,
-        request_deserializer=request.FromString,
+        request_deserializer=None,  # not before it is known whose turn it is
         response_serializer=lambda answer: answer.SerializeToString(),
     )
     return grpc.method_handlers_generic_handler(f"{_SERVICES}.{service}", {"Export": method})

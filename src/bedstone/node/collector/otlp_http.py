@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bedstone.errors import DeniedError, Error, InvalidError, NotFoundError, UnavailableError
+from bedstone.node.collector.bounds import refuse_json, refuse_many
 from bedstone.node.collector.intake import LARGEST, Intake, Sender
 from bedstone.telemetry.context import SENDER
 
@@ -50,6 +52,7 @@ class OtlpHttp:
             key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
         }
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        again: list[tuple[bytes, bytes]] = []
         try:
             if scope["method"] != "POST":
                 raise InvalidError(f"got {scope['method']}, expected POST")
@@ -58,10 +61,14 @@ class OtlpHttp:
             if SENDER not in headers:
                 raise DeniedError("it did not come through an instance's proxy")
             sender = Sender.parse(headers[SENDER])
-            body = unpacked(await _read(receive), headers.get("content-encoding", ""))
-            status, answer = 200, self._take(scope["path"], sender, body, kind)
+            packed = await self._read(str(sender), receive)
+            with self._intake.shares.turn(str(sender)):
+                body = unpacked(packed, headers.get("content-encoding", ""))
+                status, answer = 200, self._take(scope["path"], sender, body, kind)
         except Error as error:
             status, answer = _failure(error)
+            if isinstance(error, UnavailableError) and error.retry_after:
+                again = [(b"retry-after", str(math.ceil(error.retry_after)).encode())]
         data = _encoded(answer, kind)
         await send(
             {
@@ -70,10 +77,31 @@ class OtlpHttp:
                 "headers": [
                     (b"content-type", (JSON if kind == JSON else PROTOBUF).encode()),
                     (b"content-length", str(len(data)).encode()),
+                    *again,
                 ],
             }
         )
         await send({"type": "http.response.body", "body": data})
+
+    async def _read(self, sender: str, receive: Receive) -> bytes:
+        """A body; what is received at the same time is bounded, whoever is slow."""
+        shares = self._intake.shares
+        parts, size = [], 0
+        try:
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise InvalidError("the sender went away")
+                part = event.get("body", b"")
+                if size + len(part) > LARGEST:
+                    raise InvalidError(f"the body is too large, expected at most {LARGEST} bytes")
+                shares.receive(sender, len(part))
+                size += len(part)
+                parts.append(part)
+                if not event.get("more_body"):
+                    return b"".join(parts)
+        finally:
+            shares.received(sender, size)
 
     def _take(self, path: str, sender: Sender, body: bytes, kind: str) -> Any:
         match path:
@@ -136,17 +164,20 @@ def decoded(message: Any, body: bytes, kind: str) -> Any:
     """The message in a body.
 
     Raises:
-        InvalidError: it is not one.
+        InvalidError: it is not one, or names too much.
     """
     from google.protobuf.json_format import ParseDict, ParseError
     from google.protobuf.message import DecodeError
 
     try:
         if kind == JSON:
-            return ParseDict(_with_bytes(json.loads(body)), message, ignore_unknown_fields=True)
-        message.ParseFromString(body)
-    except (DecodeError, ParseError, ValueError, RecursionError) as error:
+            refuse_json(body)
+            ParseDict(_with_bytes(json.loads(body)), message, ignore_unknown_fields=True)
+        else:
+            message.ParseFromString(body)
+    except (DecodeError, ParseError, ValueError, TypeError, RecursionError) as error:
         raise InvalidError(f"the body is no OTLP request: {error}") from error
+    refuse_many(message)
     return message
 
 
@@ -161,21 +192,6 @@ def _with_bytes(value: Any, name: str = "") -> Any:
             return base64.b64encode(bytes.fromhex(value)).decode()
         case _:
             return value
-
-
-async def _read(receive: Receive) -> bytes:
-    parts, size = [], 0
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise InvalidError("the sender went away")
-        part = event.get("body", b"")
-        size += len(part)
-        if size > LARGEST:
-            raise InvalidError(f"the body is too large, expected at most {LARGEST} bytes")
-        parts.append(part)
-        if not event.get("more_body"):
-            return b"".join(parts)
 
 
 def _failure(error: Error) -> tuple[int, Any]:
