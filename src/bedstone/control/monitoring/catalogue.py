@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import functools
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ Ids = NDArray[np.int64]
 Kind = Literal["counter", "gauge"]
 
 NAME: Final = "__name__"
+LONGEST: Final = 1.0
+"""Seconds of processor time that one search may take."""
 
 
 @dataclass(slots=True)
@@ -129,29 +132,48 @@ class Catalogue:
         """The ids of the series that fulfil all, ascending.
 
         Raises:
-            InvalidError: every matcher matches the empty string, or an expression is malformed.
+            InvalidError: every matcher matches the empty string, or an expression is malformed, or
+                takes longer than `LONGEST`: until it is done, nothing can be collected.
         """
+        begun = time.thread_time()
+
+        def having(label: str, condition: Callable[[str], bool]) -> Ids:
+            def timed(value: str) -> bool:
+                if time.thread_time() - begun > LONGEST:
+                    raise InvalidError(
+                        "the regular expressions take too long for the labels that there are",
+                        hint="demand more labels by `=`, or use simpler expressions",
+                    )
+                return condition(value)
+
+            return self._having(label, timed)
+
         demanding = [matcher for matcher in matchers if not matcher.matches("")]
         if not demanding:
             raise InvalidError(
                 "got no matcher that demands something, expected at least one",
                 hint="name a metric, or demand a label that is not empty",
             )
-        found = [self._having(matcher.label, matcher.matches) for matcher in demanding]
+        found = [
+            self._equal(matcher.label, matcher.value)
+            if matcher.op == "="
+            else having(matcher.label, matcher.matches)
+            for matcher in demanding
+        ]
         ids = functools.reduce(_both, sorted(found, key=len))
         for matcher in matchers:
             if ids.size and matcher.matches(""):
-                refused = self._having(matcher.label, _not(matcher.matches))
+                refused = having(matcher.label, _not(matcher.matches))
                 ids = np.setdiff1d(ids, refused, assume_unique=True)
         return ids
 
+    def _equal(self, label: str, value: str) -> Ids:
+        """The series with a value of the label. Copied: an array that is in use cannot grow."""
+        return np.array(self._postings.get(label, {}).get(value, ()), np.int64)
+
     def _having(self, label: str, condition: Callable[[str], bool]) -> Ids:
         """The series with a value of the label that fulfils a condition."""
-        values = self._postings.get(label, {})
-        if isinstance(owner := getattr(condition, "__self__", None), Matcher) and owner.op == "=":
-            lists = [values[owner.value]] if owner.value in values else []
-        else:
-            lists = [ids for value, ids in values.items() if condition(value)]
+        lists = [ids for value, ids in self._postings.get(label, {}).items() if condition(value)]
         if not lists:
             return np.empty(0, np.int64)
         # Copied: an array whose buffer is in use cannot grow.

@@ -12,14 +12,11 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pydantic_core import SchemaError, SchemaValidator, core_schema
-
-from bedstone.errors import InvalidError
+from bedstone.control.monitoring import patterns
 from bedstone.telemetry.frames import Frame, Labels
 
 if TYPE_CHECKING:
@@ -28,25 +25,6 @@ if TYPE_CHECKING:
 
 RESOLUTIONS = (1, 10, 60)
 """Seconds between the points of each level."""
-
-
-@functools.lru_cache(maxsize=1024)
-def _pattern(expression: str) -> SchemaValidator:
-    """A regular expression that whole values match, in time that is linear in their length.
-
-    It comes from whoever may read. Python's own engine takes exponential time for some, during
-    which it stops every thread; Prometheus's syntax is that of the engine used here.
-    """
-    # Alone it must be well-formed, too: "a)|(b" would be so only within the parentheses.
-    for whole in (expression, f"^(?s:{expression})$"):
-        try:
-            validator = SchemaValidator(core_schema.str_schema(pattern=whole))
-        except SchemaError as error:
-            raise InvalidError(
-                f"got the regular expression {expression!r}, expected one of RE2's syntax",
-                hint=str(error).rpartition("error: ")[2].strip(),
-            ) from error
-    return validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +42,7 @@ class Matcher:
         """Whether a label's value fulfils it.
 
         Raises:
-            InvalidError: a malformed regular expression.
+            InvalidError: a regular expression that is malformed or too large.
         """
         match self.op:
             case "=":
@@ -72,9 +50,9 @@ class Matcher:
             case "!=":
                 return value != self.value
             case "=~":
-                return _pattern(self.value).isinstance_python(value)
+                return patterns.compiled(self.value).isinstance_python(value)
             case _:
-                return not _pattern(self.value).isinstance_python(value)
+                return not patterns.compiled(self.value).isinstance_python(value)
 
 
 @dataclass(frozen=True, slots=True)

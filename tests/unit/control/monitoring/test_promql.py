@@ -434,10 +434,48 @@ def test_label_replace_takes_what_people_write() -> None:
         assert sample.labels.get("new", "") == expected
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)a", r"(.)\\1", "(", "a{"])
+@pytest.mark.parametrize(
+    "pattern", ["(?=a)a", r"(.)\\1", "(", "a{", "(?x)(a+) +b", "(?ix:(a+) +)b"]
+)
 def test_label_replace_has_the_syntax_of_matchers(pattern: str) -> None:
     with pytest.raises(InvalidError):
         evaluate(counter([1]), f'label_replace(c, "b", "$1", "a", "{pattern}")', START)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:.{0,100}){0,100}",
+        "(?:[ab]{0,200}){0,200}",
+        "(?:(?:\\\\w{0,30}){0,30}){0,30}",
+        "(?:a{0,40}){0,40}" * 3,
+        "[a{9}]{1002}",
+        "[]}]{0,1002}",
+        "(?i)(a|b){502}",
+        "a{1002,}",
+        "a{99999999999}",
+    ],
+)
+def test_matchers_refuse_counted_repetitions_that_grow_beyond_bounds(pattern: str) -> None:
+    with pytest.raises(InvalidError):
+        evaluate(counter([1], long="a" * 500), f'c{{long=~"{pattern}"}}', START)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a{500}",
+        "(?i)A{400,}.*",
+        "|".join(f"pod-{number}" for number in range(2_000)) + "|a+",
+        "[[:alpha:]]{1,500}",
+        "(?:(?P<x>a{1,5}){1,5}){0,20}",
+        "\\\\x{61}{500}",
+        "\\\\p{Ll}{5}a*",
+    ],
+)
+def test_matchers_take_counted_repetitions_within_bounds(pattern: str) -> None:
+    vector = evaluate(counter([1], long="a" * 500), f'c{{long=~"{pattern}"}}', START)
+    assert len(vector.samples) == 1  # type: ignore[union-attr]
 
 
 def test_matchers_take_linear_time() -> None:

@@ -143,3 +143,14 @@ def test_points_that_are_split_by_spans_and_joined_are_the_same(
                 back[block.start + at * level] = column.tolist()
     times = [start * level + (at + 1) * level for at in range(count)]
     assert back == dict(zip(times, values.T.tolist(), strict=True))
+
+
+def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = Catalogue()
+    for number in range(10):
+        catalogue.add("m", (("a", f"value{number}"),), "gauge")
+    ticks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: next(ticks) * 0.3)
+    with pytest.raises(InvalidError, match="take too long"):
+        catalogue.match([Matcher("a", "=~", "value.*")])
+    assert len(catalogue.match([Matcher("__name__", "=", "m")])) == 10
