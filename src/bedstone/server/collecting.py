@@ -196,6 +196,10 @@ class Collecting:
                 yield tick
             await ticked.wait()
 
+    def add(self, own: OwnSource) -> None:
+        """Collect more series of the server's, from the next second on."""
+        self._own = (*self._own, own)
+
     @property
     def last(self) -> Tick:
         """The last second that was finished."""

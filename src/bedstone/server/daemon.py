@@ -51,7 +51,7 @@ from bedstone.server.prometheus import Prometheus
 from bedstone.server.queries import Queries
 from bedstone.server.sessions import Sessions
 from bedstone.server.tapping import Tapping
-from bedstone.server.tracing import TraceExemplars, Tracing
+from bedstone.server.tracing import TraceCounts, TraceExemplars, Tracing
 from bedstone.server.transactions import Transactions, located, through_mesh
 from bedstone.store import open_store
 from bedstone.trust.authority import Authority
@@ -101,6 +101,7 @@ async def serve(config: ServerConfig) -> None:
         console = ConsoleService(config.console, authority.domain, store, changes)
         monitoring = Monitoring(config.state_dir, sessions, transactions)
         tracing = Tracing(monitoring.directory, sessions, changes.noted)
+        monitoring.collecting.add(TraceCounts(tracing))
         prometheus = Prometheus(Engine(monitoring.series), TraceExemplars(tracing.exemplars))
         alerting = Alerting(
             store,

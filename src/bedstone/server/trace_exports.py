@@ -26,14 +26,21 @@ class Exports:
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], tuple[OtlpSpec, Exporter, asyncio.Task[None]]] = {}
         self._client: httpx.AsyncClient | None = None
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Spans that were not taken anywhere, and will not be, since the start."""
+        return self._dropped + sum(exporter.dropped for _, exporter, _ in self._running.values())
 
     def want(self, wanted: Mapping[str, Sequence[OtlpSpec]]) -> None:
         """Send the traces of each app there, and nowhere else."""
         now = {(app, spec.url): spec for app, specs in wanted.items() for spec in specs}
-        for key, (spec, _, task) in list(self._running.items()):
+        for key, (spec, exporter, task) in list(self._running.items()):
             if now.get(key) != spec:
                 task.cancel()
                 del self._running[key]
+                self._dropped += exporter.dropped
         for key, spec in now.items():
             if key not in self._running:
                 exporter = Exporter(urlsplit(spec.url).netloc, self._post(spec))

@@ -12,7 +12,7 @@ import binascii
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -30,10 +30,13 @@ from bedstone.model.messages import Command, Spans
 from bedstone.model.resources import App, Instance
 from bedstone.model.traces import SamplingRequest, TraceDetail, TraceList
 from bedstone.server.api import Operator, Reader
+from bedstone.server.collecting import SERVER
 from bedstone.server.prometheus import Exemplar, ExemplarSeries
 from bedstone.server.sessions import Session, Sessions, new_command_id
 from bedstone.server.tapping import Noted
 from bedstone.server.trace_exports import Exports
+from bedstone.server.transaction_counts import Reading
+from bedstone.telemetry import names
 
 PERIOD = 0.5
 WAITING = 100_000
@@ -94,6 +97,14 @@ class Tracing:
         self.dropped = 0
         """Spans that found no room on a node or here."""
         sessions.told_spans = self.take
+
+    def counts(self) -> Mapping[str, int]:
+        """The spans that were dropped, by reason."""
+        return {
+            "room": self.dropped,
+            "trace": self._sampler.dropped,
+            "export": self._exports.dropped,
+        }
 
     def take(self, node: str, message: Spans) -> None:
         """Take what a node sends; what it may not say of others is left out."""
@@ -261,6 +272,23 @@ class Tracing:
                 self._told[node] = (session, self._share)
             except (Error, TimeoutError) as error:
                 _log.info("sampling not told", extra={"node": node, "reason": str(error)})
+
+
+class TraceCounts:
+    """What was dropped of traces, as series of the server's own."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    async def read(self) -> Reading:
+        """Look."""
+        metric = names.MONITORING_DROPPED_SPANS
+        return Reading(
+            tuple(
+                (metric.series(SERVER, reason=reason), float(count))
+                for reason, count in self._tracing.counts().items()
+            )
+        )
 
 
 class TraceExemplars:

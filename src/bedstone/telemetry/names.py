@@ -279,6 +279,14 @@ MONITORING_DROPPED = Metric(
     ("reason",),
     "Series that were refused, by reason: `series` (the cap on their number), `duplicate`, `kind`.",
 )
+MONITORING_DROPPED_SPANS = Metric(
+    "bedstone_monitoring_dropped_spans_total",
+    "counter",
+    "spans",
+    ("reason",),
+    "Spans that were dropped, by reason: `room` (too many waited, on a node or at the server), "
+    "`trace` (their trace had too many), `export` (a system that traces are sent to).",
+)
 MONITORING_SECONDS = Metric(
     "bedstone_monitoring_seconds_total",
     "counter",

@@ -147,6 +147,27 @@ def test_a_time_to_wait_that_is_none_counts_for_nothing(said: str, after: float 
     asyncio.run(scene())
 
 
+def test_what_was_refused_stays_counted_when_a_place_is_named_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "PERIOD", 0.01)
+
+    async def scene() -> None:
+        exports = Exports()
+        with place() as refusing:
+            refusing.statuses = [403]
+            exports.want({"bank": [OtlpSpec(url=refusing.url)]})
+            exports.kept(kept(1))
+            async with asyncio.timeout(10):
+                while not exports.dropped:  # noqa: ASYNC110 - another thread answers
+                    await asyncio.sleep(0.01)
+            exports.want({})
+            assert exports.dropped == 1
+        await exports.close()
+
+    asyncio.run(scene())
+
+
 def test_a_header_that_cannot_be_sent_stops_no_other_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

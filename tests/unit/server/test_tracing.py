@@ -24,7 +24,7 @@ from bedstone.model.resources import App, Instance, Resource
 from bedstone.model.spec import AppSpec, WorkloadSpec
 from bedstone.server import api, tracing
 from bedstone.server.auth import Principal
-from bedstone.server.tracing import TraceExemplars, Tracing
+from bedstone.server.tracing import TraceCounts, TraceExemplars, Tracing
 from bedstone.testing.spans import span, trace_id
 
 
@@ -133,6 +133,12 @@ def test_spans_of_a_node_are_found_through_the_api(
         assert (await client.get("/traces/xy")).status_code == 422
         assert (await client.get("/traces", params={"limit": 0})).status_code == 422
         assert made.dropped == 3
+        counted = dict((await TraceCounts(made).read()).series)
+        assert {it.labels: value for it, value in counted.items()} == {
+            (("reason", "room"),): 3.0,
+            (("reason", "trace"),): 0.0,
+            (("reason", "export"),): 0.0,
+        }
 
     served(tmp_path, monkeypatch, scene)
 
