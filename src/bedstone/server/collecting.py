@@ -138,6 +138,7 @@ class Collecting:
         incarnation: of this server.
         own: more series of the server's.
         sleep: waits some seconds.
+        admitted: of a node's frame, what it may say.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Collecting:
         incarnation: str,
         own: tuple[OwnSource, ...] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        admitted: Callable[[str, Frame], Frame] = lambda _, frame: frame,
     ) -> None:
         self._nodes = nodes
         self._writer = writer
@@ -155,6 +157,7 @@ class Collecting:
         self._incarnation = incarnation
         self._own = own
         self._sleep = sleep
+        self._admitted = admitted
         self._builder = FrameBuilder()
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, Session] = {}
@@ -254,7 +257,7 @@ class Collecting:
                     raise UnavailableError("it sent what is not base64") from error
                 if frame.second != second:
                     raise UnavailableError(f"it answered for second {frame.second}")
-                taken = self._writer.ingest(node, frame)
+                taken = self._writer.ingest(node, self._admitted(node, frame))
                 if taken:
                     self._note_lives(node, frame)
                 return taken

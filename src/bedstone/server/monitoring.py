@@ -12,11 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 from bedstone.control.monitoring.series_store import SeriesStore
+from bedstone.model.resources import Instance
 from bedstone.server.api import Routes
 from bedstone.server.collecting import SERVER, Collecting, SteadyClock
 from bedstone.server.remote_writing import RemoteWriteCounts, RemoteWriting, declared
 from bedstone.server.seconds import second_routes
 from bedstone.server.sessions import Session, Sessions
+from bedstone.server.speaking import admitted
 from bedstone.server.transaction_counts import Reading, TransactionCounts
 from bedstone.server.transactions import Transactions
 from bedstone.telemetry import names
@@ -82,6 +84,11 @@ class Monitoring:
         self.remote = RemoteWriting(
             self.series, lambda: declared(sessions.snapshot.apps().values()), self.directory
         )
+
+        def placed(path: str) -> str | None:
+            instance = sessions.snapshot.get(Instance, f"instances/{path}")
+            return instance.node if instance else None
+
         clock = SteadyClock(time.time, time.monotonic, after=self.series.last() + 1)
         self.collecting = Collecting(
             _Living(sessions),
@@ -93,6 +100,7 @@ class Monitoring:
                 StoreCounts(self.series),
                 RemoteWriteCounts(self.remote, self.series.last),
             ),
+            admitted=lambda node, frame: admitted(node, frame, placed),
         )
 
     @property

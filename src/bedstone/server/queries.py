@@ -34,6 +34,7 @@ from bedstone.model.resources import (
     Resource,
     Revision,
 )
+from bedstone.server.collecting import SERVER
 from bedstone.server.sessions import Sessions, new_command_id
 from bedstone.telemetry.lines import Filter
 from bedstone.trust.authority import Authority
@@ -282,6 +283,8 @@ class Queries:
         """
         if not _NODE_NAME.fullmatch(name):
             raise InvalidError(f"got node name {name!r}, expected lower-case letters and digits")
+        if name == SERVER:
+            raise InvalidError(f"got node name {name}, which is the server's own")
         if not local and self._loop.snapshot.present(name):
             raise ConflictError(
                 f"there is a node {name} already",

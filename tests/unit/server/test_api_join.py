@@ -10,7 +10,7 @@ import pytest
 
 from bedstone.control import scheduling
 from bedstone.control.loop import Controller, ControlLoop
-from bedstone.errors import ConflictError
+from bedstone.errors import ConflictError, InvalidError
 from bedstone.model.api import JoinRequest
 from bedstone.model.resources import Presence
 from bedstone.server.api import build_api
@@ -64,6 +64,8 @@ def test_a_living_node_s_name_is_given_to_nobody_elsewhere_and_joining_is_audite
             await loop.loaded()
             try:
                 assert queries.join("n", wanted, local=False).chain
+                with pytest.raises(InvalidError, match="the server's own"):
+                    queries.join("server", wanted, local=True)
                 presence = Presence(node="n")
                 await loop.reached(await store.commit([Put(presence.key, presence.encode())]))
                 with pytest.raises(ConflictError, match="there is a node n already"):

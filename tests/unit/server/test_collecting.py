@@ -5,15 +5,19 @@ import base64
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from bedstone.control.monitoring.reading import Matcher
+from bedstone.control.monitoring.series_store import SeriesStore
 from bedstone.errors import UnavailableError
 from bedstone.model.messages import Command, Reply
 from bedstone.model.monitoring import Tick
 from bedstone.server.collecting import DEADLINE, Collecting, SteadyClock
+from bedstone.server.speaking import admitted
 from bedstone.telemetry import frames
 from bedstone.telemetry.frame_builder import FrameBuilder, Received
 from bedstone.telemetry.frames import Frame, Series
@@ -396,3 +400,44 @@ def test_a_reader_of_ticks_that_pauses_gets_those_that_it_missed() -> None:
 
     play(scenario, "a")
     assert seen == list(range(int(BEGIN), int(BEGIN) + 4))
+
+
+PATH = {"app": "a", "cell": "default", "workload": "w", "instance": "i1"}
+
+
+def said(name: str, **labels: str) -> Series:
+    return Series(name, tuple(sorted(labels.items())), "counter", "x")
+
+
+@pytest.mark.parametrize(
+    ("series", "own"),
+    [
+        (said("of_itself", node="n1"), True),
+        (said("of_another_node", node="n2"), False),
+        (said("bedstone_transactions_total", app="a", event="committed"), False),
+        (said("placed_here", node="n1", **PATH), True),
+        (said("placed_elsewhere", node="n1", **{**PATH, "instance": "i2"}), False),
+        (said("just_gone", node="n1", **{**PATH, "instance": "i3"}), True),
+    ],
+)
+def test_a_node_speaks_for_itself_and_what_is_placed_on_it(
+    series: Series,
+    own: bool,  # noqa: FBT001 - of the table
+) -> None:
+    placed = {"a/default/w/i1": "n1", "a/default/w/i2": "n2"}
+    frame = Frame(1, 0, new={7: series, 8: said("other", node="n1")}, values={7: 5.0, 8: 1.0})
+    left = admitted("n1", frame, placed.get)
+    assert (7 in left.new) is own
+    assert 8 in left.new
+    assert left.values == frame.values
+
+
+def test_what_a_node_says_of_others_is_not_stored(tmp_path: Path) -> None:
+    with SeriesStore(tmp_path / "metrics.sqlite") as store:
+        lie = Frame(100, 0, new={7: said("other_total", node="n2")}, values={7: 5.0})
+        assert store.ingest("n1", admitted("n1", lie, lambda _: None))
+        store.finish(100, {})
+        more = Frame(101, 1, values={7: 9.0})
+        assert store.ingest("n1", admitted("n1", more, lambda _: None))
+        store.finish(101, {})
+        assert store.series([Matcher("__name__", "=", "other_total")], 0, 200) == []
