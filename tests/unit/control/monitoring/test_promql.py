@@ -284,12 +284,22 @@ def test_a_span_of_all_times_takes_no_more_than_others(expression: str) -> None:
 
 def test_a_result_that_is_too_large_is_refused() -> None:
     with pytest.raises(InvalidError, match="the result has more than 100 points"):
-        Engine(wide(10, 60), Limits(points=100)).range("x", START, START + 59, 1)
+        Engine(wide(10, 60), Limits(given=100)).range("x", START, START + 59, 1)
+    with pytest.raises(InvalidError, match="the result has more than 100 points"):
+        Engine(wide(10, 60), Limits(points=50, given=100)).range("x", START, START + 59, 1)
+    with pytest.raises(InvalidError, match="the result has more than 100 points"):
+        Engine(wide(10, 60), Limits(given=100)).instant("x[60s]", START + 59)
+    Engine(wide(10, 60), Limits(given=600)).range("x", START, START + 59, 1)
+
+
+def test_a_reader_s_query_gives_what_fits_into_memory_four_times() -> None:
+    """A point of a result takes about 100 bytes until it is sent."""
+    assert Limits().given * Limits().queries * 100 <= 2 << 30
 
 
 def test_many_steps_of_one_moment_are_as_much_as_of_many() -> None:
     with pytest.raises(InvalidError, match="the result has more than 100 points"):
-        Engine(wide(10, 2), Limits(points=100)).range("x @ start()", START, START + 59, 1)
+        Engine(wide(10, 2), Limits(given=100)).range("x @ start()", START, START + 59, 1)
     with pytest.raises(InvalidError, match="a subquery has 3600 steps, expected at most 10"):
         Engine(wide(1, 2), Limits(points=100)).instant("sum_over_time(vector(1)[1h:])", START)
     with pytest.raises(InvalidError, match="count_values gives more than 30 points"):

@@ -82,8 +82,8 @@ def _instant(expression: promql.Expr, context: Context, at: int) -> Value:
             return Vector(at, tuple(Sample(labels, value) for labels, value in pairs))
 
 
-def ranged(expression: promql.Expr, context: Context) -> Matrix:
-    """Evaluate at all times of the context."""
+def ranged(expression: promql.Expr, context: Context, left: int) -> Matrix:
+    """Evaluate at all times of the context; `left` is how many points the result may still have."""
     times = context.times.tolist()
     with np.errstate(all="ignore"):
         operand = evaluate(expression, context)
@@ -93,10 +93,15 @@ def ranged(expression: promql.Expr, context: Context) -> Matrix:
         case Text():
             raise InvalidError("a range query gives numbers, got a text")
         case Table() as table:
-            return _matrix(filled(table), times)
+            return _matrix(filled(table), times, left, context.limits.given)
 
 
-def _matrix(table: Table, times: Sequence[int]) -> Matrix:
+def _matrix(table: Table, times: Sequence[int], left: int, given: int) -> Matrix:
+    if int(table.present.sum()) > left:
+        raise InvalidError(
+            f"the result has more than {given} points",
+            hint="sum the series, or ask for a longer step or a shorter span",
+        )
     moments = np.asarray(times, dtype=np.int64)
     every = tuple(times)
     whole = np.flatnonzero(table.present.all(axis=1)).tolist()
@@ -120,4 +125,5 @@ def _window(expression: promql.Expr, context: Context) -> Matrix:
     values = found.values[:, begin + 1 : end + 1]
     last = int(found.last[0])
     times = [last - found.resolution * back for back in range(end - begin - 1, -1, -1)]
-    return _matrix(filled(Table(found.labels, values, ~np.isnan(values))), times)
+    most = context.limits.given
+    return _matrix(filled(Table(found.labels, values, ~np.isnan(values))), times, most, most)

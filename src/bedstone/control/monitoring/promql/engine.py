@@ -43,8 +43,9 @@ class Limits:
     Args:
         seconds: to answer.
         series: that one selector may read.
-        points: that one selector may read at once, or the result may have; a point takes 9 bytes,
-            and several times that while it is computed.
+        points: that one selector may read at once; a point takes 9 bytes, and several times that
+            while it is computed.
+        given: points that the result may have; one takes about 100 bytes until it is sent.
         steps: of a range query.
         queries: that are answered at the same time; others wait.
     """
@@ -52,6 +53,7 @@ class Limits:
     seconds: float = 30.0
     series: int = 100_000
     points: int = 24_000_000
+    given: int = 5_000_000
     steps: int = 11_000
     queries: int = 4
 
@@ -126,18 +128,22 @@ class Engine:
         watch = self._watch(cancelled)
         whole = answering.context(self.reader, times, step, self.limits, watch, start, end)
         parsed = answering.parsed(expression)
+        left = self.limits.given
 
         def parts(some: Sequence[int]) -> list[Matrix]:
+            nonlocal left
             context = answering.narrowed(whole, some)
             try:
-                return [answering.ranged(parsed, context)]
+                found = answering.ranged(parsed, context, left)
+                left -= sum(len(series.times) for series in found.series)
+                return [found]
             except answering.TooMuchError:
                 if len(some) == 1:
                     raise
             half = len(some) // 2
             return parts(some[:half]) + parts(some[half:])
 
-        return self._answer(_joined(parts(times), self.limits), whole.notes)
+        return self._answer(_joined(parts(times)), whole.notes)
 
     async def query(self, expression: str, at: int | None = None) -> Answer:
         """`instant`, in a thread."""
@@ -196,13 +202,8 @@ class Engine:
         return found
 
 
-def _joined(parts: Sequence[Matrix], limits: Limits) -> Matrix:
+def _joined(parts: Sequence[Matrix]) -> Matrix:
     """The parts of a range query, which follow one another in time, as one."""
-    if sum(len(series.times) for part in parts for series in part.series) > limits.points:
-        raise InvalidError(
-            f"the result has more than {limits.points} points",
-            hint="sum the series, or ask for a longer step or a shorter span",
-        )
     if len(parts) == 1:
         return parts[0]
     found: dict[tuple[tuple[str, str], ...], list[Series]] = {}
