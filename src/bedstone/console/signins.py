@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from bedstone.console.links import Grant, Role, digest
-from bedstone.errors import ConflictError, NotFoundError
+from bedstone.errors import ConflictError, Error, NotFoundError
 from bedstone.model.monitoring import ConsoleSignIn
 from bedstone.model.resources import SignIn, Token
 from bedstone.store import Delete, Put, Store
@@ -32,6 +32,8 @@ VISITOR = "bedstone.visitor"
 """Key in an ASGI scope: the `Visitor` whom the console has let in. No request can set it."""
 IDLE = 12 * 3600.0
 LIFETIME = 7 * 86400.0
+LOOK = 5.0
+"""Seconds between looks for whether a session with an open stream has ended."""
 _SEEN_AGAIN = 60.0
 """Seconds after which it is written down anew that a session was used."""
 _MOST = 200
@@ -120,15 +122,36 @@ class SignIns:
         return self._visitor(session, secret)
 
     async def while_alive(self, visitor: Visitor, waiting: Awaitable[T]) -> T | None:
-        """What is waited for; None as soon as the session has ended."""
+        """What is waited for; None as soon as the session has ended.
+
+        That its token was revoked is seen within `LOOK` seconds.
+        """
         tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(visitor.ended.wait()))
-        left = max(0.0, visitor.until - self._clock())
         try:
-            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            return tasks[0].result() if tasks[0].done() else None
+            while True:
+                left = max(0.0, min(visitor.until - self._clock(), LOOK))
+                await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if tasks[0].done():
+                    return tasks[0].result()
+                over = tasks[1].done() or self._clock() >= visitor.until
+                if over or await self._is_over(visitor):
+                    return None
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _is_over(self, visitor: Visitor) -> bool:
+        """Whether a session has ended of which nobody has asked since."""
+        try:
+            for session in await self._all():
+                if _id(session) == visitor.id:
+                    if self._expired(session, self._clock()) or await self._cut_off(session):
+                        await self._forget(session)
+                        return True
+                    return False
+        except Error:
+            return False  # the store cannot be asked: the next look will tell
+        return True
 
     async def listed(self) -> list[ConsoleSignIn]:
         """Who is signed in, the latest first."""

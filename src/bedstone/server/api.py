@@ -6,6 +6,7 @@ Invariant: who calls is known before anything of a request but its head is looke
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -63,6 +64,8 @@ _PROBLEMS: dict[int | str, dict[str, object]] = {
 NDJSON = "application/x-ndjson"
 LIVENESS = "/healthz"
 LARGEST_BODY = 16 << 20
+AT_ONCE = 64
+"""Requests of one token or session at the same time; a stream is one for as long as it is open."""
 
 
 class _Gate:
@@ -74,8 +77,10 @@ class _Gate:
     def __init__(self, app: ASGIApp, store: Store) -> None:
         self._app = app
         self._store = store
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        who = ""
         if scope["type"] == "http" and scope["path"] != LIVENESS:
             request = Request(scope)
             client = request.client.host if request.client else ""
@@ -88,10 +93,30 @@ class _Gate:
                     else await authenticate(client, authorization, self._store)
                 )
                 _refuse_large(request)
+                if not request.state.principal.local:
+                    who = request.state.principal.who
+                self._refuse_many(who)
             except Error as error:
                 await _answer(error)(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        if not who:
+            await self._app(scope, receive, send)
+            return
+        self._open[who] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]
+
+    def _refuse_many(self, who: str) -> None:
+        if self._open[who] >= AT_ONCE:
+            raise UnavailableError(
+                f"{who} has {AT_ONCE} requests open",
+                hint="close some streams first",
+                retry_after=1.0,
+            )
 
 
 def _refuse_large(request: Request) -> None:

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import pwd
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -49,15 +50,40 @@ class Principal:
 
 
 class PeerProtocol(H11Protocol):
-    """HTTP/1.1 that tells the application the user at the other end of a Unix socket."""
+    """HTTP/1.1 that tells the application the user at the other end of a Unix socket.
+
+    Who has connected is unknown until a request is there; so neither may there be more than `MOST`
+    connections to a listener, nor may one be silent for longer than `PATIENCE`: else anybody here
+    could use up the files that the server may open.
+    """
+
+    MOST: ClassVar[int] = 512
+    PATIENCE: ClassVar[float] = 20.0
+    """Seconds."""
+    _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Put `local:UID` where the peer's host name would be."""
         super().connection_made(transport)
+        if len(self.connections) > self.MOST:
+            transport.abort()
+            return
+        self._waiting = self.loop.call_later(self.PATIENCE, self._give_up)
         peer: socket.socket | None = transport.get_extra_info("socket")
         if peer is not None and peer.family == socket.AF_UNIX:
             raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             self.client = (f"{LOCAL}:{_CREDENTIALS.unpack(raw)[1]}", 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        request: object = self.cycle  # None until there is one
+        if request is None:
+            self.transport.abort()
 
 
 async def authenticate(client: str, authorization: str | None, store: Store) -> Principal:

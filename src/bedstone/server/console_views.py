@@ -332,13 +332,14 @@ class ConsoleViews:
         self, key: tuple[str, ...], compute: Callable[[], Awaitable[BaseModel]]
     ) -> Response:
         """An answer, encoded once for all who ask for the same."""
+        if len(self._asking) > _REMEMBERED and key not in self._asking:
+            # Whoever waits has its lock in hand; at worst, something is computed twice.
+            self._asking.clear()
+            self._answers.clear()
         async with self._asking.setdefault(key, asyncio.Lock()):
             version = self._version
             held = self._answers.get(key)
             if held is None or held[0] != version:
                 content = (await compute()).model_dump_json().encode()
-                if len(self._answers) >= _REMEMBERED:
-                    self._answers.clear()
-                    self._asking.clear()
                 held = self._answers[key] = (version, content)
         return Response(held[1], media_type="application/json")

@@ -43,7 +43,8 @@ class Exports:
                 self._dropped += exporter.dropped
         for key, spec in now.items():
             if key not in self._running:
-                exporter = Exporter(urlsplit(spec.url).netloc, self._post(spec))
+                place = urlsplit(spec.url)  # of which the rest may hold a credential
+                exporter = Exporter(place.hostname or "", self._post(spec))
                 task = asyncio.get_running_loop().create_task(exporter.run())
                 self._running[key] = (spec, exporter, task)
 

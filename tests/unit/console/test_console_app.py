@@ -420,6 +420,26 @@ def test_signing_out_ends_the_session_and_its_streams(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+def test_a_stream_ends_with_the_token_though_nobody_asks_for_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bedstone.console.signins.LOOK", 0.02)
+
+    async def check(world: World) -> None:
+        token = Token(name="ada", role="operator", digest="d", created_at=world.now)
+        await world.store.commit([Put(token.key, token.encode())])
+        async with world.client() as client:
+            await world.sign_in(client, "token:ada")
+            streaming = asyncio.create_task(client.get("/v1/stream"))
+            await asyncio.sleep(0.1)
+            assert not streaming.done()
+            await world.store.commit([Delete(token.key)])
+            assert (await asyncio.wait_for(streaming, 5)).text == "first\n"
+            assert await world.signins.listed() == []
+
+    run(tmp_path, check)
+
+
 def test_an_operator_sees_who_is_signed_in_and_ends_it(tmp_path: Path) -> None:
     async def check(world: World) -> None:
         async with world.client(**{"user-agent": "A" * 5000}) as client:

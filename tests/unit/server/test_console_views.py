@@ -538,3 +538,16 @@ def test_markup_in_names_and_messages_is_data() -> None:
                 assert (await client.get(path)).status_code == 404, path
 
     run(check)
+
+
+def test_questions_of_apps_that_are_not_there_take_no_memory() -> None:
+    async def check(world: World) -> None:
+        async def ask(name: str) -> None:
+            await world.views._answer(("traffic", name), lambda: world.views.traffic(name))
+
+        for number in range(300):
+            with pytest.raises(NotFoundError):
+                await ask(f"none{number}")
+        assert len(world.views._asking) <= 65
+
+    run(check)

@@ -187,3 +187,15 @@ def test_a_header_that_cannot_be_sent_stops_no_other_place(
         await exports.close()
 
     asyncio.run(scene())
+
+
+def test_a_log_names_the_host_and_no_credential() -> None:
+    async def main() -> None:
+        exports = Exports()
+        spec = OtlpSpec(url="http://user:topsecret@collector.example:4318/v1?key=topsecret")
+        exports.want({"a": [spec]})
+        ((_, exporter, _),) = exports._running.values()
+        assert exporter._where == "collector.example"
+        await exports.close()
+
+    asyncio.run(main())
