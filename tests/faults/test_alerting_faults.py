@@ -23,7 +23,7 @@ from bedstone.testing.alerts import START, AlertWorld
 
 TEXT = """\
 app: shop
-workloads: {web: {command: [x]}}
+workloads: {web: {command: [x], replicas: 0}}
 alerts:
   slow: {when: latency > 1}
   other: {when: other > 1}

@@ -34,6 +34,7 @@ BuiltIn = Literal[
     "workload-not-ready",
     "transaction-stuck",
     "certificate-expiring",
+    "node-silent",
     "monitoring-incomplete",
     "disk-almost-full",
 ]

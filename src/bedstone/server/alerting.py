@@ -235,7 +235,7 @@ class Alerting:
         if self._declared == specs:
             return
         self._declared = specs
-        rules = [*builtin.of_installation(specs.values(), self.reader)]
+        rules = [*builtin.of_installation(specs.values(), snapshot, self.reader)]
         for spec in specs.values():
             rules += builtin.of_app(spec, snapshot)
             rules += declared(spec)

@@ -18,7 +18,7 @@ from bedstone.testing.alerts import AlertWorld
 
 TEXT = """\
 app: shop
-workloads: {web: {command: [x]}}
+workloads: {web: {command: [x], replicas: 0}}
 alerts:
   slow: {when: latency > 1, for: 2s, severity: page, labels: {team: money}}
   odd: {when: broken}

@@ -17,7 +17,7 @@ from bedstone.testing.alerts import AlertWorld
 
 TEXT = """\
 app: shop
-workloads: {web: {command: [x]}}
+workloads: {web: {command: [x], replicas: 0}}
 alerts:
   slow: {when: latency > 1, for: 3s, severity: page, summary: "{workload} takes {value} s"}
 receivers:

@@ -13,7 +13,7 @@ from bedstone.control.monitoring.alerts.rules import Condition, Facts, Rule
 from bedstone.control.monitoring.reading import Reader
 from bedstone.control.snapshot import Snapshot
 from bedstone.model.monitoring_spec import MonitoringSpec
-from bedstone.model.resources import Instance
+from bedstone.model.resources import App, Instance
 from bedstone.model.spec import AppSpec
 from bedstone.telemetry import names
 from bedstone.telemetry.frames import Labels
@@ -30,11 +30,11 @@ def of_app(spec: AppSpec, snapshot: Snapshot) -> Iterator[Rule]:
     yield from (rule for rule in _of_app(spec.app, snapshot) if rule.name not in off)
 
 
-def of_installation(specs: Iterable[AppSpec], reader: Reader) -> Iterator[Rule]:
+def of_installation(specs: Iterable[AppSpec], snapshot: Snapshot, reader: Reader) -> Iterator[Rule]:
     """The built-in rules of the whole installation."""
     offs = [_off(spec) for spec in specs]
     off = frozenset.intersection(*offs) if offs else frozenset()
-    yield from (rule for rule in _of_installation(reader) if rule.name not in off)
+    yield from (rule for rule in _of_installation(snapshot, reader) if rule.name not in off)
 
 
 def _off(spec: AppSpec) -> frozenset[str]:
@@ -53,14 +53,15 @@ def _of_app(app: str, snapshot: Snapshot) -> Iterator[Rule]:
         every=5,
         built_in=True,
     )
-    up = f'{names.INSTANCE_UP.name}{{app="{app}"}}'
     yield Rule(
         app,
         "workload-not-ready",
-        Condition(f"max by (workload) ({up}) == 0"),
+        # not by a series: of a node that is gone there is none
+        Facts("ready instances < 1", _not_ready(app, snapshot)),
         lasting=30.0,
         severity="page",
         summary="no instance of {workload} is ready",
+        every=5,
         built_in=True,
     )
     yield Rule(
@@ -82,7 +83,17 @@ def _of_app(app: str, snapshot: Snapshot) -> Iterator[Rule]:
     )
 
 
-def _of_installation(reader: Reader) -> Iterator[Rule]:
+def _of_installation(snapshot: Snapshot, reader: Reader) -> Iterator[Rule]:
+    yield Rule(
+        "",
+        "node-silent",
+        # a node whose lease has ended is not asked any more: no second lacks it
+        Facts("nodes that are not heard from", _silent(snapshot)),
+        lasting=10.0,
+        severity="page",
+        summary="node {node} is not heard from, and what runs there gets no requests",
+        built_in=True,
+    )
     yield Rule(
         "",
         "monitoring-incomplete",
@@ -105,6 +116,32 @@ def _of_installation(reader: Reader) -> Iterator[Rule]:
         every=10,
         built_in=True,
     )
+
+
+def _not_ready(app: str, snapshot: Snapshot) -> Callable[[int], Mapping[Labels, float]]:
+    def facts(_second: int) -> dict[Labels, float]:
+        declared = snapshot.get(App, f"apps/{app}")
+        if declared is None or declared.deleting:
+            return {}
+        ready = {it.workload for it in snapshot.of(Instance, app) if snapshot.ready(it)}
+        return {
+            (("workload", name),): 0.0
+            for name in declared.spec.workloads
+            if declared.replicas(name) > 0 and name not in ready
+        }
+
+    return facts
+
+
+def _silent(snapshot: Snapshot) -> Callable[[int], Mapping[Labels, float]]:
+    def facts(_second: int) -> dict[Labels, float]:
+        return {
+            (("node", name),): 1.0
+            for name in snapshot.nodes()
+            if snapshot.apps_on(name) and not snapshot.present(name)
+        }
+
+    return facts
 
 
 def _expiring(app: str, snapshot: Snapshot) -> Callable[[int], Mapping[Labels, float]]:

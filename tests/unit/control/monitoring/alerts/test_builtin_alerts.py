@@ -11,7 +11,7 @@ from bedstone.control.monitoring.alerts.rules import Rule
 from bedstone.control.snapshot import Snapshot
 from bedstone.model.manifest import parse_manifest
 from bedstone.model.monitoring_spec import MonitoringSpec
-from bedstone.model.resources import Instance, InstanceStatus, Node, Phase, Presence, Resource
+from bedstone.model.resources import App, Instance, InstanceStatus, Node, Phase, Presence, Resource
 from bedstone.model.spec import AppSpec
 from bedstone.server.alert_promql import PromqlEvaluator
 from bedstone.store import Entry, Event
@@ -45,7 +45,7 @@ class Watched:
     def rules(self, *specs: AppSpec) -> dict[str, Rule]:
         given = specs or (spec(),)
         found = [rule for one in given for rule in builtin.of_app(one, self.snapshot)]
-        found += builtin.of_installation(given, self.reader)
+        found += builtin.of_installation(given, self.snapshot, self.reader)
         return {rule.name: rule for rule in found}
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
@@ -81,15 +81,50 @@ def test_every_built_in_alert_is_there_can_be_switched_off_or_replaced() -> None
     assert "workload-not-ready" not in watched.rules(own)
 
 
+def placed(workload: str, name: str, node: str, phase: Phase) -> tuple[Resource, Resource]:
+    return (
+        Instance(app="shop", workload=workload, name=name, node=node, revision="r"),
+        InstanceStatus(
+            app="shop", workload=workload, name=name, node=node, revision="r", phase=phase
+        ),
+    )
+
+
+def shop(**replicas: int) -> App:
+    lines = (f"{name}: {{command: [x], replicas: {many}}}" for name, many in replicas.items())
+    text = f"app: shop\nworkloads: {{{', '.join(lines)}}}\n"
+    return App(name="shop", spec=parse_manifest(text).spec)
+
+
 def test_a_workload_none_of_whose_instances_is_ready() -> None:
-    watched = Watched()
-    up = names.INSTANCE_UP.name
-    watched.gauge(up, 1, app="shop", workload="web", instance="a")
-    watched.gauge(up, 0, app="shop", workload="web", instance="b")
-    watched.gauge(up, 0, app="shop", workload="risk", instance="c")
-    watched.gauge(up, 0, app="bank", workload="other", instance="d")
+    watched = Watched(
+        shop(web=2, risk=1, none=0, unplaced=1),
+        Node(name="n", address="127.0.0.1"),
+        Presence(node="n"),
+        *placed("web", "a", "n", Phase.READY),
+        *placed("web", "b", "n", Phase.BACKOFF),
+        *placed("risk", "c", "n", Phase.BACKOFF),
+    )
     watched.next()
-    assert watched.holds("workload-not-ready") == {"workload=risk": 0.0}
+    assert watched.holds("workload-not-ready") == {"workload=risk": 0.0, "workload=unplaced": 0.0}
+
+
+def test_a_node_that_is_gone_is_told_and_so_is_what_ran_there() -> None:
+    there = (
+        shop(web=1),
+        Node(name="n", address="127.0.0.1"),
+        Node(name="empty", address="127.0.0.2"),
+        *placed("web", "a", "n", Phase.READY),
+    )
+    watched = Watched(*there, Presence(node="n"))
+    watched.next()
+    assert watched.holds("node-silent") == watched.holds("workload-not-ready") == {}
+    watched = Watched(*there)
+    # it is not asked, so that no second is incomplete, and no series says anything
+    watched.next()
+    assert watched.holds("monitoring-incomplete") == {}
+    assert watched.holds("node-silent") == {"node=n": 1.0}
+    assert watched.holds("workload-not-ready") == {"workload=web": 0.0}
 
 
 def test_an_instance_that_is_started_again_and_again() -> None:
