@@ -6,6 +6,9 @@ their routes where alerts are.
 
 Failures of these paths have Prometheus's shape, where a client gets so far: who is calling is asked
 before, and answered as everywhere.
+
+Whatever reads an expression or the series does so in a few threads: it is a reader's, and the event
+loop has nodes and proxies to answer.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -66,6 +70,7 @@ class Exemplars(Protocol):
         ...
 
 
+T = TypeVar("T")
 Handler = Callable[[Form], Awaitable[bytes]]
 
 
@@ -90,6 +95,8 @@ class Prometheus:
         self._clock = clock
         self._started = clock()
         self._page: tuple[int, str, bytes] = (0, "", b"")
+        # Neither the engine's threads, where slow queries are, nor those that all share.
+        self._lists = ThreadPoolExecutor(2, "prometheus-lists")
 
     @property
     def routes(self) -> Routes:
@@ -138,9 +145,8 @@ class Prometheus:
         expression = form.demanded("query")
         # A client's "now" is a second that is not over yet: the engine takes the last that is.
         at = math.floor(form.time("time", self._clock()))
-        _checked(expression)
         return await self._engine.in_thread(
-            lambda gone: answered(self._engine.instant(expression, at, gone))
+            lambda gone: answered(self._engine.instant(_checked(expression), at, gone))
         )
 
     async def _query_range(self, form: Form) -> bytes:
@@ -151,28 +157,35 @@ class Prometheus:
         step = form.seconds("step")
         if end < start:
             raise BadRequestError("invalid parameter 'end': end timestamp must not be before start")
-        _checked(expression)
         return await self._engine.in_thread(
-            lambda gone: answered(self._engine.range(expression, start, end, step, gone))
+            lambda gone: answered(self._engine.range(_checked(expression), start, end, step, gone))
         )
 
     async def _query_exemplars(self, form: Form) -> bytes:
         expression = form.demanded("query")
         start, end = self._span(form)
-        _checked(expression)
-        if self._exemplars is None:
-            return success([])
-        found = await asyncio.to_thread(
-            self._exemplars.exemplars, _selectors_within(expression), start, end
-        )
-        return success([_exemplar_series(each) for each in found])
+
+        def answer() -> bytes:
+            selectors = _selectors_within(_checked(expression))
+            known = self._exemplars
+            found = known.exemplars(selectors, start, end) if known else ()
+            return success([_exemplar_series(each) for each in found])
+
+        return await self._beside(answer)
 
     async def _format_query(self, form: Form) -> bytes:
         expression = form.demanded("query")
-        _checked(expression)
-        import promql_parser
 
-        return success(promql_parser.parse(expression).prettify())
+        def answer() -> bytes:
+            import promql_parser
+
+            return success(promql_parser.parse(_checked(expression)).prettify())
+
+        return await self._beside(answer)
+
+    async def _beside(self, work: Callable[[], T]) -> T:
+        """Do what reads no points, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._lists, work)
 
     # What there is.
 
@@ -213,14 +226,14 @@ class Prometheus:
                 return success(rows[:limit], ("results truncated due to limit",))
             return success(rows)
 
-        return await asyncio.to_thread(answer)
+        return await self._beside(answer)
 
     def _finder(self, form: Form) -> Callable[[], list[SeriesKey]]:
         """Finds the series that fulfil any of `match[]`, or all, in the span."""
-        selectors = [_selector(text) for text in form.all("match[]")] or [_EVERY]
         start, end = self._span(form)
 
         def find() -> list[SeriesKey]:
+            selectors = [_selector(text) for text in form.all("match[]")] or [_EVERY]
             found: dict[SeriesKey, None] = {}
             for matchers in selectors:
                 found.update(
@@ -236,7 +249,8 @@ class Prometheus:
 
     async def _metadata(self, form: Form) -> bytes:
         wanted, limit = form.get("metric"), form.limit()
-        keys = await asyncio.to_thread(self._finder(Form(())))
+        find = self._finder(Form(()))
+        keys = await self._beside(find)
         families = exposition.families([(key, 0.0) for key in keys])
         found = {
             family.name: [{"type": family.kind, "help": family.help, "unit": family.unit}]
@@ -259,7 +273,8 @@ class Prometheus:
         )
 
     async def _runtimeinfo(self, _: Form) -> bytes:
-        count = len(await asyncio.to_thread(self._finder(Form(()))))
+        find = self._finder(Form(()))
+        count = len(await self._beside(find))
         return success(
             {
                 "startTime": _moment(self._started),
@@ -326,13 +341,15 @@ async def _form(request: Request) -> Form:
         raise BadRequestError("the parameters cannot be read") from error
 
 
-def _checked(expression: str) -> None:
+def _checked(expression: str) -> str:
+    """An expression that can be evaluated. Long ones take long: call it in a thread."""
     try:
         check(expression)
     except InvalidError as error:
         raise BadRequestError(
             f"invalid parameter 'query': {error.message}", hint=error.hint
         ) from error
+    return expression
 
 
 def _selector(text: str) -> list[Matcher]:

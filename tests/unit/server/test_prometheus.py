@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from bedstone.control.monitoring.promql import Engine, Limits
+from bedstone.control.monitoring.promql import Engine, Limits, check
 from bedstone.control.monitoring.reading import Matcher, Selection
 from bedstone.server import api
 from bedstone.server.auth import Principal
@@ -257,6 +257,34 @@ def test_slow_queries_keep_nobody_else_waiting() -> None:
         assert all(query.result().json()["data"]["result"] for query in queries)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("query", {"query": "up"}),
+        ("query_range", {"query": "up", "start": "1", "end": "2", "step": "1"}),
+        ("query_exemplars", {"query": "up"}),
+        ("format_query", {"query": "up"}),
+        ("series", {"match[]": "up"}),
+        ("labels", {"match[]": "up"}),
+        ("label/a/values", {"match[]": "up"}),
+    ],
+)
+def test_no_expression_of_a_reader_is_looked_at_on_the_event_loop(
+    world: World, path: str, parameters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling what a short one asks for can take seconds."""
+    looked: list[str] = []
+
+    def look(expression: str) -> None:
+        looked.append(threading.current_thread().name)
+        check(expression)
+
+    monkeypatch.setattr("bedstone.server.prometheus.check", look)
+    assert world.ask(path, **parameters).status_code == 200
+    assert looked
+    assert not any(name == threading.main_thread().name for name in looked)
 
 
 def test_series_labels_and_values(world: World) -> None:
