@@ -1,4 +1,7 @@
-"""Installations for end-to-end tests, all taken down at the end."""
+"""Installations for end-to-end tests, each taken down at the end of its module.
+
+One that went on running would cost all later tests: it looks at itself every second.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def make_load() -> Callable[..., Load]:
     return Load
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_domain() -> Iterator[Callable[..., Domain]]:
     """Makes domains from an example or a manifest; nothing of them may be left at the end."""
     made: list[Domain] = []

@@ -1,5 +1,5 @@
 /** One query, with completion of names, labels and values while it is typed. */
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useEffect, useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { get } from "../api/client.ts";
 import { useLive } from "../api/live.ts";
 import type { ApiError } from "../api/client.ts";
@@ -24,14 +24,22 @@ export function QueryRow({ letter, query, error, put, remove }: {
   const [offer, setOffer] = useState<Offer>(NOTHING);
   const [at, setAt] = useState(0);
   const field = useRef<HTMLTextAreaElement>(null);
+  const caret = useRef<number | null>(null);
   const list = useId();
   const metrics = useLive<Names>("/prometheus/api/v1/label/__name__/values", 60).data?.data ?? [];
   const labels = useLive<Names>("/prometheus/api/v1/labels", 60).data?.data ?? [];
   const metadata = useLive<Metadata>("/prometheus/api/v1/metadata", Infinity).data?.data ?? {};
   useEffect(() => setText(query), [query]);
+  // With the text, not after it: what is typed meanwhile would be torn apart.
+  useLayoutEffect(() => {
+    if (caret.current === null) return;
+    field.current?.focus();
+    field.current?.setSelectionRange(caret.current, caret.current);
+    caret.current = null;
+  });
 
-  const look = async (value: string, caret: number) => {
-    const place = placeOf(value, caret);
+  const look = async (value: string, position: number) => {
+    const place = placeOf(value, position);
     setAt(0);
     switch (place.kind) {
       case "name":
@@ -54,11 +62,7 @@ export function QueryRow({ letter, query, error, put, remove }: {
     const next = text.slice(0, offer.from) + name + text.slice(end);
     setText(next);
     setOffer(NOTHING);
-    const caret = offer.from + name.length;
-    requestAnimationFrame(() => {
-      field.current?.focus();
-      field.current?.setSelectionRange(caret, caret);
-    });
+    caret.current = offer.from + name.length;
   };
   const pressed = (event: KeyboardEvent) => {
     const open = offer.names.length > 0;

@@ -45,6 +45,7 @@ export function Table<T>(properties: Properties<T>) {
   const sorted = useMemo(() => inOrder(rows, columns, sorting), [rows, sorting, columns]);
   const frame = useRef<HTMLDivElement>(null);
   const [at, setAt] = useState<string | null>(null);
+  const now = useRef<string | null>(null); // keys may come faster than the table is drawn
   const span = useWindow(frame, sorted.length);
   const shown = sorted.slice(span.first, span.end);
 
@@ -52,24 +53,22 @@ export function Table<T>(properties: Properties<T>) {
     if (!href && !open) return;
     return listKeys({
       move: (by) => {
-        setAt((current) => {
-          const now = sorted.findIndex((row) => id(row) === current);
-          const next = Math.max(0, Math.min(sorted.length - 1, now < 0 ? (by > 0 ? 0 : sorted.length - 1) : now + by));
-          const row = sorted[next];
-          if (row === undefined) return null;
-          reveal(frame.current, next);
-          return id(row);
-        });
+        const place = sorted.findIndex((row) => id(row) === now.current);
+        const next = Math.max(0, Math.min(sorted.length - 1, place < 0 ? (by > 0 ? 0 : sorted.length - 1) : place + by));
+        const row = sorted[next];
+        if (row !== undefined) reveal(frame.current, next);
+        now.current = row === undefined ? null : id(row);
+        setAt(now.current);
       },
       open: () => {
-        const row = sorted.find((each) => id(each) === at);
+        const row = sorted.find((each) => id(each) === now.current);
         if (row === undefined) return false;
         if (href) go(href(row));
         else open?.(row);
         return true;
       },
     });
-  }, [sorted, at]);
+  }, [sorted]);
 
   if (rows.length === 0 && empty) return <>{empty}</>;
   return (

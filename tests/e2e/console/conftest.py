@@ -1,7 +1,7 @@
 """The bank, running, and a browser that is signed in to its console.
 
-Everything is shared by all tests of this folder: one bank, one browser. A test that breaks
-something of the bank makes it whole again.
+All tests of a module share one bank and one browser. A test that breaks something of the bank makes
+it whole again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip("needs a browser: apt-get install chromium")
@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bank(make_domain: Callable[..., Domain]) -> Iterator[Bank]:
     domain = make_domain("examples/bank")
     domain.up()
@@ -38,7 +38,7 @@ def bank(make_domain: Callable[..., Domain]) -> Iterator[Bank]:
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def signed_in(browser: Browser, bank: Bank) -> Iterator[dict[str, Any]]:
     """The cookies of an operator who has used a link, and where the console is."""
     link = bank.link()
