@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - scripts, not a package
+# ruff: noqa: INP001, S311 - scripts, not a package; chance of a picture
 """Take `console.png`: the console's map over the bank, run for real, while customers move money.
 
     .venv/bin/python docs/pictures/console.py
@@ -60,7 +60,7 @@ def main() -> None:
             page.screenshot(path=HERE / "console.png")
     finally:
         ended.set()
-        if load:
+        if load is not None:
             load.join()
         domain.down()
         domain.discard()
