@@ -145,7 +145,11 @@ class _Away:
     "error",
     [UnavailableError("away"), UnknownOutcomeError("lost"), ConflictError("another was first")],
 )
-def test_a_store_that_is_away_loses_no_alert_and_keeps_nobody_from_being_told(error: Error) -> None:
+def test_a_store_that_is_away_loses_no_alert_and_keeps_nobody_from_being_told(
+    error: Error, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
     async def main() -> None:
         async with open_store("memory://") as store:
             away = _Away(store)
@@ -159,6 +163,8 @@ def test_a_store_that_is_away_loses_no_alert_and_keeps_nobody_from_being_told(er
                     assert world.receivers.of() == [(["slow workload=web"], [])]
                     away.error = None
                     await alerting.kept.written()
+                    said = [line.message for line in caplog.records if "written" in line.message]
+                    assert said == ["alerts not written", "alerts written again"]
                 del world.settle
                 async with world.running() as alerting:
                     await world.seconds(3)

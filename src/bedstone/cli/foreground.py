@@ -86,12 +86,13 @@ async def _follow(session: Session, client: Client, following: Statuses, run: Ru
         try:
             status = await session.ready(client, following, run)
         except Error as error:
-            if session.ailing:
-                raise
+            if session.ailing and not session.feed.clock:
+                raise  # nothing has come up yet, and nothing can
             _check(run)
             if not isinstance(error, UnavailableError):
                 raise
-            error.hint = "correct it and save: it is applied at once"
+            if not session.ailing:
+                error.hint = "correct it and save: it is applied at once"
             show(error, session.terminal)
         else:
             session.welcome(status)

@@ -45,6 +45,7 @@ class AlertStore:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _events: int = _SLACK
+    _trouble: str = ""
 
     def put(self, resource: Resource) -> None:
         """Write a resource soon."""
@@ -88,8 +89,13 @@ class AlertStore:
                 await self._trim()
         except Error as error:
             # Each operation is idempotent, so "may have been applied" is tried again as well.
-            _log.warning("alerts not written", extra={"error": error.message})
+            if error.message != self._trouble:
+                self._trouble = error.message
+                _log.warning("alerts not written", extra={"error": error.message})
             return False
+        if self._trouble:
+            self._trouble = ""
+            _log.info("alerts written again")
         for key, operation in taken.items():
             if self._waiting.get(key) is operation:
                 del self._waiting[key]
