@@ -277,7 +277,8 @@ MONITORING_DROPPED = Metric(
     "counter",
     "series",
     ("reason",),
-    "Series that were refused, by reason: `series` (the cap on their number), `duplicate`, `kind`.",
+    "Series that were refused, by reason: `series` (the cap on their number), `share` (of an app's"
+    " own), `duplicate`, `kind`.",
 )
 MONITORING_DROPPED_SPANS = Metric(
     "bedstone_monitoring_dropped_spans_total",

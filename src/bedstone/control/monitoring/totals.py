@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from bedstone.control.monitoring.catalogue import Catalogue, Entry
 from bedstone.control.monitoring.rows import Rows
 from bedstone.control.monitoring.sealing import Columns
+from bedstone.control.monitoring.shares import Shares
 from bedstone.telemetry.frame_builder import follows
 from bedstone.telemetry.frames import Frame, Series
 
@@ -132,13 +133,14 @@ class Totals:
         self.rows = Rows()
         self.sources: list[Source | None] = []
         self.dropped: Counter[tuple[str, str]] = Counter()
-        """How many series were refused, by metric and reason: `series`, `duplicate`, `kind`."""
+        """How many series were refused, by metric and reason (see `bedstone.telemetry.names`)."""
         self.unwritten: list[Entry] = []
         """Entries without a row that have changed; whoever writes them takes them away."""
         self._catalogue = catalogue
         self._cap = cap
         self._nodes: dict[str, Node] = {}
         self._owners = np.empty(0, np.int64)  # the number of each source's node
+        self._shares = Shares(cap)
         self._last = 0
 
     def put(self, name: str, frame: Frame) -> bool:
@@ -191,6 +193,8 @@ class Totals:
     def _apply(self, node: Node, frame: Frame) -> None:
         if frame.sequence == 0:
             self._detach(node)
+        if frame.new:
+            self._shares.count(self.rows, self.sources)
         unknown = self._note_sources(node, frame)
         for number in frame.gone:
             row = node.rows.pop(number, -1)
@@ -204,7 +208,6 @@ class Totals:
             source = self._source(node, series.source, unknown)
             row = self._find_row(node, source, series, baseline=source.number in unknown)
             node.rows[number] = row
-            node.refused |= row < 0
         self._take_values(node, frame.values)
         for source in node.sources.values():
             if source.name not in frame.missing:
@@ -286,9 +289,8 @@ class Totals:
         entry = self._catalogue.find(series.name, series.labels)
         if entry is not None and entry.kind != series.kind:
             return self._refuse(node, series, "kind")
-        if (entry is None or entry.row < 0) and rows.count >= self._cap:
-            source.refused = True
-            return self._refuse(node, series, "series")
+        if (entry is None or entry.row < 0) and (reason := self._no_room(source)):
+            return self._refuse(node, series, reason)
         if entry is None:
             return self._add_row(source, series, baseline=baseline)
         row = entry.row if entry.row >= 0 else self.attach(entry)
@@ -305,6 +307,16 @@ class Totals:
             rows.carry[row] = rows.offset[row]
         rows.source[row], rows.live[row] = source.number, True
         return row
+
+    def _no_room(self, source: Source) -> str:
+        """Why a source's series gets no row; empty if it does."""
+        if self.rows.count >= self._cap:
+            source.refused = True
+            return "series"
+        if not self._shares.take(source.name):
+            source.refused = True
+            return "share"
+        return ""
 
     def _add_row(self, source: Source, series: Series, *, baseline: bool) -> int:
         row = self.attach(self._catalogue.add(series.name, series.labels, series.kind))
@@ -332,6 +344,8 @@ class Totals:
         self._end_row(row)
 
     def _refuse(self, node: Node, series: Series, reason: str) -> int:
+        # What an application brings about by itself is not asked for again each second.
+        node.refused |= reason in {"series", "duplicate"}
         name = series.name
         if (name, reason) not in self.dropped:
             if len(self.dropped) >= _NAMED:

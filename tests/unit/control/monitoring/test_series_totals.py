@@ -273,3 +273,40 @@ def test_a_clock_that_was_set_back_after_the_start_costs_no_second(tmp_path: Pat
     minutes = scene.store.select([Matcher("__name__", "=", "x_total")], BEGIN + 60, BEGIN + 300, 60)
     assert minutes.values[0].tolist() == [59, 119, 179, 239, 299]
     scene.store.close()
+
+
+def held(scene: Scene, prefix: str) -> int:
+    found = scene.store.series([Matcher("__name__", "=~", f"{prefix}.*")], BEGIN, scene.second)
+    return len(found)
+
+
+def test_an_application_that_floods_leaves_room_to_others_and_to_what_we_count(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path / "metrics.sqlite", cap=100)
+
+    def tell(name: str, count: int, source: str, node: str) -> None:
+        values = {f"{name}{number}_total": 1.0 for number in range(count)}
+        scene.tell(values, source=source, node=node)
+
+    tell("flood", 90, "application/a/default/w/i1", "n1")
+    assert held(scene, "flood") == 50
+    tell("more", 5, "application/a/default/other/i2", "n2")
+    assert held(scene, "more") == 0, "it is the same app"
+    tell("other", 90, "application/b/default/w/i1", "n3")
+    assert held(scene, "other") == 30
+    tell("ours", 20, "envoy", "n4")
+    assert held(scene, "ours") == 20
+    assert scene.store.stats().dropped["flood60_total", "share"] == 1
+    scene.store.close()
+
+
+def test_what_an_application_may_not_say_is_not_asked_for_every_second(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "metrics.sqlite", cap=100)
+    source = "application/a/default/w/i1"
+    series = {Series(f"f{number}", (), "gauge", source): 1.0 for number in range(80)}
+    builder = FrameBuilder()
+    for second in range(BEGIN + 1, BEGIN + 5):
+        assert scene.store.ingest("n", builder.build(second, series, {source: "1"}, {}))
+        scene.store.finish(second, {})
+    scene.store.close()
