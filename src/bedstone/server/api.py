@@ -312,7 +312,7 @@ def _resource_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
 def _app_routes(app: FastAPI, queries: Queries, changes: Changes) -> None:
     @app.post("/v1/apps/{name}/plan")
     async def plan(name: str, request: ApplyRequest, _: Reader) -> ApplyResult:
-        return changes.plan(name, request)
+        return await changes.plan(name, request)
 
     @app.put("/v1/apps/{name}")
     async def apply(name: str, request: ApplyRequest, who: Operator) -> ApplyResult:

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -66,13 +67,14 @@ class Changes:
     def _snapshot(self) -> Snapshot:
         return self._loop.snapshot
 
-    def plan(self, name: str, request: ApplyRequest) -> ApplyResult:
+    async def plan(self, name: str, request: ApplyRequest) -> ApplyResult:
         """What `apply` would change.
 
         Raises:
             InvalidError: the manifest declares another app, or its gateway's port is another app's.
             ConflictError: the app is being deleted, or is past `request.generation`.
         """
+        await asyncio.to_thread(_refuse_expressions, request)
         return self._applied(name, request)[1]
 
     async def apply(self, name: str, request: ApplyRequest, who: str) -> ApplyResult:
@@ -84,6 +86,7 @@ class Changes:
                 return [], result
             return [self.put(app), *recorded(app, self._clock())], result
 
+        await asyncio.to_thread(_refuse_expressions, request)
         return await self.commit(who, "apply", f"app {name}", change)
 
     async def restart(self, name: str, workload: str, who: str) -> ApplyResult:
@@ -241,7 +244,6 @@ class Changes:
         _refuse_reserved(request)
         _refuse_urls(request)
         refuse_unresolved(request.spec)
-        _refuse_expressions(request)
         before = self._snapshot.get(App, f"apps/{name}")
         if before and before.deleting:
             raise ConflictError(f"app {name} is being deleted", hint="wait until it is gone")
@@ -391,7 +393,10 @@ def _refuse_urls(request: ApplyRequest) -> None:
 
 
 def _refuse_expressions(request: ApplyRequest) -> None:
-    """Refuse PromQL that is well-formed, but asks for what is not understood here."""
+    """Refuse PromQL that is well-formed, but asks for what is not understood here.
+
+    In a thread: readers plan, too, and a short expression can take seconds to look at.
+    """
     for name, alert in request.spec.alerts.items():
         for key in ("when", "series", "expects"):
             text = getattr(alert, key, None)

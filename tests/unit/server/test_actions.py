@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -194,5 +195,31 @@ def test_a_port_that_another_app_has_taken_since_is_not_taken_back() -> None:
         await world.changes.apply("other", request, "local:bob")
         with pytest.raises(InvalidError, match="port 8123 is the gateway of app other"):
             await world.actions.undo("shop", 2, "console:ann")
+
+    run(check)
+
+
+def test_no_expression_of_a_manifest_is_looked_at_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readers plan, too; compiling what a short expression asks for can take seconds."""
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(
+        "bedstone.server.changes.check", lambda _: threads.append(threading.current_thread())
+    )
+
+    async def check(world: World) -> None:
+        spec = AppSpec.model_validate(
+            {
+                "app": "other",
+                "workloads": {"web": {"command": ["x"]}},
+                "alerts": {"some": {"when": "x > 1"}},
+            }
+        )
+        request = ApplyRequest(spec=spec, root="/r")
+        await world.changes.plan("other", request)
+        await world.changes.apply("other", request, "local:ann")
+        assert len(threads) == 2
+        assert threading.main_thread() not in threads
 
     run(check)
