@@ -12,8 +12,8 @@ from bedstone.model.monitoring import Seconds
 from bedstone.server.api import Reader, Routes, stream
 from bedstone.server.collecting import Collecting, Writer
 
-LONGEST = 31 * 86_400
-"""Seconds that can be asked about at once."""
+LONGEST = 86_400
+"""Seconds that can be asked about at once: each that was not complete is named, with why."""
 
 
 def second_routes(collecting: Collecting, writer: Writer) -> Routes:
