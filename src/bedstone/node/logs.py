@@ -2,21 +2,25 @@
 
 Rules: files are touched in threads only, in batches, so that neither a large log nor a slow disk
 stalls anything; a line is shown once; a source that appears while others are followed is followed
-too; one that is removed meanwhile has no more lines.
+too; one that is removed meanwhile has no more lines. However many searches a reader begins, they
+wait for one another, and nothing else of the node waits for them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from bedstone.errors import NotFoundError
 from bedstone.model.messages import LogLine
@@ -29,6 +33,16 @@ FOLLOW_PERIOD = 0.15
 RESCAN_PERIOD = 1.0
 KEEP_DEAD = 10
 """Logs of instances that are gone, kept per workload."""
+_READERS = ThreadPoolExecutor(4, "bedstone-logs")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+async def _beside(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Touch files in a thread of our own: who collects and probes shares none with who reads."""
+    return await asyncio.get_running_loop().run_in_executor(
+        _READERS, functools.partial(work, *args, **named)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +148,15 @@ async def show(
     What is not followed includes a last line that is not complete yet. `tail` counts the lines that
     are wanted.
     """
-    sources = await asyncio.to_thread(find_sources, logs, subject)
-    ends = await asyncio.to_thread(_ends, sources, whole=follow)
+    sources = await _beside(find_sources, logs, subject)
+    ends = await _beside(_ends, sources, whole=follow)
     if tail is None or wanted or until is not None:
         lines = _chosen(_merged(sources, since, ends), until, wanted)
         if tail is not None:
-            lines = await asyncio.to_thread(_last, lines, tail)
+            lines = await _beside(_last, lines, tail)
     else:
-        lines = await asyncio.to_thread(_tail, sources, since, tail, ends)
-    while batch := await asyncio.to_thread(lambda: list(islice(lines, BATCH))):
+        lines = await _beside(_tail, sources, since, tail, ends)
+    while batch := await _beside(lambda: list(islice(lines, BATCH))):
         yield batch
     if follow:
         async for batch in _follow(logs, subject, ends):
@@ -171,9 +185,9 @@ async def _follow(
         now = time.monotonic()
         if now >= rescan:
             with suppress(NotFoundError):  # an engine's log that was removed may come again
-                sources = await asyncio.to_thread(find_sources, logs, subject)
+                sources = await _beside(find_sources, logs, subject)
             rescan = now + RESCAN_PERIOD
-        fresh = await asyncio.to_thread(_all_fresh, sources, ends)
+        fresh = await _beside(_all_fresh, sources, ends)
         if fresh:
             yield fresh
         else:

@@ -8,12 +8,15 @@ import json
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from bedstone.errors import NotFoundError
+from bedstone.model.messages import LogLine
 from bedstone.node import logfile, logs
 from bedstone.node.logs import KEEP_DEAD, LogKeeper, find_sources, show
 from bedstone.telemetry.lines import Filter
@@ -296,3 +299,30 @@ def test_keeper_notes_growth_and_forgets_the_oldest_dead(tmp_path: Path) -> None
     size = logfile.index_path(logs[0]).stat().st_size
     keeper.look(2001.0, alive)
     assert logfile.index_path(logs[0]).stat().st_size == size, "nothing grew, nothing is noted"
+
+
+def test_searches_take_no_thread_from_the_rest_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty readers that search large files must not keep the collector waiting for a thread."""
+    append(instance_log(tmp_path, "web", "w1"), "found")
+    released = threading.Event()
+
+    def slow(lines: Iterator[LogLine], count: int) -> Iterator[LogLine]:
+        released.wait(20)
+        return iter(deque(lines, maxlen=count))
+
+    monkeypatch.setattr(logs, "_last", slow)
+
+    async def search() -> list[str]:
+        batches = show(tmp_path, "shop/default/web/", tail=1, wanted=Filter(text="found"))
+        return [line.text async for batch in batches for line in batch]
+
+    async def main() -> None:
+        searches = [asyncio.create_task(search()) for _ in range(40)]
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(asyncio.to_thread(lambda: None), 5)
+        released.set()
+        assert await asyncio.gather(*searches) == [["found"]] * 40
+
+    asyncio.run(main())
