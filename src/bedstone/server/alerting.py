@@ -177,7 +177,9 @@ class Alerting:
         quick: ThreadPoolExecutor,
         slow: ThreadPoolExecutor,
     ) -> None:
-        certainty = await asyncio.to_thread(self.examiner.certainty, second)
+        loop = asyncio.get_running_loop()
+        # Not among the threads that readers' questions take.
+        certainty = await loop.run_in_executor(quick, self.examiner.certainty, second)
         self.second = second
         self._declare(second)
         for rule, pace in self._due(second):

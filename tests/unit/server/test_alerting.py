@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from bedstone.control.monitoring.alerts.machine import Certainty
 from bedstone.errors import InvalidError, NotFoundError
 from bedstone.model.alerts import SilenceRequest
 from bedstone.server.alert_routes import lines
@@ -360,3 +362,23 @@ def test_a_rule_that_is_expensive_is_evaluated_less_often_than_others() -> None:
             assert world.states("slow") == ["firing workload=web"]
 
     in_world(body, text)
+
+
+def test_alerts_wait_for_no_reader_s_question() -> None:
+    """Searches and tests of rules take the threads that all share; alerts have their own."""
+
+    async def body(world: AlertWorld) -> None:
+        names: list[str] = []
+        async with world.running() as alerting:
+            ask = alerting.examiner.certainty
+
+            def asked(second: int) -> Certainty:
+                names.append(threading.current_thread().name)
+                return ask(second)
+
+            alerting.examiner.certainty = asked  # type: ignore[method-assign]
+            await world.seconds(2)
+        assert names
+        assert all(name.startswith("alerts-quick") for name in names)
+
+    in_world(body)
