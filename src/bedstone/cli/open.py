@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
@@ -16,6 +18,17 @@ from bedstone.cli.terminal import Terminal, clean
 
 if TYPE_CHECKING:
     from bedstone.model.monitoring import ConsoleLink, ConsoleSignIn
+
+PAGE = "open.html"
+"""The page in the state directory that leads a browser to a link; the link works once."""
+_LEADS = """\
+<!doctype html>
+<meta charset="utf-8">
+<meta name="referrer" content="no-referrer">
+<meta http-equiv="refresh" content="0; url={url}">
+<title>Bedstone</title>
+<a href="{url}">Open the console</a>
+"""
 
 
 @click.command(
@@ -69,7 +82,7 @@ def open_(
             return
         terminal.answer(link.url)
         opened = not no_browser and target.url is None and browser()
-        if opened and _launch(link.url):
+        if opened and _launch(link.url, target.state()):
             terminal.say("opened in the browser")
         else:
             terminal.say(f"open it within two minutes; it signs in once, as {link.role}")
@@ -125,10 +138,20 @@ def browser() -> bool:
     )
 
 
-def _launch(url: str) -> bool:
+def _launch(url: str, state: Path) -> bool:
+    """Have a browser show a page that leads to the link; whether there was one.
+
+    The link itself may be in no command line: those every user of the machine can read, and whoever
+    was faster than the browser would be signed in. So it stands in a file that only we may read.
+    """
     import webbrowser
 
+    page = state / PAGE
     try:
-        return webbrowser.open(url)
-    except webbrowser.Error:
+        page.unlink(missing_ok=True)
+        descriptor = os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(_LEADS.format(url=html.escape(url)))
+        return webbrowser.open(page.absolute().as_uri())
+    except (OSError, webbrowser.Error):
         return False

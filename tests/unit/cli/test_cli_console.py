@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The pages that a browser was asked to show."""
     shown: list[str] = []
 
-    def launch(url: str) -> bool:
+    def launch(url: str, _: Path) -> bool:
         shown.append(url)
         return True
 
@@ -69,6 +70,26 @@ def test_without_a_screen_or_where_none_is_wanted_nothing_is_opened(
     assert "within two minutes" in ended.err
     assert launched == []
     assert server.asked[-1].body == {"role": "reader"}
+
+
+def test_a_browser_s_command_line_has_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of the machine reads command lines, and could be faster than the browser."""
+    shown: list[str] = []
+
+    def browse(url: str) -> bool:
+        shown.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    for code in ("abc", "def"):
+        assert opening._launch(f"http://bedstone.localhost:1/login#code={code}", tmp_path)
+        page = tmp_path / "open.html"
+        assert shown.pop() == page.as_uri()
+        assert stat.S_IMODE(page.stat().st_mode) == 0o600
+        assert f'content="0; url=http://bedstone.localhost:1/login#code={code}"' in page.read_text()
+    assert not opening._launch("http://b", tmp_path / "missing"), "the link is printed all the same"
 
 
 def test_where_there_is_no_console_it_says_what_to_do(server: FakeApi, command: Command) -> None:
