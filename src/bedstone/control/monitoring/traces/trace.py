@@ -10,6 +10,8 @@ Pure. Two rules beyond OpenTelemetry's:
 
 from __future__ import annotations
 
+import bisect
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +21,8 @@ from bedstone.model.traces import TraceSummary
 Kept = Literal["error", "slow", "sampled"]
 _TOLERANCE = 5_000_000
 """Nanoseconds by which the clocks of two nodes may make a call begin before its cause."""
+_NEAR = 200
+_SERVER = 2
 _RANK = {"access-log": 0, "proxy": 1, "application": 2}
 
 
@@ -31,9 +35,10 @@ def whole(spans: Iterable[Span]) -> list[Span]:
             once[span.span] = span
     ordered = sorted(once.values(), key=lambda span: (span.start, -span.end))
     above = {span.span: span.parent for span in ordered}
+    causes = _Causes(ordered)
     placed = []
     for span in ordered:
-        found = _cause(span, ordered, above) if _parentless(span) else None
+        found = causes.of(span, above) if _parentless(span) else None
         if found is not None:
             above[span.span] = found
             span = span.below(found)  # noqa: PLW2901 - the same span
@@ -45,34 +50,54 @@ def _parentless(span: Span) -> bool:
     return span.whose.origin == "access-log" and not span.parent
 
 
-def _cause(span: Span, spans: Sequence[Span], above: Mapping[bytes, bytes]) -> bytes | None:
-    """The span that led to a request that was written down; None where none is known."""
-    said = _texts(span)
-    match said.get("bedstone.side"):
-        case "inbound":
-            causes = [
-                hop
-                for hop in spans
-                if _calls(hop, said.get("bedstone.caller", ""), span.whose.service)
-            ]
-        case "outbound":
-            causes = [
-                other
-                for other in spans
-                if other.kind == _SERVER
-                and (other.whose.app, other.whose.service) == (span.whose.app, span.whose.service)
-                and span.whose.instance in ("", other.whose.instance)
-            ]
-        case _:
-            return None
-    around = [
-        cause
-        for cause in causes
-        if cause.start - _TOLERANCE <= span.start
-        and span.end <= cause.end + _TOLERANCE
-        and not _is_below(cause.span, span.span, above)
-    ]
-    return min(around, key=lambda cause: cause.end - cause.start).span if around else None
+class _Causes:
+    """What may have led to what, of the spans of one trace.
+
+    Whoever calls chooses the trace, so that one may have thousands of calls of the same kind: of
+    these, the last `_NEAR` that began before a request are looked at.
+    """
+
+    def __init__(self, ordered: Sequence[Span]) -> None:
+        self._said = {
+            span.span: _texts(span) for span in ordered if span.whose.origin != "application"
+        }
+        self._found: defaultdict[tuple[str, ...], list[Span]] = defaultdict(list)
+        for span in ordered:
+            whose = span.whose
+            said = self._said.get(span.span, {})
+            if said.get("bedstone.side") in ("gateway", "outbound"):
+                callee = said.get("bedstone.callee", "")
+                self._found["calls", whose.service, callee].append(span)
+            if span.kind == _SERVER:
+                self._found["serves", whose.app, whose.service].append(span)
+                if whose.instance:
+                    self._found["serves", whose.app, whose.service, whose.instance].append(span)
+        self._starts = {key: [span.start for span in found] for key, found in self._found.items()}
+
+    def of(self, span: Span, above: Mapping[bytes, bytes]) -> bytes | None:
+        """The span that led to a request that was written down; None where none is known."""
+        whose = span.whose
+        said = self._said[span.span]
+        key: tuple[str, ...]
+        match said.get("bedstone.side"):
+            case "inbound":
+                key = ("calls", said.get("bedstone.caller", ""), whose.service)
+            case "outbound":
+                key = ("serves", whose.app, whose.service, whose.instance)[
+                    : 4 if whose.instance else 3
+                ]
+            case _:
+                return None
+        upto = bisect.bisect_right(self._starts.get(key, ()), span.start + _TOLERANCE)
+        around = [
+            cause
+            for cause in self._found.get(key, ())[max(0, upto - _NEAR) : upto]
+            if span.end <= cause.end + _TOLERANCE
+        ]
+        for cause in sorted(around, key=lambda cause: cause.end - cause.start):
+            if not _is_below(cause.span, span.span, above):
+                return cause.span
+        return None
 
 
 def _is_below(span: bytes, other: bytes, above: Mapping[bytes, bytes]) -> bool:
@@ -84,19 +109,6 @@ def _is_below(span: bytes, other: bytes, above: Mapping[bytes, bytes]) -> bool:
         seen.add(span)
         span = above.get(span, b"")
     return False
-
-
-_SERVER = 2
-
-
-def _calls(hop: Span, caller: str, callee: str) -> bool:
-    said = _texts(hop)
-    return (
-        hop.whose.origin != "application"
-        and said.get("bedstone.side") in ("gateway", "outbound")
-        and hop.whose.service == caller
-        and said.get("bedstone.callee") == callee
-    )
 
 
 def _texts(span: Span) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from bedstone.control.monitoring.traces import trace
 from bedstone.control.monitoring.traces.spans import Span, shown
 from bedstone.control.monitoring.traces.trace import summary, whole
 from bedstone.testing.spans import BEGIN, SECOND, span, span_id
@@ -111,3 +114,28 @@ def test_a_span_is_shown_with_its_attributes_and_events() -> None:
     assert (seen.parent, seen.kind, seen.origin) == (span_id(1).hex(), "server", "proxy")
     assert seen.attributes == {"bedstone.flags": "UF", "sizes": [1.5, "nan"]}
     assert seen.events[0].attributes == {"exception.type": "ValueError"}
+
+
+def test_thousands_of_requests_in_one_trace_are_put_together_without_comparing_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who calls chooses the trace: nobody may hold the server up with a long one."""
+    read = 0
+
+    def texts(one: Span) -> dict[str, object]:
+        nonlocal read
+        read += 1
+        return original(one)
+
+    original = trace._texts
+    monkeypatch.setattr(trace, "_texts", texts)
+    spans = []
+    for number in range(1000):
+        at = number * 0.01
+        spans += [
+            written(2 * number + 1, "gateway", "gateway", at, 0.009, callee="web"),
+            written(2 * number + 2, "inbound", "web", at + 0.001, 0.007, caller="gateway"),
+        ]
+    found = parents(spans)
+    assert all(found[2 * n + 2] == 2 * n + 1 for n in range(1000))
+    assert read <= len(spans)
