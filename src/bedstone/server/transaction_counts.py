@@ -1,8 +1,9 @@
 """The counts of every app's transaction log, each second: as series of the server's own.
 
 Rules:
-- A log is one source, `transactions/APP`. Its identity is the source's incarnation; a log that
-  counts less than it did (its database was restored) is another life of it.
+- A log is one source, `transactions/APP`. Its identity is the source's incarnation, and nothing
+  that only this process knows: the next one must call the same life the same. A log that counts
+  less than it did (its database was restored) says so by that.
 - A log that does not answer within the time is named, with the reason: the second is incomplete.
   It is asked one question at a time; what comes late is dropped, for it is of another second.
 """
@@ -66,25 +67,6 @@ def source_of(app: str) -> str:
     return f"transactions/{app}"
 
 
-@dataclass(slots=True)
-class _Life:
-    """What is remembered of a log between two seconds."""
-
-    identity: str = ""
-    events: Mapping[str, int] = field(default_factory=dict)
-    lives: int = 0
-    asking: asyncio.Task[Counts] | None = None
-
-    def incarnation(self, counts: Counts) -> str:
-        """What tells this life of the log from an earlier one."""
-        if counts.log != self.identity:
-            self.identity, self.lives = counts.log, 0
-        elif any(counts.events[event] < number for event, number in self.events.items()):
-            self.lives += 1
-        self.events = counts.events
-        return self.identity if not self.lives else f"{self.identity}.{self.lives}"
-
-
 class TransactionCounts:
     """Reads the logs of all apps.
 
@@ -98,15 +80,13 @@ class TransactionCounts:
     ) -> None:
         self._logs = logs
         self._patience = patience
-        self._lives: dict[str, _Life] = {}
+        self._asking: dict[str, asyncio.Task[Counts]] = {}
 
     async def read(self) -> Reading:
         """Ask every log, side by side; never fails, and takes no longer than the patience."""
         logs = self._logs()
-        for app in self._lives.keys() - logs.keys():
-            asking = self._lives.pop(app).asking
-            if asking is not None:
-                asking.cancel()
+        for app in self._asking.keys() - logs.keys():
+            self._asking.pop(app).cancel()
         answers = await asyncio.gather(*(self._ask(app, log) for app, log in logs.items()))
         series: list[tuple[Series, float]] = []
         incarnations: dict[str, str] = {}
@@ -116,13 +96,13 @@ class TransactionCounts:
                 missing[source_of(app)] = answer
             else:
                 series += series_of(app, answer)
-                incarnations[source_of(app)] = self._lives[app].incarnation(answer)
+                incarnations[source_of(app)] = answer.log
         return Reading(tuple(series), incarnations, missing)
 
     async def close(self) -> None:
         """Ask no more."""
-        asking = [life.asking for life in self._lives.values() if life.asking is not None]
-        self._lives.clear()
+        asking = list(self._asking.values())
+        self._asking.clear()
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
@@ -130,17 +110,17 @@ class TransactionCounts:
     async def _ask(self, app: str, log: Counted | str) -> Counts | str:
         if isinstance(log, str):
             return log
-        life = self._lives.setdefault(app, _Life())
-        if life.asking is not None:
-            if not life.asking.done():
+        before = self._asking.get(app)
+        if before is not None:
+            if not before.done():
                 return "its log has not answered yet"
-            if not life.asking.cancelled():
-                life.asking.exception()  # what came late is dropped, a failure too
-        life.asking = asyncio.ensure_future(log.counts())
-        done, _ = await asyncio.wait({life.asking}, timeout=self._patience)
+            if not before.cancelled():
+                before.exception()  # what came late is dropped, a failure too
+        asked = self._asking[app] = asyncio.ensure_future(log.counts())
+        done, _ = await asyncio.wait({asked}, timeout=self._patience)
         if not done:
             return f"its log did not answer within {self._patience:g} s"
-        asked, life.asking = life.asking, None
+        self._asking.pop(app, None)
         try:
             return asked.result()
         except Error as error:
