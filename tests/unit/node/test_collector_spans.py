@@ -216,13 +216,15 @@ def test_while_the_stream_is_away_spans_wait_in_bounded_room_and_the_rest_is_cou
         outgoing = Outgoing(stream.send, stream.drained, lambda: NOW, room=100)
         assert outgoing.spans(WEB, exported(80)) == 30, "one sender gets half of the room"
         other = WEB._replace(workload="risk")
-        assert outgoing.spans(other, exported(60)) == 10
+        assert outgoing.spans(other, exported(60)) == 35, "applications get three quarters"
+        outgoing.requests([record(status=503, span=f"{number:016x}") for number in range(1, 31)])
+        assert outgoing.waiting == 100, "the proxies have the rest"
         await flushed(outgoing)
         assert stream.sent == []
         stream.open = True
         await flushed(outgoing)
         assert len(stream.spans()) == 100
-        assert sum(message.dropped for message in stream.sent) == 40
+        assert sum(message.dropped for message in stream.sent) == 70
         assert outgoing.spans(WEB, exported(50)) == 0, "there is room again"
 
     asyncio.run(scene())

@@ -2,7 +2,8 @@
 
 Rules:
 - What finds no room is dropped and counted; the next batch says how many. One sender gets half of
-  the room at most, so that a noisy one silences nobody else.
+  the room at most, and all applications three quarters: a noisy one silences nobody else, and many
+  do not silence the proxies.
 - While the stream is away or slow the batch waits, and goes on filling.
 """
 
@@ -49,6 +50,8 @@ class Outgoing:
         self._room = room
         self._waiting: list[Told] = []
         self._of: Counter[tuple[str, str, str, str]] = Counter()
+        self._own = 0
+        """Those of them that applications sent."""
         self._dropped = 0
         self._begun = 0
         self._written = 0
@@ -102,10 +105,16 @@ class Outgoing:
                 dropped += 1
                 continue
             sender = told.group[1:5]
-            if len(self._waiting) >= self._room or self._of[sender] >= self._room // 2:
+            own = told.group.origin == "application"
+            if (
+                len(self._waiting) >= self._room
+                or self._of[sender] >= self._room // 2
+                or (own and self._own >= self._room * 3 // 4)
+            ):
                 dropped += 1
                 continue
             self._of[sender] += 1
+            self._own += own
             self._waiting.append(told)
         self._dropped += dropped
         return dropped
@@ -123,6 +132,7 @@ class Outgoing:
                 self._waiting, self._dropped = rest, 0
                 self._of.subtract(told.group[1:5] for told in batch)
                 self._of += Counter()  # forget those without any
+                self._own -= sum(told.group.origin == "application" for told in batch)
 
 
 def encoded(batch: Sequence[Told]) -> str:
