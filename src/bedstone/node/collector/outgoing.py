@@ -49,7 +49,7 @@ class Outgoing:
         self._clock = clock
         self._room = room
         self._waiting: list[Told] = []
-        self._of: Counter[tuple[str, str, str, str]] = Counter()
+        self._of: Counter[tuple[str, ...]] = Counter()
         self._own = 0
         """Those of them that applications sent."""
         self._dropped = 0
@@ -104,7 +104,7 @@ class Outgoing:
             if told is None:
                 dropped += 1
                 continue
-            sender = told.group[1:5]
+            sender = _sender(told.group)
             own = told.group.origin == "application"
             if (
                 len(self._waiting) >= self._room
@@ -130,9 +130,14 @@ class Outgoing:
                 if not self._send(message):
                     break
                 self._waiting, self._dropped = rest, 0
-                self._of.subtract(told.group[1:5] for told in batch)
+                self._of.subtract(_sender(told.group) for told in batch)
                 self._of += Counter()  # forget those without any
                 self._own -= sum(told.group.origin == "application" for told in batch)
+
+
+def _sender(group: Group) -> tuple[str, ...]:
+    """Who sent a span: an instance, or the proxy beside it."""
+    return ("" if group.origin == "application" else "proxy", *group[1:5])
 
 
 def encoded(batch: Sequence[Told]) -> str:
