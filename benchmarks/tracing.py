@@ -2,10 +2,11 @@
 
 Two hops: client → outbound listener → mutual TLS → inbound listener → program. `plain` is what we
 generate less spans, decisions and records; `unsampled` decides and passes `traceparent` on, and
-makes no span; `sampled` makes spans of the share that `--share` says, which a collector takes. The
-program is an Envoy that answers with 1 KiB, or with `--application` a small ASGI application, as
-`run:` serves it. Short rounds are interleaved; `cpu_us` is the processor time of proxy and program
-for a request, in the lower quartile of the rounds, which a busy machine disturbs least.
+makes no span; `sampled` makes spans of the share that `--share` says (whole percents), which a
+collector takes. The program is an Envoy that answers with 1 KiB, or with `--application` a small
+ASGI application, as `run:` serves it. Short rounds are interleaved; `cpu_us` is the processor time
+of proxy and program for a request, in the lower quartile of the rounds, which a busy machine
+disturbs least.
 
     python benchmarks/tracing.py [--rounds 20] [--seconds 1] [--connections 16] [--share 0.01]
                                  [--application]
@@ -34,6 +35,7 @@ from bedstone.control.mesh import tracing
 from bedstone.model.spec import AppSpec, WorkloadSpec
 from bedstone.node.collector import otlp_grpc
 from bedstone.node.collector.intake import Discard, Intake
+from bedstone.node.collector.runtime import share
 from bedstone.telemetry.requests import SAMPLING_KEY
 from bedstone.testing.mesh import MeshRig, free_port, mesh_rig, wait_open
 
@@ -53,13 +55,12 @@ async def declared(rig: MeshRig, program: int) -> tuple[int, int]:
     return web.plumbing.outbound.port, rig.envoy.pid
 
 
-async def share(rig: MeshRig, value: float) -> None:
+async def sample(rig: MeshRig, value: float) -> None:
     """Sample so many of the requests."""
-    text = json.dumps({"numerator": round(value * 10_000), "denominator": "TEN_THOUSAND"})
     transport = httpx.AsyncHTTPTransport(uds=str(rig.engine.admin_socket))
     async with httpx.AsyncClient(transport=transport) as admin:
-        url = httpx.URL("http://envoy/runtime_modify", params={SAMPLING_KEY: text})
-        answer = await admin.post(str(url).replace("+", "%20"))
+        wanted = {SAMPLING_KEY: share(value)}
+        answer = await admin.post("http://envoy/runtime_modify", params=wanted)
         answer.raise_for_status()
 
 
@@ -129,7 +130,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             )
             stack.push_async_callback(server.stop, 0)
             places[name] = await declared(rig, program)
-            await share(rig, value)
+            await sample(rig, value)
         results: dict[str, list[dict[str, float]]] = {name: [] for name in places}
         for port, _ in places.values():
             await load(port, 1, options.connections, "")  # warm
