@@ -151,10 +151,26 @@ def test_the_machine_s_series_have_the_units_they_say() -> None:
 def test_the_real_machine_is_read(tmp_path: Path) -> None:
     values = {
         (series.name, dict(series.labels).get("state", dict(series.labels).get("mode", ""))): value
-        for series, value in machine.read("n1", tmp_path).items()
+        for series, value in machine.Machine("n1", tmp_path).read().items()
     }
     assert values["bedstone_node_cores", ""] == os.cpu_count()
     for name in ("bedstone_node_memory_bytes", "bedstone_node_disk_bytes"):
         assert values[name, "total"] > values[name, "available"] > 0
     assert values["bedstone_node_cpu_seconds_total", "user"] > 0
     assert len(machine.incarnation()) == 36
+
+
+def test_what_the_machine_counts_never_falls(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable: 5 kB\n")
+
+    def idle_and_waited(idle: int, iowait: int) -> tuple[float, float]:
+        line = f"cpu  100 0 50 {idle} {iowait} 0 0 0 0 0\n"
+        (tmp_path / "stat").write_text(line)
+        found = reader.read()
+        cpu = {dict(it.labels).get("mode"): value for it, value in found.items()}
+        return cpu["idle"] * TICK, cpu["iowait"] * TICK
+
+    reader = machine.Machine("n1", tmp_path, tmp_path)
+    assert idle_and_waited(1000, 70) == (1000, 70)
+    assert idle_and_waited(1100, 69) == (1100, 70), "proc(5): it may decrease"
+    assert idle_and_waited(1099, 72) == (1100, 72)

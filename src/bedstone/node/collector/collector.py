@@ -80,7 +80,7 @@ class Collector:
         others: tuple[Read, ...] = (),
     ) -> None:
         self._node = node
-        self._state = state
+        self._machine = machine.Machine(node, state)
         self._run_id = run_id
         self._view = view
         self._reports = reports
@@ -200,7 +200,7 @@ class Collector:
         reading.incarnations[SOURCE] = self._envoy.incarnation
 
     def _read_machine(self, reading: Reading) -> None:
-        reading.values |= machine.read(self._node, self._state)
+        reading.values |= self._machine.read()
         reading.incarnations[machine.SOURCE] = machine.incarnation()
 
     def _read_processes(self, reading: Reading, roots: Mapping[str, tuple[int, int]]) -> None:

@@ -29,21 +29,41 @@ def memory_of(text: str) -> dict[str, float]:
     }
 
 
-def read(node: str, state: Path, proc: Path = Path("/proc")) -> dict[Series, float]:
-    """The machine's series now."""
-    values = {names.NODE_CORES.series(SOURCE, node=node): float(os.cpu_count() or 1)}
-    for mode, used in cpu_of((proc / "stat").read_text()).items():
-        values[names.NODE_CPU.series(SOURCE, node=node, mode=mode)] = used
-    for which, size in memory_of((proc / "meminfo").read_text()).items():
-        values[names.NODE_MEMORY.series(SOURCE, node=node, state=which)] = size
-    disk = os.statvfs(state)
-    values[names.NODE_DISK.series(SOURCE, node=node, state="total")] = float(
-        disk.f_frsize * disk.f_blocks
-    )
-    values[names.NODE_DISK.series(SOURCE, node=node, state="available")] = float(
-        disk.f_frsize * disk.f_bavail
-    )
-    return values
+class Machine:
+    """Reads the machine.
+
+    The kernel's idle and iowait may fall a little (proc(5)); here they stay until they have caught
+    up, since a counter that falls is taken for one that began anew.
+
+    Args:
+        node: the node's name.
+        state: a directory on the disk that is watched.
+        proc: where the kernel says it.
+    """
+
+    def __init__(self, node: str, state: Path, proc: Path = Path("/proc")) -> None:
+        self._node = node
+        self._state = state
+        self._proc = proc
+        self._used: dict[str, float] = {}
+
+    def read(self) -> dict[Series, float]:
+        """The machine's series now."""
+        node, proc = self._node, self._proc
+        values = {names.NODE_CORES.series(SOURCE, node=node): float(os.cpu_count() or 1)}
+        for mode, used in cpu_of((proc / "stat").read_text()).items():
+            self._used[mode] = max(used, self._used.get(mode, 0.0))
+            values[names.NODE_CPU.series(SOURCE, node=node, mode=mode)] = self._used[mode]
+        for which, size in memory_of((proc / "meminfo").read_text()).items():
+            values[names.NODE_MEMORY.series(SOURCE, node=node, state=which)] = size
+        disk = os.statvfs(self._state)
+        values[names.NODE_DISK.series(SOURCE, node=node, state="total")] = float(
+            disk.f_frsize * disk.f_blocks
+        )
+        values[names.NODE_DISK.series(SOURCE, node=node, state="available")] = float(
+            disk.f_frsize * disk.f_bavail
+        )
+        return values
 
 
 def incarnation(proc: Path = Path("/proc")) -> str:
