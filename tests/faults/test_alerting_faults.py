@@ -71,6 +71,45 @@ def test_a_receiver_that_is_down_is_tried_again_until_it_takes_it() -> None:
     in_world(body)
 
 
+def test_what_may_have_been_told_is_told_to_be_over_also_after_a_restart() -> None:
+    async def body(world: AlertWorld) -> None:
+        world.evaluator.say("latency > 1", {WEB: 2.0})
+        world.receivers.failing["people"] = UnknownOutcomeError("it did not answer in time")
+        world.receivers.failing["others"] = UnavailableError("no connection to the receiver")
+        async with world.running() as alerting:
+            await world.seconds(4)
+            await alerting.kept.written()
+            assert world.receivers.of() == world.receivers.of("others") == []
+        world.receivers.failing.clear()
+        world.evaluator.say("latency > 1", None)
+        async with world.running():
+            await world.seconds(20)
+            assert world.receivers.of() == [([], ["slow workload=web"])]
+            assert world.receivers.of("others") == [], "it knows of nothing"
+
+    in_world(body)
+
+
+def test_a_server_that_dies_while_it_tells_has_the_end_told_by_the_next() -> None:
+    async def body(world: AlertWorld) -> None:
+        world.evaluator.say("latency > 1", {WEB: 2.0})
+        world.receivers.hanging["people"] = asyncio.Event()
+        world.settle = lambda: asyncio.sleep(0.05)  # type: ignore[method-assign]
+        async with world.running() as alerting:
+            await world.seconds(4)
+            await alerting.kept.written()
+            assert {name for _, name in world.receivers.tried} == {"log", "others", "people"}
+            assert world.receivers.of() == []
+        del world.settle
+        world.receivers.hanging.clear()
+        world.evaluator.say("latency > 1", None)
+        async with world.running():
+            await world.seconds(4)
+            assert world.receivers.of() == [([], ["slow workload=web"])]
+
+    in_world(body)
+
+
 def test_a_receiver_that_hangs_delays_no_other_and_no_rule() -> None:
     async def body(world: AlertWorld) -> None:
         hangs = world.receivers.hanging["people"] = asyncio.Event()

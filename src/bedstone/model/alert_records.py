@@ -74,6 +74,8 @@ class AlertGroupRecord(Resource):
     receiver: str
     labels: dict[str, str] = Field(default_factory=dict)
     told: tuple[ToldAlert, ...] = ()
+    maybe: tuple[ToldAlert, ...] = ()
+    """What it may have been told besides: no answer came to that."""
     told_at: float = 0.0
     attempts: int = 0
     """Failed ones since the last that succeeded."""

@@ -3,7 +3,7 @@
 Rules:
 - A receiver that hangs delays only itself: each group is told in a task of its own, with a limit on
   time, and on how many of one receiver are told at once.
-- What was told is recorded after the receiver has taken it.
+- What was told is recorded after the receiver has taken it, and before, that it may have been.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bedstone.control.loop import ControlLoop
 from bedstone.control.monitoring.alerts import groups
 from bedstone.control.monitoring.alerts.board import Board, told
 from bedstone.control.monitoring.alerts.groups import Due, Firing, GroupKey, Target
-from bedstone.errors import Error
+from bedstone.errors import Error, UnavailableError
 from bedstone.model.alert_records import AlertGroupRecord
 from bedstone.model.alerts import AlertEvent, Notification
 from bedstone.server.alert_sending import TIMEOUT, Sender
@@ -105,9 +105,12 @@ class Telling:
                 return
             place = due.target.app, due.target.name
             async with self._slots.setdefault(place, asyncio.Semaphore(AT_ONCE)):
-                problem = await self._send(due)
+                if due.target.spec is not None:
+                    self._keep(due.begun())
+                problem, maybe = await self._send(due)
             now = self.clock()
-            record = due.failed(now, self.chance()) if problem else due.succeeded(now)
+            failed = due.failed(now, self.chance(), maybe=maybe)
+            record = failed if problem else due.succeeded(now)
             attempt = Notification(
                 at=now, receiver=due.target.name, ok=not problem, message=problem
             )
@@ -121,19 +124,22 @@ class Telling:
         finally:
             self._under_way.discard(due.key)
 
-    async def _send(self, due: Due) -> str:
-        """Tell a receiver; why it failed, or an empty string."""
+    async def _send(self, due: Due) -> tuple[str, bool]:
+        """Tell a receiver; why it failed, if it did, and whether it may be told all the same."""
         try:
             async with asyncio.timeout(2 * TIMEOUT):
                 await self.sender.send(due, self.clock())
+        except UnavailableError as error:
+            return error.message, False
         except Error as error:
-            return error.message
+            return error.message, True
         except TimeoutError:
-            return "the receiver did not answer in time"
+            return "the receiver did not answer in time", True
         except Exception as error:  # noqa: BLE001 - one receiver must not end the others
             _log.exception("alert not told", extra={"receiver": due.target.name})
-            return f"an error of ours: {type(error).__name__}"
-        return ""
+            return f"an error of ours: {type(error).__name__}", True
+        else:
+            return "", False
 
     def _keep(self, record: AlertGroupRecord) -> None:
         self.records[groups.key_of(record)] = record

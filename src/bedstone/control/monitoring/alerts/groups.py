@@ -1,8 +1,9 @@
 """What is to be told to whom, now. Pure: from what fires, and what was told before.
 
 A receiver is told of a group: the alerts of an app that agree in the labels of their `group_by`.
-What it was told is recorded after it has taken it, so what is due follows from the records alone: a
-restart loses nothing, and sends again only what no answer came to.
+What it was told is recorded after it has taken it, and before that, that it may have been. So what
+is due follows from the records alone: a restart loses nothing, and sends again only what no answer
+came to; and of what may have been told, the end is told as well.
 
 Rules:
 - A group is due `group_wait` after it changed (an alert began to fire, or one that was told is
@@ -108,16 +109,27 @@ class Due:
 
     def succeeded(self, now: float) -> AlertGroupRecord:
         """The record after it was told."""
-        known = {"told": (*self.firing, *self.held)}
+        settled = {alert.fingerprint for alert in (*self.firing, *self.resolved)}
+        maybe = tuple(one for one in self.record.maybe if one.fingerprint not in settled)
+        known = {"told": (*self.firing, *self.held), "maybe": maybe}
         if self.silent:
             return self.record.model_copy(update=known)
         fresh = {"told_at": now, "attempts": 0, "next_attempt": 0.0}
         return self.record.model_copy(update={**known, **fresh})
 
-    def failed(self, now: float, jitter: float) -> AlertGroupRecord:
-        """The record after it could not be told; `jitter` is from 0 to 1."""
-        attempts = self.record.attempts + 1
+    def begun(self) -> AlertGroupRecord:
+        """The record while it is being told, and after a failure that leaves it open."""
+        told = {alert.fingerprint for alert in self.record.told}
+        maybe = {alert.fingerprint: alert for alert in (*self.record.maybe, *self.firing)}
         return self.record.model_copy(
+            update={"maybe": tuple(one for key, one in maybe.items() if key not in told)}
+        )
+
+    def failed(self, now: float, jitter: float, *, maybe: bool = False) -> AlertGroupRecord:
+        """The record after it could not be told, or `maybe` was; `jitter` is from 0 to 1."""
+        attempts = self.record.attempts + 1
+        record = self.begun() if maybe else self.record
+        return record.model_copy(
             update={"attempts": attempts, "next_attempt": now + pause(attempts, jitter)}
         )
 
@@ -175,7 +187,7 @@ def plan(
             found = _due(target, record, groups.get(labels, {}), silenced, ended, now)
             if found:
                 due.append(found)
-            elif not record.told and labels not in groups and labels in known:
+            elif not (record.told or record.maybe) and labels not in groups and labels in known:
                 gone.append(record)
     gone += [record for records_of in by_target.values() for record in records_of]
     return due, gone
@@ -190,11 +202,14 @@ def _due(
     now: float,
 ) -> Due | None:
     told = {alert.fingerprint: alert for alert in record.told}
+    known = {alert.fingerprint: alert for alert in record.maybe} | told
     audible = {one: alert for one, alert in group.items() if not silenced(alert.labels)}
     held = tuple(alert for alert in told.values() if silenced(alert.labels))
     new = [alert for one, alert in audible.items() if one not in told]
     resolved = {
-        one: alert for one, alert in told.items() if one not in group and not silenced(alert.labels)
+        one: alert
+        for one, alert in known.items()
+        if one not in group and not silenced(alert.labels)
     }
     if resolved and (not _wants_resolved(target) or _hopeless(record, audible)):
         # Nobody is told; what is new has its turn next.
