@@ -55,7 +55,7 @@ class Run:
     since: dict[str, float] = field(default_factory=dict)
     knows: set[str] = field(default_factory=set)
     told: list[tuple[frozenset[str], frozenset[str]]] = field(default_factory=list)
-    unsure: set[GroupKey] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
     now: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -98,13 +98,13 @@ class Run:
             assert fires <= step.fires
             assert not fires & step.silenced
             assert not over & step.fires, "nothing is told to be over that fires"
-            assert over <= self.knows or one.key in self.unsure, "nothing is over that was not told"
-            needed = over or fires - self.knows or one.key in self.unsure
+            known = self.knows | self.unsure
+            assert over <= known, "nothing is told to be over that was not told"
+            needed = over or fires - self.knows or fires & self.unsure
             assert needed, "nothing is told again without need"
-            if step.answers:
-                self.unsure.discard(one.key)
-            else:
-                self.unsure.add(one.key)
+            self.unsure -= fires | over
+            if not step.answers:
+                self.unsure |= fires | over
             assert len({GROUPS[name] for name in fires | over}) == 1
             self.knows = (self.knows - over) | fires
             self.told.append((fires, over))

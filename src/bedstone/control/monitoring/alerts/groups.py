@@ -118,12 +118,16 @@ class Due:
         return self.record.model_copy(update={**known, **fresh})
 
     def begun(self) -> AlertGroupRecord:
-        """The record while it is being told, and after a failure that leaves it open."""
-        told = {alert.fingerprint for alert in self.record.told}
-        maybe = {alert.fingerprint: alert for alert in (*self.record.maybe, *self.firing)}
-        return self.record.model_copy(
-            update={"maybe": tuple(one for key, one in maybe.items() if key not in told)}
-        )
+        """The record while it is being told, and after a failure that leaves it open.
+
+        What is over may be known to be over: should it fire again, that is told.
+        """
+        over = {alert.fingerprint for alert in self.resolved}
+        told = tuple(one for one in self.record.told if one.fingerprint not in over)
+        known = {alert.fingerprint for alert in told}
+        open_now = (*self.record.maybe, *self.resolved, *self.firing)
+        maybe = {one.fingerprint: one for one in open_now if one.fingerprint not in known}
+        return self.record.model_copy(update={"told": told, "maybe": tuple(maybe.values())})
 
     def failed(self, now: float, jitter: float, *, maybe: bool = False) -> AlertGroupRecord:
         """The record after it could not be told, or `maybe` was; `jitter` is from 0 to 1."""
