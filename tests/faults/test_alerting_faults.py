@@ -14,7 +14,7 @@ import pytest
 
 from bedstone.control.monitoring.alerts.groups import Due, Target
 from bedstone.errors import ConflictError, Error, UnavailableError, UnknownOutcomeError
-from bedstone.model.alert_records import AlertGroupRecord, ToldAlert
+from bedstone.model.alert_records import GROUPS, AlertGroupRecord, ToldAlert
 from bedstone.model.monitoring_spec import ReceiverSpec
 from bedstone.server.alert_routes import lines
 from bedstone.server.alert_sending import Senders
@@ -106,6 +106,30 @@ def test_a_server_that_dies_while_it_tells_has_the_end_told_by_the_next() -> Non
         async with world.running():
             await world.seconds(4)
             assert world.receivers.of() == [([], ["slow workload=web"])]
+
+    in_world(body)
+
+
+def test_nobody_is_told_before_it_is_written_that_he_may_have_been() -> None:
+    async def body(world: AlertWorld) -> None:
+        world.evaluator.say("latency > 1", {WEB: 2.0})
+        before: list[list[str]] = []
+        send = world.receivers.send
+
+        async def sent(due: Due, now: float) -> None:
+            if due.target.name == "people":
+                (found,) = [
+                    record
+                    for record in await world.alerting.kept.load(AlertGroupRecord, GROUPS)
+                    if record.receiver == "people"
+                ]
+                before.append([alert.labels["rule"] for alert in found.maybe])
+            await send(due, now)
+
+        world.receivers.send = sent  # type: ignore[method-assign]
+        async with world.running():
+            await world.seconds(4)
+        assert before == [["slow"]]
 
     in_world(body)
 

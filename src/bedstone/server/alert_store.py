@@ -46,6 +46,7 @@ class AlertStore:
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _events: int = _SLACK
     _trouble: str = ""
+    _tried: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, resource: Resource) -> None:
         """Write a resource soon."""
@@ -66,6 +67,12 @@ class AlertStore:
         self._idle.clear()
         self._wake.set()
 
+    async def tried(self, key: str) -> None:
+        """Wait until what waits under a key is written, or the store has just taken nothing."""
+        operation = self._waiting.get(key)
+        while operation is not None and self._waiting.get(key) is operation and not self._trouble:
+            await self._tried.wait()
+
     async def written(self) -> None:
         """Wait until nothing waits."""
         if self._waiting:
@@ -77,7 +84,10 @@ class AlertStore:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                if not await self._write():
+                written = await self._write()
+                tried, self._tried = self._tried, asyncio.Event()
+                tried.set()
+                if not written:
                     await self.sleep(_RETRY)
             self._idle.set()
 

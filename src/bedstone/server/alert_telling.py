@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from bedstone.server.alert_store import AlertStore
 _log = logging.getLogger(__name__)
 AT_ONCE: Final = 4
 """Notifications to one receiver."""
+PATIENCE: Final = 1.0
+"""Seconds that the store has to take what is about to be told."""
 _REMEMBERED: Final = 3600.0
 
 
@@ -106,7 +109,7 @@ class Telling:
             place = due.target.app, due.target.name
             async with self._slots.setdefault(place, asyncio.Semaphore(AT_ONCE)):
                 if due.target.spec is not None:
-                    self._keep(due.begun())
+                    await self._begin(due)
                 problem, maybe = await self._send(due)
             now = self.clock()
             failed = due.failed(now, self.chance(), maybe=maybe)
@@ -123,6 +126,14 @@ class Telling:
             self._keep(record)
         finally:
             self._under_way.discard(due.key)
+
+    async def _begin(self, due: Due) -> None:
+        """Write down that a receiver may have been told; no store that is away keeps it waiting."""
+        record = due.begun()
+        self._keep(record)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self.kept.tried(record.key)
 
     async def _send(self, due: Due) -> tuple[str, bool]:
         """Tell a receiver; why it failed, if it did, and whether it may be told all the same."""
