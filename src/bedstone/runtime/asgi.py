@@ -82,6 +82,8 @@ class ContextMiddleware:
             context = replace(context, deadline=None)
         elif self._recorder is not None and self._recorder.records(context):
             served = await self._recorder.begin(scope, context, surroundings)
+        if self._recorder is not None:
+            self._recorder.alone(scope)
         if served is not None:
             context = replace(context, trace=_from_span(served.span.get_span_context()))
             surroundings = trace.set_span_in_context(served.span, surroundings)

@@ -7,6 +7,8 @@ Rules:
 - The tracing library is loaded by the first request that is recorded, on a thread.
 - A span has no query string and no header: both may hold secrets.
 - An application that has set up tracing itself is left alone.
+- FastAPI (from 0.165) makes spans of its own as soon as there is a tracer: a second one of each
+  request, with its query string. Where ours is the tracer, it is told not to.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _DELAY_VARIABLE = "OTEL_BSP_SCHEDULE_DELAY"
 _DELAY = 1000
 """Milliseconds that a span waits to be exported with others."""
 _FAILURE = 500
+_FASTAPI = "fastapi.telemetry"
+"""A key of the ASGI scope: with None, FastAPI makes no telemetry of this request."""
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -63,6 +67,11 @@ class Recorder:
     def records(self, context: RequestContext) -> bool:
         """Whether a request may be recorded."""
         return self._decide or (context.trace is not None and context.trace.sampled)
+
+    def alone(self, scope: MutableMapping[str, Any]) -> None:
+        """Let the framework make no spans of a request beside ours."""
+        if self._tracer is not None:
+            scope.setdefault(_FASTAPI, None)
 
     async def begin(
         self, scope: MutableMapping[str, Any], context: RequestContext, parent: Context
