@@ -27,6 +27,7 @@ Origin = Literal["proxy", "application", "access-log"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
 """OTLP's numbers of kinds; unspecified counts as internal."""
+_CLIENT = 3
 _ERROR = 2
 _STATUS_KEYS = frozenset({"http.response.status_code", "http.status_code"})
 
@@ -55,7 +56,8 @@ class Span:
         kind: OTLP's number.
         start: nanoseconds since the epoch.
         end: likewise; not before `start`.
-        error: whether its status is an error.
+        error: whether it failed. By OpenTelemetry's conventions an answer of 4xx is an error to
+            the application that called; here it is not, since nobody failed.
         status: of HTTP, if it has one.
         data: the OTLP message.
     """
@@ -130,6 +132,8 @@ def _span(message: Any, whose: Whose) -> Span:
         if item.key in _STATUS_KEYS:
             status = item.value.int_value or None
     start = message.start_time_unix_nano
+    called = whose.origin == "application" and message.kind == _CLIENT
+    answered = called and 400 <= (status or 0) < 500
     return Span(
         message.trace_id,
         message.span_id,
@@ -139,7 +143,7 @@ def _span(message: Any, whose: Whose) -> Span:
         message.kind,
         start,
         max(start, message.end_time_unix_nano),
-        message.status.code == _ERROR,
+        message.status.code == _ERROR and not answered,
         status,
         message,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bedstone.control.monitoring.traces import trace
-from bedstone.control.monitoring.traces.spans import Span, shown
+from bedstone.control.monitoring.traces.spans import Span, decode, encode, shown
 from bedstone.control.monitoring.traces.trace import summary, whole
 from bedstone.testing.spans import BEGIN, SECOND, span, span_id
 
@@ -139,3 +139,14 @@ def test_thousands_of_requests_in_one_trace_are_put_together_without_comparing_a
     found = parents(spans)
     assert all(found[2 * n + 2] == 2 * n + 1 for n in range(1000))
     assert read <= len(spans)
+
+
+@pytest.mark.parametrize(
+    ("status", "failed"), [(404, False), (403, False), (None, True), (500, True), (503, True)]
+)
+def test_who_is_answered_no_has_not_failed(status: int | None, *, failed: bool) -> None:
+    """Libraries mark the call as an error then, which would keep every trace of a search."""
+    called = span(kind=3, origin="application", status=status)
+    called.data.status.code = 2
+    (read,) = decode(encode([called]))
+    assert read.error is failed
