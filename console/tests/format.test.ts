@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ago, bytes, cores, count, parseSpan, rate, seconds, share, span } from "../src/ui/format.ts";
+import { ago, bytes, cores, count, digits, parseSpan, rate, seconds, share, span } from "../src/ui/format.ts";
 
 test("every number has its unit, and no digits that say nothing", () => {
   assert.equal(rate(0), "0/s");
@@ -14,6 +14,14 @@ test("every number has its unit, and no digits that say nothing", () => {
   assert.equal(bytes(134_217_728), "128 MiB");
   assert.equal(cores(0.25), "0.25 cores");
   assert.equal(count(1234), "1\u2009234");
+});
+
+test("a small number keeps three digits, as a rule's threshold beside it may need", () => {
+  assert.equal(digits(0.00549), "0.00549");
+  assert.equal(digits(0.0123), "0.0123");
+  assert.equal(digits(0.178_49), "0.178");
+  assert.equal(digits(0.5), "0.5");
+  assert.equal(digits(0.001), "0.001");
 });
 
 test("what was not measured is not zero", () => {

@@ -11,7 +11,7 @@ import { absolute, digits, NONE, plural } from "../ui/format.ts";
 import { Head } from "../ui/shell.tsx";
 import { Mark, Tag, type Level } from "../ui/state.tsx";
 import { Table, type Column } from "../ui/table.tsx";
-import { choice, linked } from "../ui/url.ts";
+import { choice, linked, to } from "../ui/url.ts";
 import { Ago, For } from "../ui/when.tsx";
 import { SilenceDialog } from "./alert-silence.tsx";
 
@@ -110,10 +110,10 @@ function Alert({ alert, silence }: { alert: AlertLine; silence: (alert: AlertLin
     <li class={alert.state}>
       <Mark level={alertLevel(alert)} label={alert.state} />
       <div class="what">
-        <p><b>{alert.rule}</b> <span class="dim">{alert.app}</span> <Labels labels={alert.labels} /> <Tag level={alert.severity === "page" && alert.state === "firing" ? "error" : "idle"}>{alert.severity}</Tag></p>
+        <p><b>{alert.rule}</b> <span class="dim">{alert.app}</span> <Labels labels={alert.labels} app={alert.app} /> <Tag level={alert.severity === "page" && alert.state === "firing" ? "error" : "idle"}>{alert.severity}</Tag></p>
         {alert.summary && <p>{alert.summary}</p>}
         {alert.error && <p class="doubtful">{alert.error}</p>}
-        <p class="dim"><code>{alert.expression}</code></p>
+        <p class="dim"><Expression alert={alert} /></p>
         {alert.notified.length > 0 && (
           <p class="told">
             <button type="button" class="bare" aria-expanded={open} onClick={() => setOpen(!open)}>
@@ -142,14 +142,26 @@ function Alert({ alert, silence }: { alert: AlertLine; silence: (alert: AlertLin
   );
 }
 
-export function Labels({ labels }: { labels: Record<string, string> }) {
-  return <>{Object.entries(labels).map(([name, value]) => <span key={name} class="label-pair">{name}=<b>{value}</b></span>)}</>;
+/** Labels; with the app that they are of, its workload leads to its page. */
+export function Labels({ labels, app }: { labels: Record<string, string>; app?: string }) {
+  return (
+    <>
+      {Object.entries(labels).map(([name, value]) => (
+        <span key={name} class="label-pair">{name}={app && name === "workload" ? <a class="strong" href={to("workloads", app, value)}>{value}</a> : <b>{value}</b>}</span>
+      ))}
+    </>
+  );
+}
+
+/** What a rule says; it leads to the course of what it measures. */
+function Expression({ alert: { expression, query } }: { alert: AlertLine }) {
+  return query ? <a href={`/explore?q=${encodeURIComponent(query)}`} title={expression}><code>{expression}</code></a> : <code title={expression}>{expression}</code>;
 }
 
 const QUIET: Column<AlertLine>[] = [
   { key: "rule", title: "Rule", width: "220px", by: (each) => each.rule, cell: (each) => <><Mark level="ok" label="inactive" /> <b>{each.rule}</b> <span class="dim">{each.app}</span></> },
   { key: "kind", title: "Kind", width: "110px", by: (each) => each.kind, cell: (each) => each.kind },
-  { key: "expression", title: "Holds when", cell: (each) => <code class="dim" title={each.expression}>{each.expression}</code> },
+  { key: "expression", title: "Holds when", cell: (each) => <span class="dim"><Expression alert={each} /></span> },
   { key: "severity", title: "Severity", width: "90px", by: (each) => each.severity, cell: (each) => each.severity },
   { key: "value", title: "Value", number: true, width: "90px", by: (each) => each.value, cell: (each) => each.value === null ? NONE : digits(each.value) },
 ];

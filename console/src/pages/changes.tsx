@@ -10,7 +10,7 @@ import { Difference } from "../ui/change.tsx";
 import { SelectChoice, TextChoice } from "../ui/controls.tsx";
 import { Confirm } from "../ui/dialog.tsx";
 import { Empty, Shown } from "../ui/empty.tsx";
-import { absolute, moment } from "../ui/format.ts";
+import { absolute, moment, plural } from "../ui/format.ts";
 import { Head } from "../ui/shell.tsx";
 import { choice, choose, linked, to } from "../ui/url.ts";
 import { Ago } from "../ui/when.tsx";
@@ -61,7 +61,7 @@ function Entry({ change, open, undo }: { change: ChangeRecord; open: boolean; un
         <span class="by" title={change.who}>{change.who}</span>
         <span class="what">
           {more
-            ? <button type="button" class="bare" aria-expanded={open} onClick={() => choose({ at: open ? null : change.at }, { replace: true })}><b>{change.action}</b> {change.target} <span class="faint">{open ? "▾" : "▸"} {change.changes.length}</span></button>
+            ? <button type="button" class="bare" aria-expanded={open} onClick={() => choose({ at: open ? null : change.at }, { replace: true })}><b>{change.action}</b> {change.target} <span class="faint">{open ? "▾" : "▸"} {plural(change.changes.length, "difference")}</span></button>
             : <><b>{change.action}</b> {change.target}</>}
           {change.detail && !more && <span class="dim"> {change.detail}</span>}
         </span>

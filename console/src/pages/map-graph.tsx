@@ -183,14 +183,25 @@ function EdgeLine({ edge, points, strongest, picked, near, compact, labelled, ch
         <title>{said}</title>
         <path class="touch" d={line} />
         {labelled && figures && (
-          <text x={at.x} y={at.y - (rest ? 5 : 1)} class="figures">
-            {figures}
-            {rest && <tspan x={at.x} dy="14" class="rest">{rest}</tspan>}
-          </text>
+          <>
+            <Ground at={at} lines={rest ? [figures, rest] : [figures]} compact={compact} />
+            <text x={at.x} y={at.y - (rest ? 3 : -4)} class="figures">
+              {figures}
+              {rest && <tspan x={at.x} dy={compact ? 17 : 14} class="rest">{rest}</tspan>}
+            </text>
+          </>
         )}
       </g>
     </g>
   );
+}
+
+/** What keeps an edge's line, as thick and red as it may be, from running through its figures. */
+function Ground({ at, lines, compact }: { at: Place; lines: readonly string[]; compact: boolean }) {
+  const [letter, line] = compact ? [8.4, 17] : [6.5, 14];
+  const width = Math.max(...lines.map((each) => each.length)) * letter + 8;
+  const height = lines.length * line + 4;
+  return <rect class="ground" x={at.x - width / 2} y={at.y - height / 2 - (lines.length > 1 ? 1 : 0)} width={width} height={height} rx="4" />;
 }
 
 /** Open connections to a database, of all who use it; null for what is none. */

@@ -11,7 +11,7 @@ export function digits(value: number): string {
   if (size >= 100) return value.toFixed(0);
   if (size >= 10) return trimmed(value.toFixed(1));
   if (size >= 1) return trimmed(value.toFixed(2));
-  if (size >= 0.001) return trimmed(value.toFixed(3));
+  if (size >= 0.001) return trimmed(value.toFixed(2 - Math.floor(Math.log10(size))));
   return value.toPrecision(2);
 }
 

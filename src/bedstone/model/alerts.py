@@ -25,6 +25,8 @@ class AlertLine(Frozen):
     summary: str = ""
     """For people; empty for a rule that says nothing."""
     expression: str = ""
+    query: str = ""
+    """PromQL of what the rule measures, for its course; empty where nothing says it."""
     since: float | None = None
     """When it became pending or firing."""
     fired_at: float | None = None

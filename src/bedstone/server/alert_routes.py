@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
@@ -16,7 +17,14 @@ from fastapi import FastAPI, Query
 from bedstone.control.monitoring.alerts.board import labels_of, summary_of, told
 from bedstone.control.monitoring.alerts.evaluation import Examiner
 from bedstone.control.monitoring.alerts.machine import Alert, Certainty
-from bedstone.control.monitoring.alerts.rules import Condition, Facts, Rule
+from bedstone.control.monitoring.alerts.rules import (
+    Baseline,
+    Condition,
+    DeadMan,
+    Facts,
+    Rule,
+    Source,
+)
 from bedstone.model.alerts import (
     AlertHistory,
     AlertLine,
@@ -123,6 +131,7 @@ def _of_rule(alerting: Alerting, rule: Rule) -> Iterator[AlertLine]:
         severity=rule.severity,  # type: ignore[arg-type]
         value=outcome.value if outcome else None,
         expression=rule.expression,
+        query=_query(rule.source),
         error=error,
     )
     alerts = alerting.board.of(key)
@@ -174,9 +183,13 @@ async def tested(alerting: Alerting, rule: Rule) -> AlertTest:
         AlertSample(labels=dict(labels), value=held.value, holds=True)
         for labels, held in outcome.holds.items()
     ]
+    notes: tuple[str, ...] = ()
     if not samples and not outcome.error and isinstance(rule.source, Condition):
         samples = await asyncio.to_thread(_measured, alerting, rule.source, second)
-    incomplete = certainty is not Certainty.WHOLE
+        if not samples:
+            notes = await asyncio.to_thread(_unmeasured, alerting, rule.source, second)
+    if certainty is not Certainty.WHOLE:
+        notes = (*notes, "this second is incomplete: something may only be missing")
     return AlertTest(
         app=rule.app,
         rule=rule.name,
@@ -186,24 +199,57 @@ async def tested(alerting: Alerting, rule: Rule) -> AlertTest:
         holds=bool(outcome.holds),
         samples=tuple(samples),
         value=outcome.value,
-        note="this second is incomplete: something may only be missing" if incomplete else "",
+        note="; ".join(notes),
         error=outcome.error,
     )
 
 
 def _measured(alerting: Alerting, source: Condition, second: int) -> list[AlertSample]:
     """What a condition that does not hold compares: the left side of its last comparison."""
-    import promql_parser
-
-    parsed: Any = promql_parser.parse(source.expression)
-    if not (isinstance(parsed, promql_parser.BinaryExpr) and str(parsed.op) in _COMPARISONS):
+    compared = _compared(source.expression)
+    if compared == source.expression:
         return []
     return [
         AlertSample(labels=dict(measured.labels), value=measured.value, holds=False)
-        for measured in alerting.evaluator.instant(parsed.lhs.prettify(), second)
+        for measured in alerting.evaluator.instant(compared, second)
     ]
 
 
+def _query(source: Source) -> str:
+    match source:
+        case Condition(expression):
+            return _compared(expression)
+        case Baseline(expression) | DeadMan(expression):
+            return expression
+        case _:
+            return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _compared(expression: str) -> str:
+    """The left side of an expression's last comparison; the expression, if it has none."""
+    import promql_parser
+
+    parsed: Any = promql_parser.parse(expression)
+    if not (isinstance(parsed, promql_parser.BinaryExpr) and str(parsed.op) in _COMPARISONS):
+        return expression
+    left: str = parsed.lhs.prettify()
+    return left
+
+
+def _unmeasured(alerting: Alerting, source: Condition, second: int) -> tuple[str, ...]:
+    """Which selectors nothing fits: most often, a name or a label is not spelled as measured."""
+    from bedstone.control.monitoring.promql.selectors import each_within
+
+    missing = [
+        text
+        for text, matchers in each_within(source.expression)
+        if not alerting.reader.series(matchers, second - _LOOKED_BACK, second)
+    ]
+    return tuple(f"nothing in the last hour is {text}" for text in dict.fromkeys(missing))
+
+
+_LOOKED_BACK: Final = 3600
 _COMPARISONS: Final = ("==", "!=", ">", "<", ">=", "<=")
 
 

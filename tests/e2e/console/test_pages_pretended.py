@@ -183,6 +183,35 @@ def test_the_map_keeps_its_places_from_second_to_second(look: Callable[..., Any]
     assert page.locator("svg.map").text_content() != figures
 
 
+def test_figures_on_the_map_stand_on_ground_that_no_line_runs_through(
+    look: Callable[..., Any],
+) -> None:
+    visit, _ = look()
+    for path in ("/map/bank", "/map/shop"):
+        page = visit.open(path)
+        page.locator("svg.map .edge .figures").first.wait_for()
+        bare = page.evaluate(
+            """[...document.querySelectorAll("svg.map .edge .figures")].filter((text) => {
+              const ground = text.parentElement.querySelector(".ground");
+              if (!ground) return true;
+              const [inner, outer] = [text.getBBox(), ground.getBBox()];
+              return inner.x < outer.x || inner.x + inner.width > outer.x + outer.width
+                || inner.y < outer.y - 2 || inner.y + inner.height > outer.y + outer.height + 2;
+            }).map((text) => text.textContent)"""
+        )
+        assert bare == []
+
+
+def test_an_alert_leads_to_its_workload_and_to_what_it_measures(look: Callable[..., Any]) -> None:
+    visit, _ = look()
+    page = visit.open("/alerts")
+    page.get_by_role("link", name="bedstone_transactions_stuck > 0").click()
+    page.wait_for_url("**/explore?q=bedstone_transactions_stuck")
+    page.go_back()
+    page.locator(".alerts").get_by_role("link", name="risk", exact=True).click()
+    page.wait_for_url("**/workloads/bank/risk")
+
+
 def test_hostile_text_is_text(look: Callable[..., Any]) -> None:
     visit, server = look()
     visit.page.on("dialog", lambda dialog: visit.problems.append(f"dialog: {dialog.message}"))

@@ -61,6 +61,9 @@ def test_alerts_are_listed_with_those_that_fire_first() -> None:
         await world.seconds(3)
         found = (await ask("GET", "/v1/alerts", reader=True)).json()
         assert found["second"] == world.reader.last()
+        queries = {item["rule"]: item["query"] for item in found["items"]}
+        assert queries["slow"] == "latency", "what the rule compares, for its course"
+        assert queries["workload-not-ready"] == "", "it is no PromQL"
         first, second, *rest = found["items"]
         assert (first["rule"], first["state"], first["severity"]) == ("slow", "firing", "page")
         assert first["labels"] == {"workload": "web", "team": "money"}
@@ -106,8 +109,13 @@ def test_a_rule_is_tried_without_a_change() -> None:
         tested = (await ask("GET", "/v1/alerts/test?rule=slow", reader=True)).json()
         assert tested["holds"] is False
         assert tested["samples"] == [{"labels": {"workload": "web"}, "value": 0.5, "holds": False}]
+        world.evaluator.say("latency", {})
+        tested = (await ask("GET", "/v1/alerts/test?rule=slow")).json()
+        assert (tested["holds"], tested["samples"]) == (False, [])
+        assert tested["note"] == "nothing in the last hour is latency"
         world.evaluator.say("latency > 1", {WEB: 1.5})
         tested = (await ask("GET", "/v1/alerts/test?rule=slow&app=shop")).json()
+        assert tested["note"] == ""
         assert (tested["holds"], tested["value"]) == (True, 1.5)
         assert world.states("slow") == []
         tested = (await ask("GET", "/v1/alerts/test?rule=odd")).json()

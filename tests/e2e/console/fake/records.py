@@ -141,7 +141,7 @@ def alerts(second: int, silences: list[Silence]) -> list[AlertLine]:
     )  # fmt: skip
     found = [
         AlertLine(app="bank", rule="risk-errors", kind="burn-rate", state="firing", severity="page", labels={"workload": "risk"}, value=14.2 + noise("a", second), summary="risk burns its error budget 14 times too fast: it is gone in 2 days", expression='errors("risk") / 0.001', since=second - 360, fired_at=second - 300, notified=told),
-        AlertLine(app="bank", rule="stuck", kind="condition", state="firing", severity="ticket", labels={}, value=1, summary="a transaction waits for a person", expression="bedstone_transactions_stuck > 0", since=second - 1900, fired_at=second - 1890, notified=told[1:2]),
+        AlertLine(app="bank", rule="stuck", kind="condition", state="firing", severity="ticket", labels={}, value=1, summary="a transaction waits for a person", expression="bedstone_transactions_stuck > 0", query="bedstone_transactions_stuck", since=second - 1900, fired_at=second - 1890, notified=told[1:2]),
         AlertLine(app="shop", rule="slow", kind="condition", state="pending", severity="ticket", labels={"workload": "search"}, value=0.31, summary="p99 of search is above 300 ms", expression="p99 > 300ms", since=second - 12),
         AlertLine(app="shop", rule="traffic", kind="baseline", state="unknown", severity="info", error="less than a day of history, expected 7 days", expression="rate within 3 sigma of its week"),
         AlertLine(app="bank", rule="alive", kind="dead-man", state="inactive", severity="page", expression="absent(up)", value=0),

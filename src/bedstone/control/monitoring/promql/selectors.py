@@ -24,4 +24,9 @@ def single(text: str) -> list[Matcher]:
 
 def within(expression: str) -> list[list[Matcher]]:
     """The conditions of each selector of an expression."""
-    return [matchers_of(each) for each in selectors_of(parsed(expression))]
+    return [matchers for _, matchers in each_within(expression)]
+
+
+def each_within(expression: str) -> list[tuple[str, list[Matcher]]]:
+    """Each selector of an expression as PromQL, with its conditions."""
+    return [(each.prettify(), matchers_of(each)) for each in selectors_of(parsed(expression))]
