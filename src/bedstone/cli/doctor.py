@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,7 +35,7 @@ def doctor(*, as_json: bool) -> None:
     """See `bedstone doctor --help`."""
     from bedstone.engines.doctor import doctor as examine
 
-    found = asyncio.run(examine(Target.choose().state_dir))
+    found = [_enforceable(check) for check in asyncio.run(examine(Target.choose().state_dir))]
     terminal = Terminal(answers=as_json)
     if as_json:
         terminal.json(
@@ -43,6 +46,23 @@ def doctor(*, as_json: bool) -> None:
             terminal.answer(line)
     if any(result(check) == "fail" for check in found):
         raise Failed(1)
+
+
+def _enforceable(check: Check) -> Check:
+    """With privileges alone identities are not enforced: other users must reach the interpreter."""
+    from bedstone.sandbox.interpreter import obstacle
+
+    if check.name != "privileges" or not check.ok:
+        return check
+    blocked = obstacle(Path(sys.executable))
+    if blocked is None:
+        return check
+    return replace(
+        check,
+        ok=False,
+        detail=f"root, but {blocked} is not open to others: identities are not enforced",
+        fix=f"use a Python interpreter that is not below {blocked}",
+    )
 
 
 def result(check: Check) -> str:

@@ -119,7 +119,7 @@ def logs(
     else:
         asyncio.run(_logs(target, show, Asked(engine, app, workload, window, wanted)))
     if not show.lines:
-        show.nothing(since=since is not None)
+        show.nothing(wanted, since=since is not None)
 
 
 def _is_engine(workload: str | None) -> bool:
@@ -156,9 +156,15 @@ class Show:
         self._readable = sys.stdout.isatty()
         self.lines = 0
 
-    def nothing(self, *, since: bool) -> None:
-        """Say that there was no line."""
-        self._terminal.complain("nothing written since then" if since else "nothing written yet")
+    def nothing(self, wanted: Filter, *, since: bool) -> None:
+        """Say that there was no line; what was not asked for may have been written."""
+        if not wanted:
+            words = "nothing written" + (" since then" if since else " yet")
+        else:
+            words = "no line" + (" since then" if since else "")
+            words += f" of trace {wanted.trace}" if wanted.trace else ""
+            words += f" of level {wanted.level} or above" if wanted.level else ""
+        self._terminal.complain(words)
 
     def older(self) -> None:
         """Say that there were older lines."""

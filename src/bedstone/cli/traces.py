@@ -251,5 +251,5 @@ def sampling(*, share: float, target: Target) -> None:
             await client.sample(None if share < 0 else share)
 
     asyncio.run(ask())
-    words = "as their rate allows" if share < 0 else f"{share:.4g} of them"
+    words = "as their rate allows" if share < 0 else f"{share * 100:.4g}% of them"
     Terminal().say(f"requests that are recorded: {words}, and all that fail or are slow")

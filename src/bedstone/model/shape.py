@@ -158,21 +158,26 @@ def _of_one_kind(key: str, parent: Location) -> str | None:
 def _advice(location: Location, value: Any, node: Mapping[str, Any] | None) -> str | None:
     """What to do about the mistakes that are made most."""
     kind = (node or {}).get("type")
-    if kind == "array" and isinstance(value, str) and location[-1] in {"command", "prepare"}:
-        try:
-            words = shlex.split(value)
-        except ValueError:
-            words = value.split()
-        return f"write it as a list: [{', '.join(map(_quoted, words))}]"
     if kind == "array" and isinstance(value, str):
-        return f"write it as a list: [{value}]"
+        words = _words(value) if location[-1] in {"command", "prepare"} else [value]
+        return f"write it as a list: [{', '.join(words)}]"
     if kind == "string" and isinstance(value, int | float) and "pattern" not in (node or {}):
         return "put it in quotes"
     if isinstance(value, str) and (options := (node or {}).get("enum")):
         return _nearest(value, options)
     if isinstance(value, str) and value[:1].isalpha() and location[-1] in {"ready", "live"}:
         return f"did you mean '/{value}'?"
+    if isinstance(value, dict) and location[:1] == ("alerts",):
+        return next((near for key in value if (near := _nearest(str(key), ALERT_KEYS))), None)
     return None
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return [_quoted(word) for word in words]
 
 
 def _quoted(word: str) -> str:

@@ -186,7 +186,7 @@ class Tracing:
 
         @app.put("/v1/sampling")
         async def sampling(request: SamplingRequest, who: Operator) -> SamplingRequest:
-            share = "as declared" if request.share is None else f"{request.share:g}"
+            share = "as declared" if request.share is None else f"{request.share * 100:.4g}%"
             await self._noted(who.who, "sampling", "traces", share)
             self._share = request.share
             self._shares = True

@@ -193,6 +193,18 @@ def test_doctor_has_a_fix_for_what_fails(
     assert "fail: disk: free at least" in ended.out
 
 
+def test_doctor_claims_enforced_identities_only_where_up_would_enforce_them(
+    empty: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bedstone.engines.doctor.can_mount", lambda: True)
+    monkeypatch.setattr("bedstone.sandbox.interpreter.obstacle", lambda path: None)
+    assert "identities are enforced" in command("doctor").out
+    monkeypatch.setattr("bedstone.sandbox.interpreter.obstacle", lambda path: "/root")
+    ended = command("doctor")
+    assert "root, but /root is not open to others: identities are not enforced" in ended.out
+    assert "warn: privileges: use a Python interpreter that is not below /root" in ended.out
+
+
 def test_a_command_that_does_not_exist_names_the_nearest(command: Command) -> None:
     ended = command("pss")
     assert ended.status == 2

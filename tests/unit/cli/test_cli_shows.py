@@ -239,6 +239,15 @@ def test_a_log_without_a_line_is_said_to_be_empty(
     assert command("logs", "engine:supervisor").err == "nothing written yet\n"
 
 
+def test_a_log_without_a_line_that_fits_is_not_said_to_be_empty(
+    server: FakeApi, command: Command
+) -> None:
+    server.answers["GET /v1/apps/bank/workloads/web/logs"] = Answer([], stream=True)
+    assert command("logs", "web", "--trace", "4bf92f35").err == "no line of trace 4bf92f35\n"
+    ended = command("logs", "web", "--level", "error", "--since", "1h")
+    assert ended.err == "no line since then of level error or above\n"
+
+
 def test_followed_logs_go_on_after_the_servers_restart(server: FakeApi, command: Command) -> None:
     lines = [LogLine(time=float(at), source="web-1-0", text=f"line {at}") for at in (1, 2)]
     server.answers["GET /v1/apps/bank/workloads/web/logs"] = [

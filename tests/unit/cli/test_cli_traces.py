@@ -119,7 +119,9 @@ def test_a_trace_may_be_deeper_than_calls_may_be() -> None:
 def test_sampling_is_a_share_or_left_to_the_rate(server: FakeApi, command: Command) -> None:
     server.answers["PUT /v1/sampling"] = Answer({"share": None})
     for given, share in (("5%", 0.05), ("0", 0.0), ("0.25", 0.25), ("auto", None)):
-        assert command("trace", "sampling", given).status == 0
+        ended = command("trace", "sampling", given)
+        words = "as their rate allows" if share is None else f"{share:.0%} of them"
+        assert ended.out == f"requests that are recorded: {words}, and all that fail or are slow\n"
         assert server.asked[-1].body == {"share": share}
     for wrong in ("150%", "-1", "much"):
         assert command("trace", "sampling", "--", wrong).status == 2

@@ -138,6 +138,14 @@ RUN = "    run: accounts:app\n"
                 "with one of path, tcp, command; did you mean '/healthz'?"
             ),
         ),
+        (
+            "databases:",
+            "alerts:\n  slow: {wen: up > 1}\ndatabases:",
+            (
+                "12:3: got a mapping, expected a mapping with one of when, objective, series, "
+                "expects; did you mean 'when'?"
+            ),
+        ),
         (RUN, RUN + "    live: 5\n", "8:11: got 5, expected a path such as /healthz, tcp or a"),
         (RUN, RUN + "    live: {tcp: no}\n", "8:17: got 'no', expected true"),
         (RUN, RUN + "    live: {path: x}\n", "8:18: got 'x', expected a path such as /healthz"),

@@ -237,7 +237,7 @@ def test_a_share_is_told_to_each_session_once_by_an_operator_alone(
         await client.put("/sampling", json={"share": None})
         assert nodes.told[-1] == ""
         assert nodes.noted == [
-            ("ann", "sampling", "traces", "0.25"),
+            ("ann", "sampling", "traces", "25%"),
             ("ann", "sampling", "traces", "as declared"),
         ]
 

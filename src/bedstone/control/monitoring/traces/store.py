@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import threading
 import zlib
@@ -53,6 +54,7 @@ CREATE INDEX IF NOT EXISTS by_start ON traces (start);
 CREATE INDEX IF NOT EXISTS by_app ON traces (app, start);
 CREATE TABLE IF NOT EXISTS bodies (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 """
+_BEGINNING = re.compile("[0-9a-fA-F]{8,32}")
 _LISTED = (
     "SELECT trace, start, seconds, app, name, services, spans, errors, status, kept FROM traces"
 )
@@ -141,27 +143,31 @@ class TraceStore:
         return TraceList(items=items, next=items[-1].start if more else None)
 
     def get(self, trace: str) -> TraceDetail:
-        """A whole trace.
+        """A whole trace, by its id or the beginning of it that logs show.
 
         Raises:
-            InvalidError: that is not a trace's id.
+            InvalidError: that is not a trace's id, or several that are kept begin so.
             NotFoundError: it is not kept, or damaged.
         """
-        try:
-            key = bytes.fromhex(trace)
-        except ValueError:
-            key = b""
-        if len(key) != 16:
-            raise InvalidError(f"got trace {trace[:64]!r}, expected 32 hexadecimal digits")
+        if not _BEGINNING.fullmatch(trace):
+            expected = "expected 32 hexadecimal digits, or at least the first 8 of them"
+            raise InvalidError(f"got trace {trace[:64]!r}, {expected}")
         rows = self._read(
-            "SELECT kept, body FROM traces JOIN bodies USING (id) WHERE trace = ?", [key]
+            "SELECT trace, kept, body FROM traces JOIN bodies USING (id) "
+            "WHERE trace BETWEEN ? AND ? LIMIT 2",
+            [bytes.fromhex(trace.ljust(32, "0")), bytes.fromhex(trace.ljust(32, "f"))],
         )
+        if len(rows) > 1:
+            raise InvalidError(
+                f"more than one trace that is kept begins with {trace}",
+                hint="give more of its digits: bedstone trace ls shows them",
+            )
         if not rows:
             raise NotFoundError(
                 f"the trace {trace} is not kept",
                 hint="it was sampled away or is too old; traces with errors and slow ones are kept",
             )
-        kept, body = rows[0]
+        key, kept, body = rows[0]
         spans = whole(_unpacked(key, body))
         if not spans:
             raise NotFoundError(

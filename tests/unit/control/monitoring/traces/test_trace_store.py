@@ -66,9 +66,24 @@ def test_a_whole_trace_is_given_with_spans_nested_by_start(tmp_path: Path) -> No
     assert detail.summary == store.search(Query()).items[0]
     with pytest.raises(NotFoundError, match="not kept"):
         store.get(trace_id(8).hex())
-    for wrong in ("", "xy", "ab", "é" * 32):
+    assert store.get(trace_id(7).hex().upper()) == detail
+    for wrong in ("", "xy", "ab", "é" * 32, "0" * 7, "0" * 33, " " * 8):
         with pytest.raises(InvalidError, match="32 hexadecimal digits"):
             store.get(wrong)
+    store.close()
+
+
+def test_a_trace_is_found_by_the_beginning_of_its_id_if_no_other_does(tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.sqlite")
+    for trace, name in (("4bf92f3577" + "00" * 11, "first"), ("4bf92f35" + "ff" * 12, "second")):
+        one = Decided(bytes.fromhex(trace), [span(1, name=name)], "sampled", late=False)
+        store.write([one], NOW)
+    assert store.get("4bf92f357").summary.name == "first"
+    assert store.get("4BF92F35f").summary.name == "second"
+    with pytest.raises(InvalidError, match="more than one trace"):
+        store.get("4bf92f35")
+    with pytest.raises(NotFoundError, match="4bf92f36"):
+        store.get("4bf92f36")
     store.close()
 
 
