@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bedstone.errors import NotFoundError
 from bedstone.images.models import DOCUMENT_BYTES, Index, Manifest
+from bedstone.images.roots import sweep_roots
 from bedstone.images.store import ContentStore
 
 
@@ -60,6 +61,7 @@ def collect(store: ContentStore, *, partial_after: float = 86400.0) -> Collected
         for digest, _ in removed:
             store.delete(digest)
         freed = store.sweep(kept, partial_after)
+        sweep_roots(store, kept)
     return Collected(
         tuple(sorted(digest for digest, _ in removed)), freed + sum(size for _, size in removed)
     )

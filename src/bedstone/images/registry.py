@@ -129,21 +129,21 @@ class RegistryClient:
         advance: Advance = lambda _: None,
     ) -> None:
         """Download a blob into a writer, from where that stands, and commit it."""
-        resumed = writer.offset > 0
 
         async def attempt(endpoint: Endpoint) -> None:
-            nonlocal resumed
-            await self._content(endpoint, reference, descriptor, writer, advance)
-            try:
-                await asyncio.to_thread(writer.commit)
-            except VerificationError as error:
-                if not resumed:
-                    raise VerificationError(
-                        f"{endpoint.url}: {error.message}", hint=_LIES
-                    ) from error
-                # What an earlier download left may have been damaged; once more, all of it.
-                resumed = False
-                await attempt(endpoint)
+            # From an earlier download, or another server: any of that may be wrong.
+            resumed = writer.offset > 0
+            while True:
+                await self._content(endpoint, reference, descriptor, writer, advance)
+                try:
+                    await asyncio.to_thread(writer.commit)
+                except VerificationError as error:
+                    if not resumed:
+                        said = f"{endpoint.url}: {error.message}"
+                        raise VerificationError(said, hint=_LIES) from error
+                    resumed = False  # once more, all of it
+                else:
+                    return
 
         # Downloads have patience of their own, which counts anew with each progress.
         await self._anywhere(reference, attempt, patient=False)
