@@ -23,6 +23,11 @@ _LONGEST_NAME = 255
 _DEEPEST = 256
 """Directories below each other; each is open while a path is walked."""
 
+
+class NoDirectoryError(InvalidError):
+    """What should be a directory is none."""
+
+
 Path = tuple[bytes, ...]
 """The names that lead from the root to a file, with no link among them."""
 
@@ -41,18 +46,20 @@ class Root:
         self.made: list[Path] = []
         """Directories that were made on the way to others, to be taken by the caller."""
 
-    def parent(self, name: bytes) -> tuple[int, Path, bytes]:
-        """The directory that holds a file, made if it is missing.
+    def parent(self, name: bytes, *, make: bool = True) -> tuple[int, Path, bytes]:
+        """The directory that holds a file.
 
         Args:
             name: a path of slashes, of which nothing is believed.
+            make: whether to make the directory if it is missing.
 
         Returns: a descriptor (O_PATH) of the directory, valid until the next call; the names that
         lead to it; and the file's own name, empty for the root itself.
 
         Raises:
-            InvalidError: there is a file where a directory should be, links go round, or the last
-                name is none that a file may have.
+            InvalidError: links go round, or the last name is none that a file may have.
+            NoDirectoryError: there is a file where a directory should be, or, when it is not to be
+                made, none.
         """
         names = [part for part in name.split(b"/") if part not in (b"", b".")]
         if not names:
@@ -63,7 +70,7 @@ class Root:
         key = tuple(names)
         if self._last is None or self._stale or self._last[0] != key:
             self._drop()
-            handle, path = self._walk(names, name)
+            handle, path = self._walk(names, name, make=make)
             self._last = key, path, handle
         return self._last[2], self._last[1], last
 
@@ -77,7 +84,7 @@ class Root:
         self._last = None
         self._stale = False
 
-    def _walk(self, names: list[bytes], name: bytes) -> tuple[int, Path]:
+    def _walk(self, names: list[bytes], name: bytes, *, make: bool) -> tuple[int, Path]:
         waiting = names[::-1]
         handles = [os.dup(self.handle)]
         path: list[bytes] = []
@@ -92,7 +99,7 @@ class Root:
                         path.pop()
                         os.close(handles.pop())
                     continue
-                target = self._step(handles, path, part, name)
+                target = self._step(handles, path, part, name, make=make)
                 if target is None:
                     continue
                 followed += 1
@@ -109,7 +116,7 @@ class Root:
                 os.close(handle)
 
     def _step(
-        self, handles: list[int], path: list[bytes], part: bytes, name: bytes
+        self, handles: list[int], path: list[bytes], part: bytes, name: bytes, *, make: bool
     ) -> bytes | None:
         """Go into a directory, made if it is missing; or what a symbolic link there says."""
         here = handles[-1]
@@ -119,6 +126,8 @@ class Root:
             try:
                 handle = os.open(part, _DIRECTORY, dir_fd=here)
             except FileNotFoundError:
+                if not make:
+                    raise NoDirectoryError(f"{name[:200]!r} is in no directory") from None
                 os.mkdir(part, 0o755, dir_fd=here)
                 self.made.append((*path, part))
                 continue
@@ -126,7 +135,7 @@ class Root:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP) and _is_link(part, here):
                     return os.readlink(part, dir_fd=here)
                 if error.errno == errno.ENOTDIR:
-                    raise InvalidError(
+                    raise NoDirectoryError(
                         f"a layer has an entry below {part!r}, which is no directory: "
                         f"{name[:200]!r}"
                     ) from error

@@ -29,7 +29,7 @@ from bedstone.errors import InvalidError, UnavailableError, VerificationError
 from bedstone.images import digests, tar
 from bedstone.images.decompress import LayerStream
 from bedstone.images.opening import Opened
-from bedstone.images.rooted import Path, Root, proc
+from bedstone.images.rooted import NoDirectoryError, Path, Root, proc
 from bedstone.images.store import ContentStore
 from bedstone.images.tar import Entry
 
@@ -198,18 +198,12 @@ class Unpacker:
     # One entry
 
     def _put(self, stream: LayerStream, entry: Entry) -> None:
+        if _WHITEOUT in entry.name and _last(entry.name).startswith(_WHITEOUT):
+            self._whiteout(entry.name)
+            return
         parent, path, name = self._root.parent(entry.name)
         self._take_made()
-        if name == _OPAQUE:
-            self._clear(parent, path)
-        elif name.startswith(_AUFS):
-            return  # what AUFS keeps for itself
-        elif name.startswith(_WHITEOUT):
-            hidden = name[len(_WHITEOUT) :]
-            if hidden in (b"", b".", b".."):
-                raise InvalidError(f"a layer has a whiteout with the name {name!r}")
-            self._hide(parent, (*path, hidden))
-        elif not name:
+        if not name:
             if entry.kind != tar.DIRECTORY:
                 raise InvalidError("a layer has an entry for the root that is no directory")
             self._folders[()] = _folder(entry)
@@ -221,6 +215,19 @@ class Unpacker:
             self._remove(parent, (*path, name))
             self._upper.add((*path, name))
             self._make(stream, parent, (*path, name), entry)
+
+    def _whiteout(self, entry: bytes) -> None:
+        try:
+            parent, path, name = self._root.parent(entry, make=False)
+        except NoDirectoryError:
+            return  # nothing is there to be hidden: umoci writes such for a directory made a file
+        if name == _OPAQUE:
+            self._clear(parent, path)
+        elif not name.startswith(_AUFS):  # what AUFS keeps for itself
+            hidden = name[len(_WHITEOUT) :]
+            if hidden in (b"", b".", b".."):
+                raise InvalidError(f"a layer has a whiteout with the name {name!r}")
+            self._hide(parent, (*path, hidden))
 
     def _take_made(self) -> None:
         self._entries += len(self._root.made)
@@ -420,6 +427,11 @@ class Unpacker:
         for gone in [one for one in self._folders if one[:length] == path]:
             del self._folders[gone]
         self._upper = {one for one in self._upper if one[:length] != path}
+
+
+def _last(name: bytes) -> bytes:
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    return parts[-1] if parts else b""
 
 
 def _folder(entry: Entry) -> _Folder:

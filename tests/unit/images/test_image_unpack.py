@@ -210,6 +210,20 @@ def test_an_opaque_directory_hides_all_of_lower_layers(target: Path, *, first: b
     assert names(target) == {"a", "a/new", "a/deep", "a/deep/new"}
 
 
+def test_a_whiteout_where_nothing_is_hides_nothing_and_makes_nothing(target: Path) -> None:
+    unpack(
+        target,
+        [entry("a/b/c", b"1")],
+        [entry("a", b"a file now"), entry("a/.wh.b"), entry("a/b/.wh.c"), entry("no/.wh.x")],
+    )
+    assert names(target) == {"a"}
+
+
+def test_an_entry_below_a_file_is_refused(target: Path) -> None:
+    with pytest.raises(InvalidError, match="no directory"):
+        unpack(target, [entry("a", b"1"), entry("a/b", b"2")])
+
+
 def test_an_opaque_root(target: Path) -> None:
     unpack(target, [entry("a/b", b"1")], [entry(".wh..wh..opq"), entry("c", b"2")])
     assert names(target) == {"c"}
