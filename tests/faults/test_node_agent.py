@@ -41,6 +41,14 @@ def test_instances_start_in_order_of_what_they_use_and_report_ready() -> None:
     scene(play)
 
 
+def test_a_workload_that_is_to_have_no_instances_is_not_waited_for() -> None:
+    async def play(world: World) -> None:
+        world.app(web={**WEB, "uses": ["risk"]}, risk={**WEB, "replicas": 0})
+        await world.server.until_phase(world.instance("web"), Phase.READY)
+
+    scene(play)
+
+
 def test_a_circle_of_uses_starts() -> None:
     async def play(world: World) -> None:
         world.app(web={**WEB, "uses": ["risk"]}, risk={**WEB, "uses": ["web"]})

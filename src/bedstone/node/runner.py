@@ -259,6 +259,8 @@ class Runner:
                 f"workload {name}"
                 for name in workloads
                 if name not in circle
+                # One that nobody wants to run would be waited for without end.
+                and app.replicas(name) > 0
                 and not view.available.get(f"{instance.app}/{instance.cell}/{name}", False)
             ]
         return ", ".join(missing)
