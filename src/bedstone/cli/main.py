@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tx": ("bedstone.cli.transactions:tx", "See distributed transactions, and repair stuck ones."),
     "trace": ("bedstone.cli.traces:trace", "See requests through the app, hop by hop."),
     "alerts": ("bedstone.cli.alerts:alerts", "See what fires, and silence it."),
+    "image": ("bedstone.cli.images:image", "Fetch images, look at them, check and send them."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
     "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),
     "doctor": ("bedstone.cli.doctor:doctor", "Check that this machine has what is needed."),

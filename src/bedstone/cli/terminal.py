@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
     from rich.status import Status
 
 _COLOUR = {
@@ -222,6 +223,17 @@ class Terminal:
                 yield waiting
         finally:
             self._status = None
+
+    @contextmanager
+    def bars(self, *columns: str | ProgressColumn) -> Iterator[Progress]:
+        """Shows progress on a terminal (`live`), and takes it away when it is done."""
+        _pending.end()
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(file=self._progress, highlight=False)
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield progress
 
 
 class Waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from bedstone.errors import ConflictError, InvalidError
@@ -90,6 +90,7 @@ async def pull(
     every_platform: bool = False,
     parallel: int = 4,
     limits: Limits | None = None,
+    admit: Callable[[Descriptor], Awaitable[None]] | None = None,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> Image:
     """Fetch what is missing of an image, verify it and name it.
@@ -104,6 +105,7 @@ async def pull(
         every_platform: fetch all of them instead.
         parallel: how many downloads at once.
         limits: what it may weigh.
+        admit: raises what the caller has against it, before anything but its document is fetched.
         tell: is told what happens; must not block.
 
     Raises:
@@ -120,6 +122,8 @@ async def pull(
     ) as lease:
         pulling = _Pull(store, client, reference, lease, parallel, tell)
         root = await pulling.root()
+        if admit is not None:
+            await admit(root)
         manifests = await pulling.manifests(root, wanted)
         content = _content(manifests, reference, limits)
         tell(Resolved(content))

@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ _BLOCK = 16 << 10
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<rest>.+)")
 _UPLOAD = re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<id>[0-9a-f]*)\Z")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+_OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
@@ -124,6 +125,31 @@ class Registry:
             if tag:
                 self.tags[name, tag] = digest
         return {"mediaType": media_type, "digest": digest, "size": len(data)}
+
+    def add_image(
+        self, name: str, layers: Sequence[bytes], tag: str | None = None, **config: Any
+    ) -> dict[str, Any]:
+        """Put an image of uncompressed layers in a repository; its manifest's descriptor."""
+        described = [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar", **self.add_blob(name, layer)}
+            for layer in layers
+        ]
+        body = {
+            "os": "linux",
+            "architecture": "amd64",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [one["digest"] for one in described]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _OCI_MANIFEST,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                **self.add_blob(name, json.dumps(body).encode()),
+            },
+            "layers": described,
+        }
+        return self.add_manifest(name, manifest, _OCI_MANIFEST, tag)
 
     def sent(self) -> int:
         """Bytes of content that were sent."""

@@ -21,13 +21,11 @@ from bedstone.errors import (
     UnavailableError,
     VerificationError,
 )
-from bedstone.images import digests
 from bedstone.images.auth import Authorizer, challenges
 from bedstone.images.collection import collect
 from bedstone.images.credentials import Credentials, DockerKeyring, NoKeyring
 from bedstone.images.endpoints import Endpoint, Endpoints, from_environment
 from bedstone.images.models import (
-    OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -62,26 +60,8 @@ def publish(
     registry: Registry, name: str = "app", tag: str | None = "1", size: int = 300_000, seed: int = 0
 ) -> dict[str, Any]:
     """An image of three layers; its manifest's descriptor."""
-    tars = [bytes([seed, number]) * (size // 2) for number in range(3)]
-    layers = [
-        {"mediaType": OCI_LAYER, **registry.add_blob(name, tar)} for number, tar in enumerate(tars)
-    ]
-    config = {
-        "os": "linux",
-        "architecture": "amd64",
-        "config": {"Cmd": ["sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [digests.of(tar) for tar in tars]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {
-            "mediaType": OCI_CONFIG,
-            **registry.add_blob(name, json.dumps(config).encode()),
-        },
-        "layers": layers,
-    }
-    return registry.add_manifest(name, manifest, OCI_MANIFEST, tag)
+    layers = [bytes([seed, number]) * (size // 2) for number in range(3)]
+    return registry.add_image(name, layers, tag, Cmd=["sh"])
 
 
 @dataclass

@@ -1,0 +1,172 @@
+"""`bedstone image`, against a real registry on loopback."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bedstone.images.store import ContentStore
+from bedstone.testing.registry import Registry, running_registry
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BEDSTONE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("BEDSTONE_REGISTRY_MIRRORS", raising=False)
+    monkeypatch.setattr("bedstone.images.platforms.host", _amd)
+    return tmp_path / "home"
+
+
+def _amd() -> Any:
+    from bedstone.images.models import Platform
+
+    return Platform(os="linux", architecture="amd64")
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with running_registry() as running:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            info = tarfile.TarInfo("etc/motd")
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"hello"))
+        running.add_image(
+            "app", [out.getvalue()], "1", Cmd=["sh", "-c"], Env=["A=b"], Labels={"x": "\x1b[31m"}
+        )
+        yield running
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """`key`, `key.pub` and `other.pub`."""
+    for name in ("key", "other"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        (tmp_path / name).write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        (tmp_path / f"{name}.pub").write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+    return tmp_path
+
+
+def test_an_image_is_pulled_listed_inspected_and_removed(
+    home: Path, registry: Registry, command: Command
+) -> None:
+    name = f"{registry.host}/app:1"
+    digest = registry.tags["app", "1"]
+    assert command("image", "ls").err.startswith("no image is here")
+    ended = command("image", "pull", name)
+    assert (ended.status, ended.out) == (0, f"{name}  {digest}\n")
+    assert name in command("image", "ls").out
+    (listed,) = json.loads(command("image", "ls", "-o", "json").out)
+    assert (listed["name"], listed["digest"]) == (name, digest)
+    assert listed["bytes"] > 10_000
+    shown = command("image", "inspect", name).out
+    assert "sh -c" in shown
+    assert "\x1b" not in shown
+    found = json.loads(command("image", "inspect", name, "-o", "json").out)
+    assert found["config"]["config"]["Env"] == ["A=b"]
+    assert found["digest"] == digest
+    assert command("image", "gc", "-o", "json").out == '{\n  "removed": [],\n  "bytes": 0\n}\n'
+    assert command("image", "rm", name).status == 0
+    assert command("image", "rm", name).status == 3
+    assert len(json.loads(command("image", "gc", "-o", "json").out)["removed"]) == 3
+    ended = command("image", "inspect", name)
+    assert ended.status == 3
+    assert "bedstone image pull" in ended.err
+
+
+def test_mistakes_are_told_and_exit_by_their_kind(
+    home: Path, registry: Registry, command: Command, tmp_path: Path
+) -> None:
+    for status, words in {
+        2: ["pull", "Not a name"],
+        3: ["pull", f"{registry.host}/app:none"],
+    }.items():
+        ended = command("image", *words)
+        assert ended.status == status, ended.err
+        assert ended.err.startswith("error: ")
+        assert "Traceback" not in ended.err
+    assert command("image", "pull", "app", "--platform", "a/b/c/d").status == 2
+    assert command("image", "pull", "app", "--mirror", "nonsense").status == 2
+    assert command("image", "pull", f"oci:{tmp_path}/none").status == 3
+    assert command("image", "pull", f"oci:{tmp_path}", "--all-platforms").status == 2
+
+
+def test_damage_is_found_and_mended(home: Path, registry: Registry, command: Command) -> None:
+    name = f"{registry.host}/app:1"
+    command("image", "pull", name)
+    assert command("image", "verify", name).status == 0
+    store = ContentStore(home / "images")
+    largest = max(store.blobs(), key=lambda blob: blob[1])[0]
+    store.path(largest).chmod(0o644)
+    store.path(largest).write_bytes(b"damage")
+    ended = command("image", "verify", name)
+    assert ended.status == 6
+    assert f"damaged, and removed: {largest}" in ended.err
+    report = json.loads(command("image", "verify", name, "-o", "json").out)
+    assert (report["damaged"], report["missing"]) == ([], [largest])
+    command("image", "pull", name)
+    assert command("image", "verify", name).status == 0
+
+
+def test_only_what_is_signed_is_pulled_with_a_key(
+    home: Path, registry: Registry, command: Command, keys: Path
+) -> None:
+    name = f"{registry.host}/app:1"
+    ended = command("image", "pull", name, "--key", str(keys / "key.pub"))
+    assert ended.status == 6
+    assert "has no signature" in ended.err
+    assert registry.counted("GET", "/blobs/") == 0
+    assert command("image", "ls", "-o", "json").out == "[]\n"
+    command("image", "pull", name)
+    ended = command("image", "push", name, "--sign-key", str(keys / "key"))
+    assert ended.status == 0, ended.err
+    ended = command("image", "pull", name, "--key", str(keys / "other.pub"))
+    assert ended.status == 6
+    assert "none of the keys" in ended.err
+    both = ["--key", str(keys / "other.pub"), "--key", str(keys / "key.pub")]
+    assert command("image", "pull", name, *both).status == 0
+    ended = command("image", "verify", name, *both)
+    assert ended.status == 0
+    assert f"signed as {registry.host}/app by {keys / 'key.pub'}" in ended.out
+    assert command("image", "verify", name, "--key", str(keys / "other.pub")).status == 6
+    assert command("image", "verify", name, "--key", str(keys / "key")).status == 2
+
+
+def test_images_go_to_registries_and_files_and_come_back(
+    home: Path, registry: Registry, command: Command, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/app:1"
+    command("image", "pull", name)
+    target = f"{registry.host}/other/app:2"
+    assert command("image", "push", name, target).status == 0
+    assert registry.tags["other/app", "2"] == registry.tags["app", "1"]
+    for place in (f"oci:{tmp_path}/layout", f"docker-archive:{tmp_path}/app.tar"):
+        ended = command("image", "push", name, place)
+        assert ended.status == 0, ended.err
+        command("image", "rm", name)
+        command("image", "gc")
+        ended = command("image", "pull", place, "-o", "json")
+        assert json.loads(ended.out) == [{"name": name, "digest": registry.tags["app", "1"]}]
+    ended = command("image", "push", name, f"oci:{tmp_path}/x", "--sign-key", "key")
+    assert ended.status == 2
