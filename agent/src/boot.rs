@@ -1,0 +1,264 @@
+//! The first process of a guest: modules, file systems, network; then the agent goes on as it.
+//!
+//! The initial file system has this program as `/init`, `/config.json`, and `/modules` with a list
+//! `order`. Programs never see it: the root is the image, read-only below an overlay, with a small
+//! `/dev` that has no disk and no port in it.
+
+use std::fs::{self, File};
+use std::io::{Error, Result};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::network;
+use crate::process::Surroundings;
+use crate::sys::{self, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const PLAIN: u64 = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+const NODES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+/// What of /proc speaks of the machine, or changes it.
+const MASKED: &[&str] = &[
+    "kcore",
+    "keys",
+    "key-users",
+    "timer_list",
+    "kmsg",
+    "sched_debug",
+    "kallsyms",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+];
+const READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Returns only once the guest is to be switched off.
+pub fn run() -> Result<()> {
+    fs::create_dir_all("/proc")?;
+    fs::create_dir_all("/sys")?;
+    fs::create_dir_all("/dev")?;
+    sys::mount_at("proc", "/proc", "proc", PLAIN, "")?;
+    sys::mount_at("sysfs", "/sys", "sysfs", PLAIN, "")?;
+    sys::mount_at("devtmpfs", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "")?;
+    load_modules()?;
+    let config =
+        Config::read(&fs::read("/config.json")?).map_err(|refusal| Error::other(refusal.to_json()))?;
+    let group = limit_processes(config.pids)?;
+    let around = Surroundings {
+        group,
+        files: config.files.map(|files| files as u64),
+        guest: true,
+    };
+    mount_root(&config)?;
+    let ports = open_ports(&fs::read_to_string("/ports")?)?;
+    sys::set_hostname(&config.hostname)?;
+    network::loopback_up()?;
+    if let Some(interface) = &config.interface {
+        network::configure(interface)?;
+    }
+    let pressure = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(sys::O_NONBLOCK as i32)
+        .open("/proc/pressure/memory");
+    fs::write("/proc/self/oom_score_adj", "-1000")?;
+    let mut agent = Agent::new(config, around)?;
+    for port in ports {
+        agent.add_session(port, true)?;
+    }
+    if let Ok(pressure) = pressure {
+        let _ = agent.watch_pressure(OwnedFd::from(pressure)); // a kernel without it has no events
+    }
+    enter_root()?;
+    agent.run();
+    Ok(())
+}
+
+fn load_modules() -> Result<()> {
+    for name in fs::read_to_string("/modules/order")?.lines() {
+        let path = format!("/modules/{name}");
+        match sys::load_module(File::open(&path)?.as_raw_fd()) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::other(format!("{path}: {error}")))
+            }
+            _ => fs::remove_file(path)?, // the initial file system is memory
+        }
+    }
+    Ok(())
+}
+
+fn await_path(path: &str) -> Result<()> {
+    let start = Instant::now();
+    while !Path::new(path).exists() {
+        if start.elapsed() > PATIENCE {
+            return Err(Error::other(format!("{path} did not appear")));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn limit_processes(pids: Option<i64>) -> Result<Option<File>> {
+    let Some(pids) = pids else { return Ok(None) };
+    fs::create_dir_all("/cgroup")?;
+    sys::mount_at("cgroup2", "/cgroup", "cgroup2", PLAIN, "")?;
+    fs::write("/cgroup/cgroup.subtree_control", "+pids")?;
+    fs::create_dir("/cgroup/box")?;
+    fs::write("/cgroup/box/pids.max", pids.to_string())?;
+    File::options()
+        .write(true)
+        .open("/cgroup/box/cgroup.procs")
+        .map(Some)
+}
+
+fn mount_root(config: &Config) -> Result<()> {
+    for folder in ["/lower", "/upper", "/root"] {
+        fs::create_dir_all(folder)?;
+    }
+    await_path(&config.root)?;
+    sys::mount_at(&config.root, "/lower", "erofs", MS_RDONLY | MS_NODEV, "")?;
+    match &config.upper {
+        Some(device) => {
+            await_path(device)?;
+            sys::mount_at(device, "/upper", "ext4", MS_NODEV, "")?;
+        }
+        // Only for the points that are mounted on below.
+        None => sys::mount_at("tmpfs", "/upper", "tmpfs", MS_NODEV, "size=1m,mode=0755")?,
+    }
+    fs::create_dir_all("/upper/files")?;
+    fs::create_dir_all("/upper/work")?;
+    sys::mount_at(
+        "overlay",
+        "/root",
+        "overlay",
+        MS_NODEV,
+        "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work",
+    )?;
+    for folder in ["proc", "sys", "dev", "tmp"] {
+        point(folder)?;
+    }
+    for mount in &config.tmpfs {
+        point(mount.target.trim_start_matches('/'))?;
+    }
+    if config.upper.is_none() {
+        sys::mount_at("overlay", "/root", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
+        sys::mount_at(
+            "tmpfs",
+            "/root/tmp",
+            "tmpfs",
+            MS_NOSUID | MS_NODEV,
+            "size=64m,mode=1777",
+        )?;
+    }
+    for mount in &config.tmpfs {
+        let flags = MS_NOSUID | MS_NODEV | if mount.readonly { MS_RDONLY } else { 0 };
+        sys::mount_at(
+            "tmpfs",
+            &format!("/root{}", mount.target),
+            "tmpfs",
+            flags,
+            &format!("size={},mode=1777", mount.size),
+        )?;
+    }
+    sys::mount_at("sysfs", "/root/sys", "sysfs", PLAIN | MS_RDONLY, "")?;
+    mount_proc()?;
+    mount_dev()
+}
+
+/// A folder of the root to mount on; in an image it may be a link, which must not be followed here.
+fn point(path: &str) -> Result<()> {
+    let mut at = std::path::PathBuf::from("/root");
+    for part in path.split('/') {
+        at.push(part);
+        match fs::symlink_metadata(&at) {
+            Ok(known) if known.is_dir() => {}
+            Ok(_) => return Err(Error::other(format!("{} is no folder", at.display()))),
+            Err(_) => fs::create_dir(&at)?,
+        }
+    }
+    Ok(())
+}
+
+fn mount_proc() -> Result<()> {
+    sys::mount_at("proc", "/root/proc", "proc", PLAIN, "")?;
+    for name in MASKED {
+        let path = format!("/root/proc/{name}");
+        if Path::new(&path).exists() {
+            sys::mount_at("/dev/null", &path, "", MS_BIND, "")?;
+        }
+    }
+    for name in READ_ONLY {
+        let path = format!("/root/proc/{name}");
+        if Path::new(&path).exists() {
+            sys::mount_at(&path, &path, "", MS_BIND, "")?;
+            sys::mount_at(&path, &path, "", MS_BIND | MS_REMOUNT | MS_RDONLY | PLAIN, "")?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_dev() -> Result<()> {
+    sys::mount_at(
+        "tmpfs",
+        "/root/dev",
+        "tmpfs",
+        MS_NOSUID | MS_NOEXEC,
+        "size=64k,mode=0755",
+    )?;
+    for name in NODES {
+        let path = format!("/root/dev/{name}");
+        File::create(&path)?;
+        sys::mount_at(&format!("/dev/{name}"), &path, "", MS_BIND, "")?;
+    }
+    fs::create_dir("/root/dev/pts")?;
+    fs::create_dir("/root/dev/shm")?;
+    sys::mount_at(
+        "devpts",
+        "/root/dev/pts",
+        "devpts",
+        MS_NOSUID | MS_NOEXEC,
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
+    sys::mount_at("tmpfs", "/root/dev/shm", "tmpfs", PLAIN, "size=64m,mode=1777")?;
+    for (name, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        std::os::unix::fs::symlink(target, format!("/root/dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// All of them, so that no program could: a port can be opened once.
+fn open_ports(count: &str) -> Result<Vec<OwnedFd>> {
+    let count: usize = count
+        .trim()
+        .parse()
+        .map_err(|_| Error::other("/ports has no number"))?;
+    let mut ports = Vec::new();
+    for number in 1..=count {
+        let path = format!("/dev/vport0p{number}");
+        await_path(&path)?;
+        let port = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(sys::O_NONBLOCK as i32)
+            .open(path)?;
+        ports.push(OwnedFd::from(port));
+    }
+    Ok(ports)
+}
+
+/// The box's root becomes this process's, as switch_root(8) does it: nothing leads back.
+fn enter_root() -> Result<()> {
+    std::env::set_current_dir("/root")?;
+    sys::mount_at(".", "/", "", MS_MOVE, "")?;
+    sys::change_root(".")?;
+    std::env::set_current_dir("/")
+}
