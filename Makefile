@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs console/generate.py
 
-.PHONY: setup up test check coverage chaos lint types imports front docs console lock clean help
+.PHONY: setup up test check coverage chaos lint types imports front agent docs console lock clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -23,7 +23,7 @@ test: setup ## pass the tests
 	@sh requirements/system.sh
 	@sh tests/run.sh $(BIN)/python
 
-check: lint types imports front test ## everything that CI demands
+check: lint types imports front agent test ## everything that CI demands
 
 coverage: setup ## say which lines the tests in this process reach
 	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered tests/unit tests/faults \
@@ -44,6 +44,9 @@ imports: setup
 
 front: setup
 	@sh console/check.sh
+
+agent: ## check the guest's agent (needs cargo; says so where it is not)
+	@sh agent/check.sh
 
 docs: setup ## run what the documents show (also a part of test)
 	@$(BIN)/python -m pytest -q tests/docs

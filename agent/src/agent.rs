@@ -25,6 +25,7 @@ use crate::wire::{self, Frame, Kind, CHUNK, WINDOW};
 
 const REMEMBERED: usize = 64;
 const SESSIONS: usize = 32;
+const NONCE: usize = 64;
 const PROGRAMS: usize = 1024;
 
 /// What a token of epoll stands for, in its upper byte.
@@ -104,10 +105,7 @@ impl Agent {
             EPOLLIN | EPOLLOUT | EPOLLET,
             SESSION | index as u64,
         )?;
-        let mut session = Session::new(fd, port);
-        if !port {
-            session.connect();
-        }
+        let session = Session::new(fd, port);
         if index == self.sessions.len() {
             self.sessions.push(None);
         }
@@ -191,16 +189,9 @@ impl Agent {
         let Some(Some(session)) = self.sessions.get_mut(index) else {
             return;
         };
-        if session.port {
-            if events & EPOLLHUP != 0 {
-                if session.connected() {
-                    self.lose(index);
-                }
-                return;
-            }
-            if !session.connected() {
-                session.connect();
-            }
+        if session.port && events & EPOLLHUP != 0 {
+            self.lose(index);
+            return;
         }
         self.receive(index);
     }
@@ -275,6 +266,10 @@ impl Agent {
         if !session.port {
             self.sessions[index] = None; // closing it removes it from epoll
         }
+        self.end_work_of(index);
+    }
+
+    fn end_work_of(&mut self, index: usize) {
         self.transfers.retain(|(owner, _), _| *owner != index);
         self.waiting.retain(|((owner, _), _)| *owner != index);
         if self.ending.as_ref().is_some_and(|ending| ending.owner.0 == index) {
@@ -300,6 +295,20 @@ impl Agent {
     /// `false` for what no host may send.
     fn take_frame(&mut self, index: usize, frame: Frame) -> bool {
         let owner = (index, frame.id);
+        if frame.kind == Kind::Hello {
+            // Also of a host that was gone and is back before that was seen.
+            if frame.payload.len() > NONCE {
+                return false;
+            }
+            self.end_work_of(index);
+            if let Some(Some(session)) = self.sessions.get_mut(index) {
+                session.greet(&frame.payload);
+            }
+            return true;
+        }
+        if self.session(owner).is_none() {
+            return false; // no greeting
+        }
         match frame.kind {
             Kind::Request => {
                 let answer = self.request(owner, &frame.payload);
@@ -450,7 +459,7 @@ impl Agent {
             }
             "pause" => {
                 fields.done()?;
-                sys::sync_all(); // what was written is on the disk while nothing runs
+                self.flush_disks(); // what was written is there while nothing runs
             }
             "resume" => {
                 let nanoseconds = fields.needed_number("nanoseconds", 0, i64::MAX)?;
@@ -743,6 +752,12 @@ impl Agent {
         }
     }
 
+    fn flush_disks(&self) {
+        if self.around.guest {
+            sys::sync_all(); // elsewhere the disks are everybody's
+        }
+    }
+
     fn tell_pressure(&mut self) {
         let event = object(&[
             ("event", "memory_pressure".into()),
@@ -785,7 +800,7 @@ impl Agent {
                 return false; // one second for the kernel to end them
             }
         }
-        sys::sync_all();
+        self.flush_disks();
         self.answer(owner, &object(&[]));
         let told = Instant::now() + Duration::from_secs(1);
         while let Some(session) = self.session(owner) {

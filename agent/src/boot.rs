@@ -90,15 +90,21 @@ fn load_modules() -> Result<()> {
     Ok(())
 }
 
-fn await_path(path: &str) -> Result<()> {
+fn await_found<T>(what: &str, find: impl Fn() -> Option<T>) -> Result<T> {
     let start = Instant::now();
-    while !Path::new(path).exists() {
+    loop {
+        if let Some(found) = find() {
+            return Ok(found);
+        }
         if start.elapsed() > PATIENCE {
-            return Err(Error::other(format!("{path} did not appear")));
+            return Err(Error::other(format!("{what} did not appear")));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
+}
+
+fn await_path(path: &str) -> Result<()> {
+    await_found(path, || Path::new(path).exists().then_some(()))
 }
 
 fn limit_processes(pids: Option<i64>) -> Result<Option<File>> {
@@ -243,8 +249,17 @@ fn open_ports(count: &str) -> Result<Vec<OwnedFd>> {
         .map_err(|_| Error::other("/ports has no number"))?;
     let mut ports = Vec::new();
     for number in 1..=count {
-        let path = format!("/dev/vport0p{number}");
-        await_path(&path)?;
+        // vport2p1: the first port of the third virtio device.
+        let end = format!("p{number}");
+        let path = await_found("a virtio port", || {
+            let names = fs::read_dir("/dev")
+                .ok()?
+                .flatten()
+                .map(|entry| entry.file_name());
+            let mut names = names.filter_map(|name| name.into_string().ok());
+            names.find(|name| name.starts_with("vport") && name.ends_with(&end))
+        })?;
+        let path = format!("/dev/{path}");
         let port = File::options()
             .read(true)
             .write(true)

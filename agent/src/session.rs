@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::json::{object, Value};
+use crate::json::Value;
 use crate::wire::{self, Decoder, Frame, Kind};
 use crate::{sys, wire::VERSION};
 
@@ -14,6 +14,7 @@ pub struct Session {
     pub fd: OwnedFd,
     /// A port outlives the host's connection; a socket is the connection.
     pub port: bool,
+    /// Whether a host has greeted, and is still there.
     connected: bool,
     decoder: Decoder,
     out: Vec<u8>,
@@ -48,21 +49,17 @@ impl Session {
         self.connected
     }
 
-    /// The agent speaks first: what a host sent before it has read this is of an earlier connection.
-    pub fn connect(&mut self) {
+    /// Begin anew, for the host that sent this nonce: what was to be sent to an earlier one is dropped.
+    pub fn greet(&mut self, nonce: &[u8]) {
+        self.out = Vec::new();
+        self.sent = 0;
         self.connected = true;
-        let hello = object(&[
-            ("agent", "bedstone".into()),
-            ("version", i64::from(VERSION).into()),
-            ("window", i64::from(wire::WINDOW).into()),
-        ]);
-        self.send(Kind::Hello, VERSION, &hello);
-        self.flush();
+        self.send_bytes(Kind::Hello, VERSION, nonce);
     }
 
     pub fn disconnect(&mut self) {
         self.connected = false;
-        self.decoder = Decoder::default();
+        self.decoder = Decoder::default(); // a frame that was cut has no end
         self.out = Vec::new();
         self.sent = 0;
     }

@@ -1,0 +1,1 @@
+"""The `microvm` driver: a box is a virtual machine with a kernel of its own."""
