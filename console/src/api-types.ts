@@ -67,6 +67,7 @@ export interface Part {
   current: boolean;
   shared_user: string;
   enforced: boolean;
+  cold_start: string;
 }
 
 /** An app at one glance. */

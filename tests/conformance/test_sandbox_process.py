@@ -20,3 +20,15 @@ def test_cooperative(check: str) -> None:
 def test_enforced(check: str) -> None:
     if run_check(check, ProcessSandbox, enforce="auto") is False:
         pytest.skip("this kernel or container has no network namespaces; grant CAP_SYS_ADMIN")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_cooperative_and_warm(check: str) -> None:
+    assert run_check(check, ProcessSandbox, enforce="never", warm=("json",)) is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root; run the tests as root")
+@pytest.mark.parametrize("check", CHECKS)
+def test_enforced_and_warm(check: str) -> None:
+    if run_check(check, ProcessSandbox, enforce="auto", warm=("json",)) is False:
+        pytest.skip("this kernel or container has no network namespaces; grant CAP_SYS_ADMIN")

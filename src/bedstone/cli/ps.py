@@ -117,6 +117,7 @@ def remarks(status: DomainStatus) -> list[str]:
     lines = []
     for app in status.apps:
         lines += ["", *shared_users(app)] if shared_users(app) else []
+        lines += ["", *cold_starts(app)] if cold_starts(app) else []
         for workload, number in app.scaled.items():
             lines += ["", f"{workload} is scaled to {number}, until its manifest says otherwise"]
         for condition in app.conditions:
@@ -142,6 +143,21 @@ def shared_users(app: AppStatus) -> list[str]:
         f"{paint('warning')}: {', '.join(names)} {'runs' if len(names) == 1 else 'run'} "
         f"{clean(reason)}; "
         f"{'its identity is' if len(names) == 1 else 'their identities are'} not enforced"
+        for reason, names in found.items()
+    ]
+
+
+def cold_starts(app: AppStatus) -> list[str]:
+    """A warning for each reason why instances are started cold that were to be warm."""
+    found: dict[str, list[str]] = {}
+    for part in app.parts:
+        workloads = found.setdefault(part.cold_start, [])
+        if part.workload not in workloads:
+            workloads.append(part.workload)
+    found.pop("", None)
+    return [
+        f"{paint('warning')}: {', '.join(names)} {'starts' if len(names) == 1 else 'start'} cold: "
+        f"{clean(reason)}"
         for reason, names in found.items()
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from bedstone.cli.ps import partly, shared_users
+from bedstone.cli.ps import cold_starts, partly, shared_users
 from bedstone.cli.target import STATE_NAME, at, shown
 from bedstone.cli.terminal import paint, seconds
 
@@ -28,7 +28,7 @@ def welcome(
     if options.api_listen:
         authority = shown(manifest.root / STATE_NAME / "authority" / "root.pem")
         lines.append(f"  api         https://{options.api_listen}, CA certificate {authority}")
-    lines += [f"  {line}" for line in shared_users(status)]
+    lines += [f"  {line}" for line in (*shared_users(status), *cold_starts(status))]
     lines += ["", *(f"  {line}" for line in attempts(status, manifest))]
     if options.detach:
         return [*lines, f"  bedstone down{at(manifest.root)}"]

@@ -21,6 +21,7 @@ from bedstone.model.resources import (
     Phase,
     Preparation,
 )
+from bedstone.processes.spec import COLD_START
 
 _UNHEARD = {"state": Phase.PENDING, "detail": "its node is not heard from yet", "pid": None}
 
@@ -181,15 +182,17 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             workload=instance.workload,
             current=instance.desired is Desired.RUNNING
             and instance.revision == current.get(instance.workload),
-            shared_user=_shared_user(status),
+            shared_user=_note(status, SHARED_USER),
+            cold_start=_note(status, COLD_START),
             enforced=_enforced(snapshot, instance),
         )
 
 
-def _shared_user(status: InstanceStatus | None) -> str:
+def _note(status: InstanceStatus | None, beginning: str) -> str:
+    """What follows a beginning, among the notes on an instance."""
     notes = status.limits if status else ()
-    found = (note for note in notes if note.startswith(SHARED_USER))
-    return next((note.removeprefix(SHARED_USER) for note in found), "")
+    found = (note for note in notes if note.startswith(beginning))
+    return next((note.removeprefix(beginning) for note in found), "")
 
 
 def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:

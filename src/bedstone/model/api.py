@@ -103,6 +103,8 @@ class Part(Frozen):
     its node gives instances one."""
     enforced: bool = False
     """The operating system enforces an instance's identity."""
+    cold_start: str = ""
+    """Why an instance was started cold, where its workload declares `warm`."""
 
 
 class AppStatus(Frozen):

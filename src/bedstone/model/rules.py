@@ -181,6 +181,13 @@ class Rules:
                 "HTTP/1.1",
                 "remove it, or start your own server with command",
             )
+        program = next(iter(list_of(workload.get("command"))), None)
+        if "warm" in workload and program not in (None, "python", "python3"):
+            yield self.key_problem(
+                (*location, "warm"),
+                f"got warm with the command {program!r}, expected run, or a command of python",
+                "remove it, or start the program with python",
+            )
         yield from self._uses(name, workload)
         yield from self._env(name, workload)
         for index, word in enumerate(list_of(workload.get("command"))):

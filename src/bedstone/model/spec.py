@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, T
 
 from bedstone.model.fields import (
     KIND_TAG,
+    MODULE_PATTERN,
     RUN_PATTERN,
     Duration,
     Failures,
@@ -126,6 +127,9 @@ class Limits(Spec):
     )
 
 
+Module = Annotated[str, StringConstraints(pattern=MODULE_PATTERN)]
+
+
 class WorkloadSpec(Spec):
     """A service: how to run it and what it may reach."""
 
@@ -140,6 +144,10 @@ class WorkloadSpec(Spec):
     python: str | None = Field(
         default=None,
         description="Its interpreter; default: the nearest `.venv`, else Bedstone's own.",
+    )
+    warm: tuple[Module, ...] | None = Field(
+        default=None,
+        description="Modules to load once; instances are forked from that. Python only.",
     )
     env: dict[str, str] = Field(
         default_factory=dict,

@@ -50,7 +50,7 @@ from bedstone.node.tasks import Tasks
 from bedstone.node.view import View
 from bedstone.node.watch import Watch
 from bedstone.processes.client import SupervisorClient
-from bedstone.runtime.command import serve_command
+from bedstone.runtime import command as runtime
 from bedstone.sandbox.ports import Ports
 from bedstone.sandbox.protocol import KIND, Host, Sandbox
 from bedstone.telemetry.requests import SLOW_KEY, TAP_KEY
@@ -113,10 +113,12 @@ class Agent:
                 ports,
                 config.address,
                 config.run_dir,
-                lambda python, target, host, port: serve_command(
+                lambda python, target, host, port: runtime.serve_command(
                     python, target, host=host, port=port
                 ),
                 config.enforce,
+                runtime.MODULES,
+                runtime.libraries(),
             )
             sandbox = KIND.load("process")(host)
             await sandbox.open()

@@ -24,7 +24,11 @@ from bedstone.processes import linux
 from bedstone.processes.cgroups import Membership
 from bedstone.processes.spec import ProcessSpec
 
-_FAILED = 127
+FAILED = 127
+CHANNEL = 3
+"""The descriptor on which a zygote is asked; see `bedstone.processes.zygote`."""
+
+Steps = tuple[tuple[str, Callable[[], object]], ...]
 
 
 def launch(
@@ -33,6 +37,7 @@ def launch(
     parent: int,
     report: int,
     membership: Membership,
+    channel: int = -1,
 ) -> NoReturn:
     """Become the program.
 
@@ -42,35 +47,44 @@ def launch(
         parent: pid of the supervisor, to notice its death.
         report: write end of a close-on-exec pipe for the failure.
         membership: the control groups to join.
+        channel: the end of the channel that a zygote is asked on; it becomes `CHANNEL`.
     """
-    steps: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("bind to the supervisor's life", lambda: _bind_life(spec, parent)),
+    steps: Steps = (
+        ("bind to the supervisor's life", lambda: bind_life(spec, parent)),
         ("open a session", os.setsid),
         ("reset signals", _reset_signals),
-        ("join the control group", lambda: _join(membership)),
-        ("enter the network namespace", lambda: _enter(spec)),
-        ("mount", lambda: _mount(spec)),
+        ("join the control group", lambda: join(membership, 0)),
+        ("enter the network namespace", lambda: enter(spec)),
+        ("mount", lambda: mount(spec)),
         ("open the output", lambda: _redirect(spec)),
-        ("set the limits", lambda: _limit(spec, memory_limited=membership.memory_limited)),
-        ("change the user", lambda: _become(spec)),
-        ("bind to the supervisor's life", lambda: _bind_life(spec, parent)),
-        ("give up new privileges", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)),
-        ("enter the working directory", lambda: os.chdir(spec.cwd)),
+        *restrictions(spec, parent, memory_limited=membership.memory_limited),
     )
     step = "start"
     try:
-        _close_all_but(report)
+        _close_all_but(report, channel)
         for name, action in steps:
             step = name
             action()
         step = "run the program"
-        os.umask(spec.umask)
         # Without a folder the name is sought on PATH; the name itself, if not there, will fail.
         found = shutil.which(spec.argv[0], path=env.get("PATH", os.defpath))
         os.execve(found or _lost(spec.argv[0]), list(spec.argv), env)  # noqa: S606 - an exec, not a shell
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's loop
-        _tell(report, _explain(step, spec, error), lasting=_lasts(step, error))
-    os._exit(_FAILED)
+        with contextlib.suppress(OSError):
+            os.write(report, failure(step, spec, error))
+    os._exit(FAILED)
+
+
+def restrictions(spec: ProcessSpec, parent: int, *, memory_limited: bool) -> Steps:
+    """The last steps, which take away: those of every program, however it is started."""
+    return (
+        ("set the limits", lambda: _limit(spec, memory_limited=memory_limited)),
+        ("change the user", lambda: _become(spec)),
+        ("bind to the supervisor's life", lambda: bind_life(spec, parent)),
+        ("give up new privileges", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)),
+        ("enter the working directory", lambda: os.chdir(spec.cwd)),
+        ("set the mask of files", lambda: os.umask(spec.umask)),
+    )
 
 
 def _lost(program: str) -> str:
@@ -105,9 +119,10 @@ def _lasts(step: str, error: BaseException) -> bool:
     return ours and isinstance(error, OSError) and error.errno in faults
 
 
-def _tell(report: int, message: str, *, lasting: bool) -> None:
-    with contextlib.suppress(OSError):
-        os.write(report, json.dumps({"message": message[:1000], "lasting": lasting}).encode())
+def failure(step: str, spec: ProcessSpec, error: BaseException) -> bytes:
+    """What is reported of a step that failed."""
+    message = _explain(step, spec, error)[:1000]
+    return json.dumps({"message": message, "lasting": _lasts(step, error)}).encode()
 
 
 def _reset_signals() -> None:
@@ -121,41 +136,48 @@ def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def _join(membership: Membership) -> None:
+def join(membership: Membership, pid: int) -> None:
+    """Put a process into its control groups; 0 is the caller."""
     for folder in membership.folders:
-        (folder / "cgroup.procs").write_text("0")
+        (folder / "cgroup.procs").write_text(str(pid))
 
 
-def _enter(spec: ProcessSpec) -> None:
+def enter(spec: ProcessSpec) -> None:
+    """Enter the network namespace of the specification."""
     if spec.netns is not None:
         linux.setns(spec.netns, linux.CLONE_NEWNET)
 
 
-def _mount(spec: ProcessSpec) -> None:
+def mount(spec: ProcessSpec) -> None:
+    """Make the mounts of the specification, which nobody else sees."""
     if not spec.mounts:
         return
     linux.unshare(linux.CLONE_NEWNS)
     # A slave still sees network namespaces that are mounted later, but shows nothing of its own.
     linux.mount(None, "/", linux.MS_REC | linux.MS_SLAVE)
     os.umask(0o022)  # the program's user has to pass through what is made here
-    for mount in spec.mounts:
-        if os.path.isdir(mount.source):  # noqa: PTH112
-            os.makedirs(mount.target, 0o755, exist_ok=True)  # noqa: PTH103
-        elif not os.path.exists(mount.target):  # noqa: PTH110
-            os.close(os.open(mount.target, os.O_CREAT | os.O_WRONLY, 0o644))
-        linux.mount(mount.source, mount.target, linux.MS_BIND | linux.MS_REC)
-        if mount.readonly:
+    for bind in spec.mounts:
+        if os.path.isdir(bind.source):  # noqa: PTH112
+            os.makedirs(bind.target, 0o755, exist_ok=True)  # noqa: PTH103
+        elif not os.path.exists(bind.target):  # noqa: PTH110
+            os.close(os.open(bind.target, os.O_CREAT | os.O_WRONLY, 0o644))
+        linux.mount(bind.source, bind.target, linux.MS_BIND | linux.MS_REC)
+        if bind.readonly:
             flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY
-            linux.mount(None, mount.target, flags | linux.MS_NOSUID | linux.MS_NODEV)
+            linux.mount(None, bind.target, flags | linux.MS_NOSUID | linux.MS_NODEV)
+
+
+def open_outputs(spec: ProcessSpec) -> tuple[int, int]:
+    """Descriptors of standard output and error; both are the same where one file takes both."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY
+    out = os.open(spec.stdout or "/dev/null", flags, 0o600)
+    return out, os.open(spec.stderr, flags, 0o600) if spec.stderr else out
 
 
 def _redirect(spec: ProcessSpec) -> None:
     # Opened before the credentials change: a log directory need not be the program's.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY
     null = os.open("/dev/null", os.O_RDONLY)
-    out = os.open(spec.stdout or "/dev/null", flags, 0o600)
-    err = os.open(spec.stderr, flags, 0o600) if spec.stderr else out
-    for source, target in ((null, 0), (out, 1), (err, 2)):
+    for source, target in zip((null, *open_outputs(spec)), (0, 1, 2), strict=True):
         os.dup2(source, target)
 
 
@@ -191,15 +213,20 @@ def _become(spec: ProcessSpec) -> None:
         linux.drop_capabilities()
 
 
-def _bind_life(spec: ProcessSpec, parent: int) -> None:
+def bind_life(spec: ProcessSpec, parent: int) -> None:
+    """Have the kernel signal this process when its parent dies; end if it has died already."""
     linux.prctl(linux.PR_SET_PDEATHSIG, spec.death_signal)
     if os.getppid() != parent:
-        os._exit(_FAILED)
+        os._exit(FAILED)
 
 
-def _close_all_but(keep: int) -> None:
+def _close_all_but(report: int, channel: int) -> None:
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
         number = int(entry)
-        if number > 2 and number != keep:
+        if number > 2 and number not in (report, channel):
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(number)
+    if channel >= 0:
+        # Never the report's own number: the supervisor has more than this open before either.
+        os.dup2(channel, CHANNEL)
+        os.set_inheritable(CHANNEL, True)  # noqa: FBT003 - no keyword

@@ -10,8 +10,12 @@ import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+_PR_SET_MM = 35
+_PR_SET_MM_MAP = 14
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -21,6 +25,9 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = 64
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
@@ -31,7 +38,15 @@ MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MNT_DETACH = 2
 
+_MAP_FIELDS = (
+    *("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack"),
+    *("arg_start", "arg_end", "env_start", "env_end"),
+)
+"""The addresses in `struct prctl_mm_map`, in its order."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.sbrk.restype = ctypes.c_void_p
+_libc.sbrk.argtypes = [ctypes.c_long]
 
 
 def _check(result: int, call: str) -> None:
@@ -92,3 +107,45 @@ def mount(source: str | None, target: str, flags: int) -> None:
 def umount(target: str) -> None:
     """Unmount, detaching what is busy."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
+
+
+class _Map(ctypes.Structure):
+    """`struct prctl_mm_map` of <linux/prctl.h>."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in _MAP_FIELDS),
+        ("auxv", ctypes.c_void_p),
+        ("auxv_size", ctypes.c_uint32),
+        ("exe_fd", ctypes.c_uint32),
+    ]
+
+
+_title: list[ctypes.Array[ctypes.c_char]] = []
+"""The memory that /proc/self/cmdline and environ show; it must stay."""
+
+
+def retitle(argv: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Have /proc/self/cmdline and environ show these, as after an exec; whether that was possible.
+
+    A kernel without CONFIG_CHECKPOINT_RESTORE cannot.
+    """
+    arguments = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    variables = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items())
+    buffer = ctypes.create_string_buffer(arguments + variables)
+    start = ctypes.addressof(buffer)
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        text = file.read()
+    fields = text[text.rindex(b")") + 1 :].split()  # from the third on, as proc(5) counts
+    names = ("start_code", "end_code", "start_stack", "start_data", "end_data", "start_brk")
+    numbers = (int(fields[n - 3]) for n in (26, 27, 28, 45, 46, 47))
+    values = dict(zip(names, numbers, strict=True)) | {"brk": _libc.sbrk(0)}
+    values |= {"arg_start": start, "arg_end": start + len(arguments)}
+    values |= {"env_start": start + len(arguments), "env_end": start + len(buffer) - 1}
+    layout = _Map(**values, auxv=None, auxv_size=0, exe_fd=0xFFFFFFFF)
+    size = ctypes.c_ulong(ctypes.sizeof(layout))
+    zero = ctypes.c_ulong(0)
+    option = ctypes.c_ulong(_PR_SET_MM_MAP)
+    if _libc.prctl(_PR_SET_MM, option, ctypes.byref(layout), size, zero) != 0:
+        return False
+    _title[:] = [buffer]
+    return True

@@ -27,6 +27,10 @@ STAGE_ENVOY = 2
 STAGE_DATABASE = 3
 STAGE_SERVER = 4
 
+COLD_START = "cold start: "
+"""How an entry of `ProcessInfo.applied` begins that says why it was not forked from its zygote."""
+WARM_START = "warm start: "
+
 State = Literal["running", "exited", "failed"]
 
 
@@ -72,6 +76,7 @@ class ProcessSpec:
         gid: group to become; `uid` by default.
         groups: supplementary groups; none by default when `uid` is given.
         netns: path of a network namespace to enter; needs root.
+        userns: path of a user namespace to enter last, which `uid` and `gid` are then numbers of.
         mounts: bind mounts in a private mount namespace; need root.
         limits: resource limits.
         umask: file mode mask.
@@ -82,6 +87,9 @@ class ProcessSpec:
         stop_grace: seconds from `stop_signal` to SIGKILL.
         stage: order of shutdown, lowest first.
         restart: "always" is for what the supervisor itself keeps alive.
+        zygote: name of a process with `forks` that it is forked from, instead of running `argv`,
+            which must be a command of Python; where that is not possible, `argv` is run.
+        forks: it is a zygote (`bedstone.processes.zygote`), and is given its channel.
     """
 
     name: str
@@ -94,6 +102,7 @@ class ProcessSpec:
     gid: int | None = None
     groups: tuple[int, ...] = ()
     netns: str | None = None
+    userns: str | None = None
     mounts: tuple[Mount, ...] = ()
     limits: Limits = field(default_factory=Limits)
     umask: int = 0o077
@@ -104,6 +113,8 @@ class ProcessSpec:
     stop_grace: float = 10.0
     stage: int = STAGE_INSTANCE
     restart: Literal["never", "always"] = "never"
+    zygote: str | None = None
+    forks: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or "\0" in self.name or "\n" in self.name:

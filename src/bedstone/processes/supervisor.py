@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError, UnavailableError
-from bedstone.processes import linux, netns, state
+from bedstone.processes import forks, linux, netns, state
 from bedstone.processes.cgroups import ControlGroups, run_key
 from bedstone.processes.control import Connection, ControlServer
 from bedstone.processes.identity import boot_id, read_stat
@@ -218,18 +218,47 @@ class Supervisor:
         try:
             self._table.start(process)
         except OSError as error:
-            message = f"cannot start a process: {error.strerror}"
-            process.info = replace(process.info, state="failed", message=message)
-            self._ended(process)
+            self._not_started(process, error)
             return
+        self._listen(process)
+        if process.fork is not None:
+            launch = process.launch
+            self._after(forks.PATIENCE, lambda: self._give_up(process, launch))
+
+    def _listen(self, process: Process) -> None:
         self._selector.register(
             process.report, selectors.EVENT_READ, lambda _events: self._reported(process)
         )
 
     def _reported(self, process: Process) -> None:
-        if self._table.read_report(process) and process.info.message is None:
+        forking = process.fork is not None
+        try:
+            done = self._table.read_report(process)
+        except OSError as error:
+            self._not_started(process, error)
+            return
+        if forking and process.fork is None and process.report >= 0:
+            self._listen(process)  # its zygote refused, and it was launched instead
+        if done and process.info.message is None:
             self._control.broadcast("started", process.info.to_json())
             self._settle(self._awaiting_start, process)
+
+    def _give_up(self, process: Process, launch: int) -> None:
+        """Its zygote has had its time: launch it instead."""
+        if process.launch != launch or process.fork is None or process.fork.child is not None:
+            return
+        try:
+            reason = f"its zygote did not answer within {forks.PATIENCE:g} s"
+            self._table.fall_back(process, reason)
+        except OSError as error:
+            self._not_started(process, error)
+            return
+        self._listen(process)
+
+    def _not_started(self, process: Process, error: OSError) -> None:
+        message = f"cannot start a process: {error.strerror}"
+        process.info = replace(process.info, state="failed", message=message)
+        self._ended(process)
 
     def _ended(self, process: Process) -> None:
         self._control.broadcast(process.info.state, process.info.to_json())
@@ -266,6 +295,7 @@ class Supervisor:
         process.stopping = True
         launch, pid = process.launch, process.pid
         if pid is None:
+            self._table.cancel(process)
             return
         os.kill(pid, process.spec.stop_signal)
         # A stopped process would not see it.
@@ -282,6 +312,8 @@ class Supervisor:
     def _shut_down(self) -> None:
         if not self._shutting_down:
             self._shutting_down = True
+            for process in tuple(self._table.by_name.values()):
+                self._table.cancel(process)
             self._advance()
 
     def _advance(self) -> None:
@@ -379,7 +411,7 @@ class Supervisor:
         name = str(request["name"])
         process = self._table.by_name.get(name)
         if process is not None:
-            if process.pid is not None or self._restarts(process):
+            if process.info.running or self._restarts(process):
                 raise ConflictError(f"process {name} runs", hint="stop it first")
             del self._table.by_name[name]
             self._control.broadcast("forgotten", process.info.to_json())

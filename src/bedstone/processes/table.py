@@ -8,6 +8,8 @@ Rules:
   its environment, the number of the launch that it came from; when that launch has ended, the
   orphan is killed.
 - Every launch is written to the journal before its program runs, for the warden.
+- A process with a zygote is forked from that, and has no pid until its child exists: it can be
+  cancelled until then. Whatever goes wrong until then, it is launched cold, and that is said.
 """
 
 from __future__ import annotations
@@ -16,16 +18,25 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bedstone.processes import warden
+from bedstone.processes import forks, warden
 from bedstone.processes.cgroups import ControlGroups, Membership
+from bedstone.processes.forks import Fork, RefusedError
 from bedstone.processes.identity import boot_id, read_stat
-from bedstone.processes.launcher import launch
-from bedstone.processes.spec import NAME_MARKER, RUN_MARKER, ProcessInfo, ProcessSpec
+from bedstone.processes.launcher import join, launch
+from bedstone.processes.spec import (
+    COLD_START,
+    NAME_MARKER,
+    RUN_MARKER,
+    WARM_START,
+    ProcessInfo,
+    ProcessSpec,
+)
 
 _JOURNAL_LAUNCHES = 1000
 """How many launches are kept in the journal, at most, besides what runs."""
@@ -42,6 +53,10 @@ class Process:
     stopping: bool = False
     delay: float = 0.0
     membership: Membership = field(default_factory=Membership)
+    fork: Fork | None = None
+    """While its zygote is being asked; then `report` is the descriptor of that."""
+    channel: socket.socket | None = None
+    """What it is asked on, if it is a zygote."""
 
     @property
     def pid(self) -> int | None:
@@ -93,38 +108,81 @@ class ProcessTable:
         return pid in self._kept
 
     def start(self, process: Process) -> None:
-        """Fork a process; its `report` tells later whether its program runs."""
-        spec = process.spec
+        """Start a process; its `report` tells later whether its program runs.
+
+        `report` may become another descriptor while that is read.
+        """
         self._launches += 1
         process.launch = self._launches
         process.stopping = False
-        process.membership = self._groups.prepare(spec.name, spec.limits)
-        env = dict(spec.env)
-        env[RUN_MARKER] = self._marker
-        env[NAME_MARKER] = f"{spec.name}/{process.launch}"
+        process.membership = self._groups.prepare(process.spec.name, process.spec.limits)
+        if process.spec.zygote is None:
+            self._launch(process, ())
+            return
+        try:
+            process.fork = self._ask(process.spec)
+        except RefusedError as error:
+            self._launch(process, (f"{COLD_START}{error}",))
+            return
+        process.report = process.fork.link.fileno()
+        process.info = replace(process.info, state="running", pid=None, message=None)
+
+    def _ask(self, spec: ProcessSpec) -> Fork:
+        zygote = self.by_name.get(spec.zygote or "")
+        if zygote is None or zygote.channel is None or not zygote.info.running:
+            raise RefusedError("its zygote does not run")
+        return forks.ask(zygote.channel, spec)
+
+    def _marks(self, process: Process) -> dict[str, str]:
+        return {
+            RUN_MARKER: self._marker,
+            NAME_MARKER: f"{process.spec.name}/{process.launch}",
+        }
+
+    def _launch(self, process: Process, notes: tuple[str, ...]) -> None:
+        """Fork from the supervisor, and run the program."""
+        spec = process.spec
+        env = {**spec.env, **self._marks(process)}
         parent = os.getpid()
         read, write = os.pipe()
         os.set_blocking(read, False)
+        theirs = self._open_channel(process)
         # A signal that reached the child before it has its own handlers would be written to the
         # supervisor's wake-up descriptor, and be taken for the supervisor's.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                launch(spec, env, parent, write, process.membership)
+                handle = -1 if theirs is None else theirs.fileno()
+                launch(spec, env, parent, write, process.membership, handle)
         except OSError:
             os.close(read)
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(write)
+            if theirs is not None:
+                theirs.close()
+        process.report = read
+        self._begun(process, pid, notes)
+
+    def _open_channel(self, process: Process) -> socket.socket | None:
+        """A zygote's end of its channel; None for what is none."""
+        if not process.spec.forks:
+            return None
+        if process.channel is not None:
+            process.channel.close()
+        process.channel, theirs = forks.channel()
+        return theirs
+
+    def _begun(self, process: Process, pid: int, notes: tuple[str, ...]) -> None:
+        """Write down a child that is ours now."""
         stat = read_stat(pid)
         start_time = stat[2] if stat else 0
         with contextlib.suppress(OSError):  # a full disk; the marker is there still
             if self._launches % _JOURNAL_LAUNCHES == 0:
                 self._shorten_journal()
-            os.write(self._journal, _entry(pid, start_time, spec.name))
-        process.report = read
+            os.write(self._journal, _entry(pid, start_time, process.spec.name))
         process.info = replace(
             process.info,
             state="running",
@@ -138,14 +196,16 @@ class ProcessTable:
             message=None,
             lasting=False,
             cause=None,
-            applied=process.membership.applied + _isolation(spec),
+            applied=process.membership.applied + _isolation(process.spec) + notes,
         )
         self._by_pid[pid] = process
 
     def read_report(self, process: Process) -> bool:
-        """Take the launcher's report; False if there is none yet."""
+        """Take the report of a start; False if there is none yet, or another descriptor to read."""
         if process.report < 0:
             return True
+        if process.fork is not None:
+            return self._read_fork(process, process.fork)
         try:
             text = os.read(process.report, 8192)
         except BlockingIOError:
@@ -158,6 +218,79 @@ class ProcessTable:
             except (ValueError, KeyError):
                 message, lasting = "the launcher failed", False
             process.info = replace(process.info, message=message, lasting=lasting)
+        return True
+
+    def _read_fork(self, process: Process, fork: Fork) -> bool:
+        """Take the next step of a start from a zygote."""
+        try:
+            heard = forks.hear(fork)
+        except BlockingIOError:
+            return False
+        message, sender = heard or ({}, 0)
+        if fork.child is None:
+            return self._take_child(process, fork, message, sender)
+        self._close_report(process)
+        running = message.get("running")
+        if isinstance(running, list):
+            applied = (*process.info.applied, *map(str, running))
+            process.info = replace(process.info, applied=applied)
+        elif message:
+            process.info = replace(
+                process.info,
+                message=str(message.get("message", "its zygote failed")),
+                lasting=message.get("lasting") is True,
+            )
+        return True
+
+    def _take_child(
+        self, process: Process, fork: Fork, message: dict[str, object], sender: int
+    ) -> bool:
+        """Make a child that has come into being a process; else launch it cold."""
+        stat = read_stat(sender) if sender else None
+        # The kernel says who sent it; a zygote cannot give us any other process.
+        ours = stat is not None and stat[1] == os.getpid() and sender not in self._by_pid
+        if "refused" in message or not ours or sender in self._kept:
+            reason = message.get("refused", "its zygote ended while it forked")
+            return self._fall_back(process, str(reason))
+        theirs = self._open_channel(process)
+        try:
+            join(process.membership, sender)
+            self._begun(process, sender, (f"{WARM_START}forked from {process.spec.zygote}",))
+            forks.order(
+                fork,
+                process.spec,
+                self._marks(process),
+                theirs,
+                memory_limited=process.membership.memory_limited,
+            )
+        except OSError as error:
+            self._by_pid.pop(sender, None)  # it ends by itself, and is reaped as an orphan is
+            return self._fall_back(process, f"its zygote's child cannot begin: {error.strerror}")
+        finally:
+            if theirs is not None:
+                theirs.close()
+        fork.child = sender
+        return False
+
+    def fall_back(self, process: Process, reason: str) -> None:
+        """Launch a process cold that its zygote has not forked; what comes late ends by itself."""
+        if process.fork is not None and process.fork.child is None:
+            self._fall_back(process, reason)
+
+    def _fall_back(self, process: Process, reason: str) -> bool:
+        self._close_report(process)
+        self._launch(process, (f"{COLD_START}{reason}",))
+        return False
+
+    def cancel(self, process: Process) -> bool:
+        """Give a start up whose child does not exist yet; False if it is too late for that."""
+        if process.fork is None or process.fork.child is not None:
+            return False
+        self._close_report(process)
+        message = "stopped before it was forked"
+        process.info = replace(process.info, state="failed", message=message)
+        self._groups.release(process.membership)
+        self._ended(process)
         return True
 
     def reap(self) -> None:
@@ -203,6 +336,9 @@ class ProcessTable:
         del self._by_pid[found.si_pid]
         self.read_report(process)
         self._close_report(process)
+        if process.channel is not None:
+            process.channel.close()
+            process.channel = None
         exited = found.si_code == os.CLD_EXITED
         process.info = replace(
             process.info,
@@ -242,7 +378,11 @@ class ProcessTable:
     def _close_report(self, process: Process) -> None:
         if process.report >= 0:
             self._closing(process.report)
-            os.close(process.report)
+            if process.fork is None:
+                os.close(process.report)
+            else:
+                process.fork.link.close()
+                process.fork = None
             process.report = -1
 
     def _end_orphans(self) -> None:

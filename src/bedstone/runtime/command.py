@@ -10,6 +10,24 @@ import os
 import sys
 from pathlib import Path
 
+MODULES = (
+    "bedstone.runtime.serve",
+    *(f"bedstone.runtime.{name}" for name in ("asgi", "extensions", "loading", "logs", "meters")),
+    *(f"bedstone.runtime.{name}" for name in ("exporting", "spans", "tracing")),
+    "opentelemetry.sdk.trace.export",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "uvicorn",
+    *(f"uvicorn.{name}" for name in ("lifespan.on", "loops.auto", "protocols.http.auto")),
+    "uvicorn.protocols.websockets.auto",
+)
+"""What serving an application loads besides the application, for interpreters that are forked."""
+
+
+def libraries() -> str:
+    """The path list that is searched last, for an interpreter that has not what serving needs."""
+    paths = [path for path in sys.path if {"site-packages", "dist-packages"} & {*Path(path).parts}]
+    return os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *paths]))
+
 
 def serve_command(
     python: str,
@@ -25,14 +43,10 @@ def serve_command(
     to SIGKILL. The working directory must be the workload's. `bedstone.runtime.serve` has the exit
     statuses.
     """
-    libraries = [
-        path for path in sys.path if {"site-packages", "dist-packages"} & {*Path(path).parts}
-    ]
-    package = str(Path(__file__).parents[2])
     return [
         python,
         str(Path(__file__).with_name("bootstrap.py")),
-        os.pathsep.join(dict.fromkeys([package, *libraries])),
+        libraries(),
         target,
         f"--host={host}",
         f"--port={port}",

@@ -25,12 +25,13 @@ from typing import Final
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
 from bedstone.processes import linux
-from bedstone.processes.spec import Limits, ProcessInfo, ProcessSpec
+from bedstone.processes.spec import COLD_START, Limits, ProcessInfo, ProcessSpec
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
 from bedstone.sandbox.environment import credential, environment
 from bedstone.sandbox.interpreter import find_interpreter, obstacle
 from bedstone.sandbox.ports import bindable
 from bedstone.sandbox.protocol import Host, Started, Unit, process_name
+from bedstone.sandbox.zygotes import Policy, Zygotes
 
 APP_PORT: Final = 8080
 OUTBOUND_PORT: Final = 15001
@@ -49,6 +50,9 @@ class ProcessSandbox:
         self._host = host
         self._enforced = False
         self._home = -1
+        self._zygotes = Zygotes(
+            host.processes, host.run_dir / "zygotes", host.runtime, host.libraries
+        )
 
     async def open(self) -> None:
         """Find out what privileges allow."""
@@ -132,11 +136,21 @@ class ProcessSandbox:
     async def start(self, unit: Unit) -> Started:
         """Start the process; see the protocol."""
         spec, notes = self.specification(unit)
+        if unit.revision.spec.warm is not None:
+            spec, cold = await self._warm(unit, spec)
+            notes = (*notes, cold) if cold else notes
         info = await self._host.processes.spawn(spec)
         if info.state == "failed":
             raise (InvalidError if info.lasting else UnavailableError)(info.ending())
         shared = any(note.startswith(SHARED_USER) for note in notes)
         return Started(info, self._enforced and not shared, (*info.applied, *notes))
+
+    async def _warm(self, unit: Unit, spec: ProcessSpec) -> tuple[ProcessSpec, str | None]:
+        """The process, to be forked from a zygote; why not, if it cannot."""
+        if spec.uid is not None:
+            return spec, f"{COLD_START}it has a user of its own"
+        with _writing(self._host.run_dir):
+            return await self._zygotes.prepare(unit, spec, Policy())
 
     async def run(self, unit: Unit, name: str, command: Sequence[str]) -> ProcessInfo:
         """Start a command beside the instance; see the protocol."""
@@ -150,6 +164,7 @@ class ProcessSandbox:
     async def release(self, instance: Instance, plumbing: Plumbing | None) -> None:
         """Give the network back; see the protocol."""
         await self._host.processes.forget(process_name(instance))
+        await self._zygotes.release(instance.path)
         shutil.rmtree(self._folder(instance), ignore_errors=True)
         if plumbing is None:
             return

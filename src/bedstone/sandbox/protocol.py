@@ -63,6 +63,8 @@ class Host:
         serve: the command line that serves an ASGI application, from the interpreter, the
             application as `module:attribute`, the host and the port.
         enforce: `auto` uses what privileges allow, `never` does without.
+        runtime: the modules that `serve` loads, for interpreters that are forked.
+        libraries: a path list, searched last by an interpreter that has not those modules.
     """
 
     processes: Processes
@@ -71,6 +73,8 @@ class Host:
     run_dir: Path
     serve: Callable[[str, str, str, int], Sequence[str]]
     enforce: Literal["auto", "never"] = "auto"
+    runtime: Sequence[str] = ()
+    libraries: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from bedstone.errors import Error, InvalidError
 from bedstone.model.resources import SHARED_USER, Instance, Plumbing, Revision
 from bedstone.model.spec import Limits, WorkloadSpec
 from bedstone.processes.client import SupervisorClient, start_supervisor
+from bedstone.processes.spec import COLD_START, WARM_START
 from bedstone.sandbox.ports import Ports
 from bedstone.sandbox.protocol import Host, Sandbox, Unit, process_name
 
@@ -67,6 +68,7 @@ class World:
     supervisor: SupervisorClient
     code: Path
     logs: Path
+    warm: Sequence[str] | None = None
 
     def instance(self, name: str, workload: str = "web") -> Instance:
         """An instance of the app `shop`."""
@@ -74,7 +76,9 @@ class World:
 
     async def unit(self, name: str, **spec: object) -> Unit:
         """An instance with its addresses, running the test server unless `spec` says otherwise."""
-        declared = WorkloadSpec.model_validate({"command": ("python", "server.py"), **spec})
+        declared = WorkloadSpec.model_validate(
+            {"command": ("python", "server.py"), "warm": self.warm, **spec}
+        )
         instance = self.instance(name)
         plumbing = await self.sandbox.allot(instance, ["risk"], ["ledger"], None)
         revision = Revision(
@@ -288,6 +292,23 @@ async def command_runs_beside(world: World) -> None:
     assert "beside a" in unit.log.read_text()
 
 
+async def warm_is_said(world: World) -> None:
+    """An instance that is to be started warm was, or it says why not; others say nothing of it."""
+    unit = await world.unit("a")
+    started = await world.sandbox.start(unit)
+    await world.ask(unit.plumbing)
+    said = [note for note in started.limits if note.startswith((WARM_START, COLD_START))]
+    assert len(said) == (0 if world.warm is None else 1), started.limits
+    if world.warm is None:
+        return
+    own = any(note.startswith("user: ") for note in started.limits)
+    assert own or said[0].startswith(WARM_START), said
+    await world.sandbox.stop(unit.instance, 1.0)
+    await world.sandbox.release(unit.instance, unit.plumbing)
+    left = [info.name for info in await world.supervisor.list()]
+    assert left == [], "what it was forked from has gone with it"
+
+
 async def limits_are_said(world: World) -> None:
     """Declared limits are applied, or it is said that they are not."""
     unit = await world.unit("a", limits=Limits(files=128, memory=512 << 20))
@@ -315,13 +336,16 @@ _CHECKS: Final[dict[str, Callable[[World], Awaitable[None]]]] = {
         refuses_what_cannot_run,
         command_runs_beside,
         limits_are_said,
+        warm_is_said,
     )
 }
 CHECKS: Final[Sequence[str]] = tuple(_CHECKS)
 
 
 @asynccontextmanager
-async def _world(make: Make, enforce: Literal["auto", "never"]) -> AsyncIterator[World]:
+async def _world(
+    make: Make, enforce: Literal["auto", "never"], warm: Sequence[str] | None
+) -> AsyncIterator[World]:
     # Not the test's own folder: an instance's user must be able to pass through.
     base = Path(tempfile.mkdtemp(prefix="bedstone-sandbox-"))
     base.chmod(0o755)
@@ -344,18 +368,27 @@ async def _world(make: Make, enforce: Literal["auto", "never"]) -> AsyncIterator
             sandbox = make(host)
             await sandbox.open()
             try:
-                yield World(sandbox, supervisor, code, logs)
+                yield World(sandbox, supervisor, code, logs, warm)
             finally:
                 await supervisor.shutdown()
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def run_check(check: str, make: Make, *, enforce: Literal["auto", "never"] = "auto") -> bool:
-    """Run one check of `CHECKS` on a new sandbox; whether identities were enforced."""
+def run_check(
+    check: str,
+    make: Make,
+    *,
+    enforce: Literal["auto", "never"] = "auto",
+    warm: Sequence[str] | None = None,
+) -> bool:
+    """Run one check of `CHECKS` on a new sandbox; whether identities were enforced.
+
+    With `warm`, the instances declare these modules to be loaded before they are started.
+    """
 
     async def run() -> bool:
-        async with asyncio.timeout(LIMIT), _world(make, enforce) as world:
+        async with asyncio.timeout(LIMIT), _world(make, enforce, warm) as world:
             await _CHECKS[check](world)
             return world.sandbox.enforced
 

@@ -84,6 +84,14 @@ def test_an_instance_without_a_user_of_its_own_is_told_with_the_reason() -> None
     assert {part.shared_user for part in status().parts} == {""}
 
 
+def test_a_cold_start_is_told_with_the_reason() -> None:
+    limits = ["own network namespace", "cold start: after its import, grpc has 2 thread(s)"]
+    found = status(STATUS.model_copy(update={"limits": limits}))
+    cold = {part.kind: part.cold_start for part in found.parts}
+    assert cold["instance"] == "after its import, grpc has 2 thread(s)"
+    assert {part.cold_start for part in status().parts} == {""}
+
+
 def test_an_app_is_enforced_only_if_each_of_its_instances_is() -> None:
     """One that runs as root could take the credentials of all."""
     other = INSTANCE.model_copy(update={"name": f"web-{REVISION}-1"})

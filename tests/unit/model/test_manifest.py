@@ -68,7 +68,7 @@ RUN = "    run: accounts:app\n"
         (
             RUN,
             RUN + "    environment: {}\n",
-            "8:5: unknown key 'environment', expected one of run, command, path, python, env, pre",
+            "8:5: unknown key 'environment', expected one of run, command, path, python, warm, env",
         ),
         # types and bounds
         ("app: bank\n", "", "1:1: missing key 'app', expected a name of at most 40"),
@@ -182,6 +182,12 @@ RUN = "    run: accounts:app\n"
         (RUN, "", "6:3: workload 'accounts' has neither run nor command, expected one of them"),
         (RUN, RUN + "    command: [x]\n", "8:5: workload 'accounts' has both run and command"),
         (RUN, RUN + "    protocol: grpc\n", "8:15: got protocol grpc with run, expected http"),
+        (
+            RUN,
+            "    command: [serve]\n    warm: [json]\n",
+            "8:5: got warm with the command 'serve', expected run, or a command of python",
+        ),
+        (RUN, RUN + "    warm: [no-module]\n", "8:12: got 'no-module', expected"),
         # names
         ("bank", "server", "1:6: the app name 'server' is reserved; choose another"),
         (

@@ -60,6 +60,7 @@ def test_the_digest_covers_every_field_and_no_order_of_variables() -> None:
         "gid": 1,
         "groups": (1,),
         "netns": "/x",
+        "userns": "/x",
         "mounts": (Mount("/a", "/b"),),
         "limits": Limits(open_files=11),
         "umask": 0,
@@ -70,6 +71,8 @@ def test_the_digest_covers_every_field_and_no_order_of_variables() -> None:
         "stop_grace": 1.0,
         "stage": 4,
         "restart": "always",
+        "zygote": "zygote/x",
+        "forks": True,
     }
     assert set(changed) == set(ProcessSpec.__slots__)
     digests = {replace(SPEC, **{key: value}).digest() for key, value in changed.items()}  # type: ignore[arg-type]
