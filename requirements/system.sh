@@ -24,6 +24,9 @@ umoci umoci the tests of images beside umoci
 busybox busybox-static the tests of images that run
 skopeo skopeo the tests of images beside skopeo
 /usr/share/fonts/truetype/dejavu fonts-dejavu-core the tests of the console in a browser
+runc runc the tests of boxes as containers
+runsc runsc the tests of boxes in gVisor
+busybox busybox-static the tests of boxes
 LIST
 }
 

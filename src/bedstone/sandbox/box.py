@@ -22,7 +22,8 @@ from bedstone.errors import InvalidError
 from bedstone.sandbox.policy import AllowedMount, Policy, Request
 
 Root = Literal["overlay", "readonly", "direct"]
-State = Literal["prepared", "running", "paused", "stopped"]
+State = Literal["running", "paused", "stopped"]
+"""`stopped`: prepared and not started, or ended and not deleted."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _CAPABILITY = re.compile(r"CAP_[A-Z_]+")

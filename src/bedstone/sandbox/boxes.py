@@ -139,5 +139,11 @@ class Forks(Protocol):
         ...
 
 
-KIND: Kind[Boxes] = Kind("boxes", {})
+KIND: Kind[Boxes] = Kind(
+    "boxes",
+    {
+        "container": "bedstone.sandbox.oci.driver:ContainerBoxes",
+        "gvisor": "bedstone.sandbox.oci.driver:GvisorBoxes",
+    },
+)
 """Boxes by the name that `isolation:` gives them; each is constructed with a home directory."""

@@ -1,0 +1,1 @@
+"""Boxes by an OCI runtime: runc or crun (`container`), or runsc (`gvisor`)."""

@@ -1,0 +1,123 @@
+"""A program that `exec` runs in a box: the runtime's own `exec`, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import struct
+import termios
+from pathlib import Path
+from typing import Any
+
+from bedstone.sandbox.box import Exit, Stdio
+from bedstone.sandbox.oci.runtime import Runtime, environment
+
+
+class OciRunning:
+    """See the protocol `Running`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        box: str,
+        child: asyncio.subprocess.Process,
+        files: tuple[Path, Path],
+        terminal: int | None,
+        *,
+        sentry: bool,
+    ) -> None:
+        self._runtime = runtime
+        self._box = box
+        self._child = child
+        self._files = files
+        self._terminal = terminal
+        self._sentry = sentry
+
+    @classmethod
+    async def start(
+        cls,
+        runtime: Runtime,
+        box: str,
+        process: dict[str, Any],
+        folder: Path,
+        stdio: Stdio,
+        *,
+        sentry: bool,
+    ) -> OciRunning:
+        """Start a process, as OCI describes it."""
+        token = secrets.token_hex(8)
+        file, pid = folder / f"exec-{token}.json", folder / f"exec-{token}.pid"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            json.dump(process, out)
+        option = "--internal-pid-file" if sentry else "--pid-file"
+        argv = runtime.argv("exec", "--process", str(file), option, str(pid), box)
+        tty = bool(process["terminal"])
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=stdio.stdin,
+                stdout=stdio.stdout,
+                stderr=stdio.stderr,
+                env=environment(),
+                start_new_session=True,
+                # With a terminal, it must be the one that signals of the keyboard come from.
+                preexec_fn=_take_terminal if tty else None,
+            )
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+        return cls(
+            runtime, box, child, (file, pid), os.dup(stdio.stdin) if tty else None, sentry=sentry
+        )
+
+    async def wait(self) -> Exit:
+        """Its end; see the protocol."""
+        status = await self._child.wait()
+        self._close()
+        return Exit(128 - status if status < 0 else status)
+
+    async def signal(self, number: int) -> None:
+        """Signal it; see the protocol."""
+        if self._child.returncode is not None:
+            return
+        pid = await self._pid()
+        if pid is None:
+            return
+        if self._sentry:
+            await self._runtime.call("kill", "--pid", str(pid), self._box, str(int(number)))
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size; see the protocol."""
+        if self._terminal is None or self._child.returncode is not None:
+            return
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, size)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child.pid, signal.SIGWINCH)
+
+    async def _pid(self) -> int | None:
+        """The program's pid, once the runtime has written it down."""
+        while self._child.returncode is None:
+            with contextlib.suppress(OSError, ValueError):
+                return int(self._files[1].read_text())
+            await asyncio.sleep(0.01)
+        return None
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
