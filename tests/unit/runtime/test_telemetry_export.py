@@ -24,6 +24,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from bedstone.runtime.meters import _SECONDS, _seconds
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -316,3 +320,20 @@ def test_log_lines_are_json_and_name_their_trace(tmp_path: Path) -> None:
     assert (line["level"], line["logger"], line["item"]) == ("info", "shop", "7")
     assert (line["trace_id"], line["span_id"]) == (TRACE, PARENT)
     assert abs(line["time"] - time.time()) < 60
+
+
+def test_a_histogram_in_seconds_has_buckets_for_seconds_unless_it_names_its_own() -> None:
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader], views=[_seconds()]).get_meter("shop")
+    meter.create_histogram("paid", unit="s").record(0.02)
+    meter.create_histogram("own", unit="s", explicit_bucket_boundaries_advisory=[3.0]).record(0.02)
+    meter.create_histogram("sizes", unit="By").record(20)
+    data = reader.get_metrics_data()
+    assert data is not None
+    found = {
+        metric.name: metric.data.data_points[0].explicit_bounds  # type: ignore[union-attr]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert tuple(found["paid"]) == _SECONDS
+    assert tuple(found["own"]) == (3.0,)
+    assert found["sizes"][-1] == 10_000
