@@ -558,6 +558,7 @@ export interface AlertLine {
   value: number | null;
   summary: string;
   expression: string;
+  query: string;
   since: number | null;
   fired_at: number | null;
   silenced_until: number | null;
