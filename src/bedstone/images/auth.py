@@ -157,7 +157,8 @@ class Authorizer:
 
         data = bytearray()
         try:
-            async with self._http.stream(method, realm, **more) as response:
+            # Not redirected: credentials go to whom the registry has named, and to nobody else.
+            async with self._http.stream(method, realm, follow_redirects=False, **more) as response:
                 async for block in response.aiter_raw():
                     data += block
                     if len(data) > _ANSWER_BYTES:

@@ -66,10 +66,12 @@ async def push(
     """
     target = target or source
     root = resolve(store, source)
-    with store.lease(f"push-{secrets.token_hex(8)}", seconds=_LEASE_SECONDS) as lease:
-        lease.add(root.digest)
-        documents, content = _plan(store, root, source)
-        mounts = _mounts(store, target)
+    with await asyncio.to_thread(
+        store.lease, f"push-{secrets.token_hex(8)}", seconds=_LEASE_SECONDS
+    ) as lease:
+        await asyncio.to_thread(lease.add, root.digest)
+        documents, content = await asyncio.to_thread(_plan, store, root, source)
+        mounts = await asyncio.to_thread(_mounts, store, target)
         slots = asyncio.Semaphore(parallel)
 
         async def send(descriptor: Descriptor) -> None:

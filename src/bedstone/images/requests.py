@@ -75,6 +75,7 @@ class Requests:
             max_redirects=5,
             mounts=dict(_LOOPBACK),  # no proxy between this machine and itself
             headers={"User-Agent": "bedstone", "Accept-Encoding": "identity"},
+            event_hooks={"response": [_stay_private]},
         )
         self._auth = Authorizer(self.http, keyring)
 
@@ -134,6 +135,14 @@ class Requests:
                 if failures >= self.patience.attempts or not momentary(error):
                     raise told from error
             await asyncio.sleep(self.patience.wait(failures, told.retry_after))
+
+
+async def _stay_private(response: httpx.Response) -> None:
+    """Refuse to be led from TLS to what is without."""
+    if response.has_redirect_location and response.url.scheme == "https":
+        target = response.url.join(response.headers["location"])
+        if target.scheme != "https":
+            raise DeniedError(f"{response.url.host} leads to {target}, which is without TLS")
 
 
 def momentary(error: Exception) -> bool:

@@ -301,5 +301,5 @@ def _missing(digest: str) -> NotFoundError:
 def _damaged(digest: str) -> VerificationError:
     return VerificationError(
         f"content {digest} is damaged in the store",
-        hint="pull the image again",
+        hint="`bedstone image verify NAME` removes it; pull the image again then",
     )

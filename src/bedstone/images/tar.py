@@ -98,8 +98,10 @@ def _header(stream: LayerStream) -> bytes | None:
         return None
     said = _number(header[148:156], "checksum")
     plain = sum(header) - sum(header[148:156]) + 8 * 32
-    signed = plain - 256 * sum(1 for byte in header[:148] + header[156:] if byte > 127)
-    if said not in (plain, signed):
+    # Some old writers took bytes for signed.
+    if said != plain and said != plain - 256 * sum(
+        byte > 127 for byte in header[:148] + header[156:]
+    ):
         raise InvalidError("a layer is no tar archive: the checksum of a header is wrong")
     return header
 

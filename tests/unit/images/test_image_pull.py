@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bedstone.errors import (
     UnavailableError,
     VerificationError,
 )
+from bedstone.images import requests
 from bedstone.images.auth import Authorizer, challenges
 from bedstone.images.collection import collect
 from bedstone.images.credentials import Credentials, DockerKeyring, NoKeyring
@@ -409,6 +410,45 @@ def test_docker_helpers_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text(json.dumps({"credsStore": "../test"}))
     with pytest.raises(InvalidError):
         ring.find("r.io")
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    yield b""
+
+
+def test_nobody_is_led_away_from_tls() -> None:
+    async def run() -> None:
+        away = httpx.Response(307, headers={"Location": "http://b.io/evil"}, content=nothing())
+        http = httpx.AsyncClient(
+            transport=httpx.MockTransport(lambda _: away),
+            follow_redirects=True,
+            event_hooks={"response": [requests._stay_private]},
+        )
+        async with RegistryClient(Endpoints(), NoKeyring(), _QUICK, http) as client:
+            await client.document(Reference.parse("a.io/app:1"))
+
+    with pytest.raises(DeniedError, match="without TLS"):
+        asyncio.run(run())
+
+
+def test_credentials_are_not_sent_where_a_token_service_leads() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(f"{request.url.host} {request.content.decode()}")
+        headers = {"Location": "https://evil.io/token"}
+        return httpx.Response(307, headers=headers, content=nothing())
+
+    async def run() -> None:
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
+            authorizer = Authorizer(http, Ring(Credentials(identity_token="secret")))
+            demand = 'Bearer realm="https://t.io/token"'
+            await authorizer.answer(Endpoint("https://r.io", "r.io"), "s", demand, None)
+
+    with pytest.raises(UnavailableError, match="status 307"):
+        asyncio.run(run())
+    assert len(seen) == 1
 
 
 # Mirrors
