@@ -1,0 +1,304 @@
+"""Gets chunks: from memory, the cache, or a source; verified, whichever it was.
+
+Invariants:
+- No byte leaves that is not part of content whose SHA-256 the table names.
+- A chunk is fetched once, however many ask for it at the same time.
+- A source that gives wrong bytes is told of, and asked again only by the next reader: retrying is
+  for what may pass, and tampering does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import cramjam
+
+from bedstone.errors import InvalidError, UnavailableError, VerificationError
+from bedstone.images.lazy.cache import ChunkCache
+from bedstone.images.lazy.erofs import BLOCK
+from bedstone.images.lazy.sources import Source
+from bedstone.images.lazy.spans import Spans
+from bedstone.images.lazy.table import Place, Table
+
+_MEMORY = 32  # chunks kept in memory: the kernel asks for one by several reads
+_SPANS = 4  # inflated spans kept in memory: small files lie side by side
+_RUN = 4 << 20  # bytes of one request when reading ahead
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was read since the start.
+
+    Attributes:
+        fetched: bytes got from the source.
+        requests: to the source.
+        cached: chunks read from the cache.
+        rejected: chunks that did not verify.
+    """
+
+    fetched: int = 0
+    requests: int = 0
+    cached: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A source gave a chunk that is not what the table names.
+
+    Attributes:
+        chunk: its number.
+        digest: what it should be, hexadecimal.
+        blob: the blob that it was read from.
+        reason: what is wrong.
+    """
+
+    chunk: int
+    digest: str
+    blob: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Chunks:
+    """The chunks of one image.
+
+    Attributes:
+        table: what there is.
+        spans: points of the gzip layers that the table names.
+        source: gives the bytes of blobs.
+        cache: keeps chunks.
+        tell: called with each chunk that did not verify.
+        patience: seconds for which a source that fails is asked again before a reader gets an
+            error.
+        counts: of this object.
+        touched: the numbers of the chunks asked for by readers, in order of the first time.
+    """
+
+    table: Table
+    spans: Mapping[str, Spans]
+    source: Source
+    cache: ChunkCache
+    tell: Callable[[Rejected], None] = lambda _: None
+    patience: float = 30.0
+    counts: Counts = field(default_factory=Counts)
+    touched: dict[int, None] = field(default_factory=dict)
+    _memory: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    _inflated: OrderedDict[tuple[int, int], bytes] = field(default_factory=OrderedDict)
+    _coming: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
+    _inflating: dict[tuple[int, int], asyncio.Lock] = field(default_factory=dict)
+
+    def here(self, number: int) -> bytes | None:
+        """A chunk's content if it needs no source."""
+        content = self._memory.get(number)
+        if content is not None:
+            self._memory.move_to_end(number)
+            return content
+        content = self.cache.get(self.table.digest(number))
+        if content is not None:
+            self.counts.cached += 1
+            self._remember(number, content)
+        return content
+
+    async def get(self, number: int) -> bytes:
+        """A chunk's content.
+
+        Raises:
+            VerificationError: the source gave something else.
+            UnavailableError: no source answered for as long as `patience`.
+        """
+        content = self.here(number)
+        if content is not None:
+            return content
+        coming = self._coming.get(number)
+        if coming is None:
+            coming = self._coming[number] = asyncio.ensure_future(self._patiently(number))
+            coming.add_done_callback(lambda done: self._arrived(number, done))
+        # A reader that goes away must not take the chunk from the others.
+        return await asyncio.shield(coming)
+
+    async def read(self, offset: int, length: int) -> list[bytes | memoryview]:
+        """Bytes of the device, in pieces; less only where the device ends.
+
+        Raises: as `get`.
+        """
+        pieces: list[bytes | memoryview] = []
+        end = min(offset + length, self.table.addresses()[1] * BLOCK)
+        while offset < end:
+            number, begin = self.table.find(offset // BLOCK)
+            self.touched.setdefault(number)
+            content = await self.get(number)
+            stop = begin + -(-len(content) // BLOCK) * BLOCK
+            take = memoryview(content)[offset - begin : end - begin]
+            pieces.append(take)
+            padding = min(stop, end) - offset - len(take)
+            if padding:
+                pieces.append(bytes(padding))
+            offset = min(stop, end)
+        return pieces
+
+    async def ahead(self, numbers: Iterable[int], *, parallel: int = 4) -> None:
+        """Bring chunks into the cache, neighbours by one request; what fails is left.
+
+        Args:
+            numbers: in the order of need.
+            parallel: requests at a time.
+        """
+        runs = asyncio.Queue[list[int]]()
+        for run in _runs(self.table, [it for it in numbers if not self._has(it)]):
+            runs.put_nowait(run)
+
+        async def worker() -> None:
+            while not runs.empty():
+                try:
+                    await self._run(runs.get_nowait())
+                except (UnavailableError, VerificationError, InvalidError):
+                    continue
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(parallel):
+                group.create_task(worker())
+
+    def _has(self, number: int) -> bool:
+        return number in self._memory or self.cache.has(self.table.digest(number))
+
+    async def _run(self, run: list[int]) -> None:
+        places = [self.table.place(number) for number in run]
+        blob = self.table.blobs[places[0].blob]
+        if blob.kind == "gzip":
+            for number in run:
+                if not self._has(number):
+                    await self.get(number)
+            return
+        begin = places[0].offset
+        end = max(place.offset + place.stored for place in places)
+        data = await self._fetch(blob.digest, begin, end - begin)
+        for number, place in zip(run, places, strict=True):
+            stored = data[place.offset - begin : place.offset - begin + place.stored]
+            self._accept(number, place, stored)
+
+    async def _patiently(self, number: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline, wait = loop.time() + self.patience, 0.05
+        while True:
+            try:
+                return await self._get(number)
+            except UnavailableError:
+                if loop.time() + wait > deadline:
+                    raise
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 2.0)
+
+    async def _get(self, number: int) -> bytes:
+        place = self.table.place(number)
+        blob = self.table.blobs[place.blob]
+        if blob.kind != "gzip":
+            data = await self._fetch(blob.digest, place.offset, place.stored)
+            return self._accept(number, place, data)
+        spans = self.spans.get(blob.digest)
+        if spans is None:
+            raise InvalidError(f"the image's index has no points of layer {blob.digest}")
+        parts = []
+        offset, end = place.offset, place.offset + place.size
+        while offset < end:
+            span = spans.find(offset)
+            begin = spans.start(span)
+            try:
+                content = await self._span(place.blob, span, spans)
+            except InvalidError as error:
+                raise self._reject(number, place, str(error)) from error
+            part = content[offset - begin : end - begin]
+            if not part:
+                raise self._reject(number, place, "its layer ends before it")
+            parts.append(part)
+            offset += len(part)
+        return self._accept(number, place, b"".join(parts))
+
+    async def _span(self, blob: int, span: int, spans: Spans) -> bytes:
+        key = blob, span
+        async with self._inflating.setdefault(key, asyncio.Lock()):
+            content = self._inflated.get(key)
+            if content is None:
+                begin, end = spans.bounds(span)
+                data = await self._fetch(self.table.blobs[blob].digest, begin, end - begin)
+                content = await asyncio.to_thread(self._inflate, blob, span, spans, data)
+                self._inflated[key] = content
+                if len(self._inflated) > _SPANS:
+                    self._inflated.popitem(last=False)
+        return content
+
+    def _inflate(self, blob: int, span: int, spans: Spans, data: bytes) -> bytes:
+        """The span's bytes; every chunk that lies in it whole is cached, for it costs nothing."""
+        content = spans.inflate(span, data)
+        begin = spans.start(span)
+        for number in self.table.within(blob, begin, begin + len(content)):
+            place = self.table.place(number)
+            part = content[place.offset - begin : place.offset - begin + place.size]
+            if hashlib.sha256(part).digest() == place.digest:
+                self.cache.put(place.digest, part)
+        return content
+
+    async def _fetch(self, digest: str, start: int, length: int) -> bytes:
+        data = await self.source.read(digest, start, length)
+        self.counts.requests += 1
+        self.counts.fetched += len(data)
+        if len(data) != length:
+            raise UnavailableError(f"a source gave {len(data)} bytes of {digest}, not {length}")
+        return data
+
+    def _accept(self, number: int, place: Place, stored: bytes) -> bytes:
+        """The chunk's content, verified and kept."""
+        content = stored
+        if place.stored < place.size:
+            try:
+                # No more room than the table says: what would unpack to more is refused.
+                room = bytearray(place.size)
+                written = cramjam.zstd.decompress_into(stored, room)
+                content = bytes(room[:written])
+            except cramjam.DecompressionError as error:
+                raise self._reject(number, place, f"it does not unpack: {error}") from error
+        if hashlib.sha256(content).digest() != place.digest:
+            raise self._reject(number, place, "its digest is another")
+        self.cache.put(place.digest, content)
+        return content
+
+    def _reject(self, number: int, place: Place, reason: str) -> VerificationError:
+        self.counts.rejected += 1
+        blob = self.table.blobs[place.blob].digest
+        self.tell(Rejected(number, place.digest.hex(), blob, reason))
+        return VerificationError(f"chunk {place.digest.hex()} of blob {blob}: {reason}")
+
+    def _remember(self, number: int, content: bytes) -> None:
+        self._memory[number] = content
+        if len(self._memory) > _MEMORY:
+            self._memory.popitem(last=False)
+
+    def _arrived(self, number: int, done: asyncio.Future[bytes]) -> None:
+        self._coming.pop(number, None)
+        if not done.cancelled() and done.exception() is None:
+            self._remember(number, done.result())
+
+
+def _runs(table: Table, numbers: list[int]) -> list[list[int]]:
+    """Chunks that follow each other in a blob, together; runs in the order of their first need."""
+    order = {number: position for position, number in enumerate(numbers)}
+    runs: list[list[int]] = []
+    last: Place | None = None
+    for number in sorted(order, key=lambda it: (table.place(it).blob, table.place(it).offset)):
+        place = table.place(number)
+        near = (
+            last is not None
+            and last.blob == place.blob
+            and place.offset == last.offset + last.stored
+            and place.offset + place.stored - table.place(runs[-1][0]).offset <= _RUN
+        )
+        if near:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+        last = place
+    return sorted(runs, key=lambda run: min(order[number] for number in run))

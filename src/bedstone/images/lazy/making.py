@@ -1,0 +1,229 @@
+"""Makes lazy images from layers: converted, or an index over the layers as they are.
+
+`convert` writes the content of each layer anew, as chunks one by one, into a blob that depends on
+the layer alone: images that share a layer share its blob. `index` leaves the layers where they are,
+and notes where in them each chunk is; what has no one place there (the pieces of a sparse file)
+goes into a blob of the index's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import cramjam
+
+from bedstone.errors import InvalidError
+from bedstone.images.lazy import erofs
+from bedstone.images.lazy.layers import read_layer
+from bedstone.images.lazy.spans import Reading, Spans
+from bedstone.images.lazy.table import Blob, Table
+from bedstone.images.lazy.tree import Inode, Merger
+
+_LEVEL = 3
+_THREADS = 2
+_AHEAD = 16  # chunks being compressed at once
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer to read.
+
+    Attributes:
+        digest: of the compressed bytes, `sha256:…`; the reader has verified it.
+        path: the file with them.
+        compression: what the tar is wrapped in, if in anything.
+    """
+
+    digest: str
+    path: Path
+    compression: Literal["", "gzip", "zstd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A lazy image, but for the blobs that its table names.
+
+    Attributes:
+        metadata: what the kernel mounts.
+        table: where the chunks are.
+        spans: of each gzip layer that the table names, by the layer's digest.
+        root: the merged tree.
+    """
+
+    metadata: bytes
+    table: Table
+    spans: dict[str, Spans]
+    root: Inode
+
+
+def convert(
+    layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path, *, compress: bool = True
+) -> Lazy:
+    """Write the layers' content as chunks.
+
+    Args:
+        layers: the lowest first.
+        keep: takes a finished blob's file into a store, and returns its digest.
+        scratch: a directory for files being written.
+        compress: whether chunks are stored by zstd where that is shorter.
+
+    Raises:
+        InvalidError: a layer cannot be read, or its tree not expressed.
+    """
+    table, merger = Table(), Merger()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for layer in layers:
+            path = scratch / f"{layer.digest.removeprefix('sha256:')}.chunks"
+            with path.open("wb") as out:
+                sink = _Chunks(table, len(table.blobs), out, threads if compress else None)
+                with _open(layer, scratch) as stream:
+                    read_layer(stream, merger, sink)
+                sink.finish()
+            table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
+            path.unlink()
+    return _finish(merger.root, table, {})
+
+
+def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -> Lazy:
+    """Note where in the layers, as they are, each chunk is.
+
+    Args:
+        layers: the lowest first, each a plain or gzip tar.
+        keep: takes the index's own blob into a store, and returns its digest.
+        scratch: a directory for a file being written.
+
+    Raises:
+        InvalidError: as `convert`, or a layer's compression has no points to begin at.
+    """
+    table, merger, spans = Table(), Merger(), dict[str, Spans]()
+    for layer in layers:
+        if layer.compression == "zstd":
+            raise InvalidError(
+                f"layer {layer.digest} is one zstd stream, which cannot be read from its middle",
+                hint="convert the image instead",
+            )
+        kind: Literal["gzip", "tar"] = "gzip" if layer.compression == "gzip" else "tar"
+        table.blobs.append(Blob(layer.digest, layer.path.stat().st_size, kind))
+    own = len(table.blobs)
+    path = scratch / "index.chunks"
+    with path.open("wb") as out:
+        extra = _Chunks(table, own, out, None)
+        for number, layer in enumerate(layers):
+            sink = _InPlace(table, number, extra)
+            if not layer.compression:
+                with layer.path.open("rb") as stream:
+                    read_layer(stream, merger, sink)
+                continue
+            with Reading(layer.path) as reading:
+                read_layer(reading.buffered(), merger, sink)
+                spans[layer.digest] = reading.finish()
+        extra.finish()
+    if path.stat().st_size:
+        table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
+    path.unlink()
+    return _finish(merger.root, table, spans)
+
+
+class _Chunks:
+    """A sink that writes chunks one after the other; compresses some ahead in threads."""
+
+    def __init__(
+        self, table: Table, blob: int, out: BinaryIO, threads: ThreadPoolExecutor | None
+    ) -> None:
+        self._table, self._blob, self._out, self._threads = table, blob, out, threads
+        self._at = 0
+        self._waiting: deque[tuple[int, bytes, Future[bytes]]] = deque()
+        self._mine: set[bytes] = set()
+
+    def chunk(self, content: bytes, offset: int | None) -> int:
+        """Store it in this blob unless it is there.
+
+        A chunk that a lower layer's blob has too is stored again, for this blob is of its layer
+        alone; the table names the first.
+        """
+        del offset
+        number, new = self._table.number(content)
+        digest = self._table.digest(number)
+        if digest in self._mine:
+            return number
+        self._mine.add(digest)
+        target = number if new else -1
+        if self._threads is None:
+            self._write(target, content, content)
+        else:
+            self._waiting.append((target, content, self._threads.submit(_compress, content)))
+            if len(self._waiting) >= _AHEAD:
+                self._drain_one()
+        return number
+
+    def finish(self) -> None:
+        """Write what is waiting."""
+        while self._waiting:
+            self._drain_one()
+
+    def _drain_one(self) -> None:
+        number, content, packed = self._waiting.popleft()
+        self._write(number, content, packed.result())
+
+    def _write(self, number: int, content: bytes, packed: bytes) -> None:
+        stored = packed if len(packed) < len(content) else content
+        self._out.write(stored)
+        if number >= 0:
+            self._table.put(number, self._blob, self._at, len(stored))
+        self._at += len(stored)
+
+
+class _InPlace:
+    """A sink that leaves chunks where the layer has them."""
+
+    def __init__(self, table: Table, blob: int, extra: _Chunks) -> None:
+        self._table, self._blob, self._extra = table, blob, extra
+
+    def chunk(self, content: bytes, offset: int | None) -> int:
+        """Note its place; one that has none there goes into the index's own blob."""
+        if offset is None:
+            return self._extra.chunk(content, None)
+        number, new = self._table.number(content)
+        if new:
+            self._table.put(number, self._blob, offset, len(content))
+        return number
+
+
+def _compress(content: bytes) -> bytes:
+    return bytes(cramjam.zstd.compress(content, level=_LEVEL))
+
+
+def _open(layer: Layer, scratch: Path) -> BinaryIO:
+    match layer.compression:
+        case "":
+            return layer.path.open("rb")
+        case "gzip":
+            import gzip
+
+            return cast("BinaryIO", io.BufferedReader(gzip.open(layer.path), 1 << 20))
+        case "zstd":
+            # There is no reader for streams of zstd; the plain tar is written beside, once.
+            plain = scratch / f"{layer.digest.removeprefix('sha256:')}.tar"
+            target = cramjam.File(str(plain), read=True, write=True, truncate=True)
+            try:
+                cramjam.zstd.decompress_into(cramjam.File(str(layer.path)), target)
+            except cramjam.DecompressionError as error:
+                raise InvalidError(f"a layer is no sound zstd stream: {error}") from error
+            stream = plain.open("rb")
+            plain.unlink()
+            return stream
+
+
+def _finish(root: Inode, table: Table, spans: dict[str, Spans]) -> Lazy:
+    addresses, blocks = table.addresses()
+    identity = hashlib.sha256(struct.pack("<I", blocks) + table.encode()).digest()[:16]
+    metadata = erofs.write(root, addresses, blocks, uuid=identity)
+    return Lazy(metadata, table, spans, root)

@@ -1,0 +1,117 @@
+"""Where the bytes of blobs come from: a store on this machine, registries, mirrors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bedstone.errors import Error, InvalidError, UnavailableError
+
+
+class Source(Protocol):
+    """Reads pieces of blobs. Nothing that it gives is trusted: the reader verifies."""
+
+    async def read(self, digest: str, start: int, length: int) -> bytes:
+        """Bytes of a blob, exactly `length` of them.
+
+        May be called concurrently, and again after any error.
+
+        Raises:
+            UnavailableError: not now.
+            NotFoundError: there is no such blob here.
+        """
+        ...
+
+
+class LocalSource:
+    """Blobs that are whole files on this machine.
+
+    Args:
+        path: where a digest's file is, or would be.
+    """
+
+    def __init__(self, path: Callable[[str], Path]) -> None:
+        self._path = path
+
+    async def read(self, digest: str, start: int, length: int) -> bytes:
+        """As `Source.read`; a blob that is not there is an UnavailableError, for it may come."""
+        return await asyncio.to_thread(self._read, digest, start, length)
+
+    def _read(self, digest: str, start: int, length: int) -> bytes:
+        try:
+            with self._path(digest).open("rb") as file:
+                data = os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise UnavailableError(f"blob {digest} is not here: {error.strerror}") from error
+        if len(data) != length:
+            raise UnavailableError(f"blob {digest} ends before byte {start + length}")
+        return data
+
+
+class FirstOf:
+    """Sources in the order of preference: one that fails is asked last for a while.
+
+    Args:
+        sources: at least one.
+        timeout: seconds that one may take to answer.
+        rest: seconds for which a source that failed comes last.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        timeout: float = 20.0,
+        rest: float = 5.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        if not sources:
+            raise InvalidError("no source of blobs was given")
+        self._sources = list(sources)
+        self._timeout, self._rest = timeout, rest
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._until = [float("-inf")] * len(self._sources)
+
+    async def read(self, digest: str, start: int, length: int) -> bytes:
+        """As `Source.read`, from the first that answers."""
+        now = self._clock()
+        order = sorted(range(len(self._sources)), key=lambda it: (self._until[it] > now, it))
+        failures: list[str] = []
+        for number in order:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await self._sources[number].read(digest, start, length)
+            except (Error, OSError, TimeoutError) as error:
+                self._until[number] = self._clock() + self._rest
+                failures.append(str(error) or "no answer in time")
+        raise UnavailableError(f"no source has blob {digest}: {'; '.join(failures)}")
+
+
+class Whole:
+    """The last resort where ranges cannot be had: pulls a blob whole, once, and reads it here.
+
+    Args:
+        pull: makes the whole blob present, verified, and says where its file is.
+    """
+
+    def __init__(self, pull: Puller) -> None:
+        self._pull = pull
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def read(self, digest: str, start: int, length: int) -> bytes:
+        """As `Source.read`."""
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            path = await self._pull(digest)
+        return await LocalSource(lambda _: path).read(digest, start, length)
+
+
+class Puller(Protocol):
+    """Makes blobs present."""
+
+    async def __call__(self, digest: str) -> Path:
+        """The file of a blob, pulled if it is not there. Raises UnavailableError."""
+        ...

@@ -1,0 +1,229 @@
+"""Reads from the middle of a gzip stream: points where inflating can begin.
+
+A point is a boundary of deflate blocks: the bytes before it that later ones refer back to (the
+window, at most 32 KiB), and how many bits of the byte before belong to it. `indexed_gzip` finds
+them while a layer is read once; inflating from one needs only zlib. What lies between two points
+is a span, the least that can be had.
+
+Form: `BDSSPAN1`, then one zstd frame of u32 points, u64 compressed and uncompressed bytes in all,
+then of each point u64 compressed offset, u64 uncompressed offset, u8 bits, u16 window bytes, and
+the windows in order.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+import cramjam
+
+from bedstone.errors import InvalidError
+
+SPACING = 1024 * 1024
+"""Uncompressed bytes between points, about."""
+
+_MAGIC = b"BDSSPAN1"
+_POINT = struct.Struct("<QQBH")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where inflating can begin.
+
+    Attributes:
+        packed: the compressed offset of the first whole byte.
+        plain: the uncompressed offset.
+        bits: how many of the high bits of the byte before `packed` come first.
+        window: what later bytes may refer back to; empty at a member's beginning.
+    """
+
+    packed: int
+    plain: int
+    bits: int
+    window: bytes
+
+
+class Spans:
+    """The points of one gzip stream, the first at its beginning."""
+
+    def __init__(self, points: list[Point], packed: int, plain: int) -> None:
+        if not points or points[0].plain != 0:
+            raise InvalidError("the points of a gzip stream do not begin with it")
+        self.points = points
+        self.packed = packed
+        self.plain = plain
+        self._starts = [point.plain for point in points]
+
+    def find(self, offset: int) -> int:
+        """The span that an uncompressed offset is in."""
+        return bisect_right(self._starts, offset) - 1
+
+    def bounds(self, span: int) -> tuple[int, int]:
+        """The compressed bytes of a span: first, and one past the last."""
+        point = self.points[span]
+        begin = max(point.packed - (1 if point.bits else 0), 0)
+        last = span + 1 == len(self.points)
+        return begin, self.packed if last else self.points[span + 1].packed
+
+    def start(self, span: int) -> int:
+        """The uncompressed offset where a span begins."""
+        return self._starts[span]
+
+    def inflate(self, span: int, data: bytes) -> bytes:
+        """The span's uncompressed bytes, from those of `bounds`.
+
+        Raises:
+            InvalidError: they are not what the points are of.
+        """
+        point = self.points[span]
+        last = span + 1 == len(self.points)
+        length = (self.plain if last else self.points[span + 1].plain) - point.plain
+        try:
+            return _inflate(point, data, length)
+        except zlib.error as error:
+            raise InvalidError(f"a gzip stream cannot be read at its points: {error}") from error
+
+    def encode(self) -> bytes:
+        """The points' bytes."""
+        parts = [struct.pack("<IQQ", len(self.points), self.packed, self.plain)]
+        parts += [_POINT.pack(it.packed, it.plain, it.bits, len(it.window)) for it in self.points]
+        parts += [it.window for it in self.points]
+        return _MAGIC + bytes(cramjam.zstd.compress(b"".join(parts), level=9))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Spans:
+        """Read points.
+
+        Raises:
+            InvalidError: these are none.
+        """
+        try:
+            if not data.startswith(_MAGIC):
+                raise ValueError("they begin with other bytes")
+            body = bytes(cramjam.zstd.decompress(data[len(_MAGIC) :]))
+            count, packed, plain = struct.unpack_from("<IQQ", body)
+            heads = [_POINT.unpack_from(body, 20 + _POINT.size * it) for it in range(count)]
+            at = 20 + _POINT.size * count
+            points = []
+            for begin, offset, bits, window in heads:
+                points.append(Point(begin, offset, bits, body[at : at + window]))
+                at += window
+        except (ValueError, struct.error, cramjam.DecompressionError) as error:
+            raise InvalidError(f"the points of a gzip stream cannot be read: {error}") from error
+        if at != len(body):
+            raise InvalidError("the points of a gzip stream cannot be read: bytes are left over")
+        return cls(points, packed, plain)
+
+
+class Reading(io.RawIOBase):
+    """A gzip stream to read once from its beginning; `finish` gives its points then.
+
+    Args:
+        path: of the compressed file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import indexed_gzip
+
+        self._size = path.stat().st_size
+        self._file = indexed_gzip.IndexedGzipFile(str(path), spacing=SPACING, drop_handles=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes. Raises InvalidError: it is no sound gzip stream."""
+        try:
+            return int(self._file.readinto(buffer))
+        except OSError as error:  # a checksum that is wrong comes as one too
+            raise InvalidError(f"a layer is no sound gzip stream: {error}") from error
+
+    def buffered(self) -> BinaryIO:
+        """To read from, by whatever pieces."""
+        return cast("BinaryIO", io.BufferedReader(self, 1 << 20))
+
+    def finish(self) -> Spans:
+        """Read what is left, and give the points."""
+        rest = bytearray(1 << 20)
+        while self.readinto(rest):
+            pass
+        exported = io.BytesIO()
+        self._file.export_index(fileobj=exported)
+        return _import(exported.getvalue(), self._size)
+
+
+def _import(data: bytes, packed: int) -> Spans:
+    """Points from indexed_gzip's own form (GZIDX, version 1; `zran_export_index` has it)."""
+    magic, version, _flags, _packed, plain, _spacing, window, count = struct.unpack_from(
+        "<5sBBQQIII", data
+    )
+    if magic != b"GZIDX" or version != 1:
+        raise InvalidError(f"indexed_gzip wrote an index of version {version}, expected 1")
+    head = struct.Struct("<QQBB")
+    at = struct.calcsize("<5sBBQQIII")
+    heads = [head.unpack_from(data, at + head.size * it) for it in range(count)]
+    at += head.size * count
+    points = []
+    for begin, offset, bits, has_window in heads:
+        points.append(Point(begin, offset, bits, data[at : at + window] if has_window else b""))
+        at += window if has_window else 0
+    if not points or points[0].plain:
+        points.insert(0, Point(0, 0, 0, b""))  # a short stream gets none
+    return Spans(points, packed, plain)
+
+
+def _inflate(point: Point, data: bytes, length: int) -> bytes:
+    if not point.window:
+        return _members(data, length)
+    bits, first = point.bits, data
+    if bits:
+        # zlib's inflatePrime is not in Python; the same bits come first if all are moved up.
+        whole = int.from_bytes(data[1:], "little") << bits | data[0] >> (8 - bits)
+        first = whole.to_bytes(len(data) + 1, "little")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS, zdict=point.window)
+    content = inflater.decompress(first, length)
+    if len(content) == length:
+        return content
+    if not inflater.eof:
+        raise zlib.error("a span is short")
+    # A member ends within the span: 8 bytes of trailer, then the next one's header. After moving
+    # bits, the byte where it ended is one of two.
+    used = len(first) - len(inflater.unused_data) - (1 if bits else 0)
+    for end in (used + 1, used) if bits else (used,):
+        if data[end + 8 : end + 10] == b"\x1f\x8b":
+            return content + _members(data[end + 8 :], length - len(content))
+    raise zlib.error("a span is short")
+
+
+def _members(data: bytes, length: int) -> bytes:
+    """Inflate gzip members, or a raw stream where no header is, up to `length` bytes."""
+    content = b""
+    while True:
+        wrapped = data[:2] == b"\x1f\x8b"
+        inflater = zlib.decompressobj(31 if wrapped else -zlib.MAX_WBITS)
+        content += inflater.decompress(data, length - len(content))
+        if len(content) == length:
+            return content
+        if not inflater.eof:
+            raise zlib.error("a span is short")
+        data = inflater.unused_data if wrapped else inflater.unused_data[8:]
+        if not data:
+            raise zlib.error("a span is short")

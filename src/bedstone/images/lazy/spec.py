@@ -1,0 +1,109 @@
+"""What a blob server is told: a directory of files, written by who mounts.
+
+```text
+DIRECTORY/spec.json      sources, cache, patience, prefetch
+DIRECTORY/table          where chunks are
+DIRECTORY/spans-HEX      points of a gzip layer
+DIRECTORY/blobs/device   the FUSE mount with the device
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bedstone.errors import InvalidError
+from bedstone.images.lazy.cache import ChunkCache
+from bedstone.images.lazy.chunks import Chunks, Rejected
+from bedstone.images.lazy.http_source import HttpSource
+from bedstone.images.lazy.making import Lazy
+from bedstone.images.lazy.sources import FirstOf, LocalSource, Source
+from bedstone.images.lazy.spans import Spans
+from bedstone.images.lazy.table import Table
+
+DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One place that blobs come from, in the order of preference.
+
+    Attributes:
+        directory: of blobs by `sha256/HEX` on this machine; or empty.
+        url: of a repository's blobs (`https://HOST/v2/NAME/blobs`), to be asked by ranges.
+        headers: sent with each request, such as `Authorization`.
+    """
+
+    directory: str = ""
+    url: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def open(self) -> Source:
+        """The source."""
+        if self.url:
+            return HttpSource(self.url, self.headers)
+        if not self.directory:
+            raise InvalidError("an origin of blobs has neither a directory nor a URL")
+        root = Path(self.directory)
+        return LocalSource(lambda digest: root.joinpath(*digest.split(":", 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to serve.
+
+    Attributes:
+        directory: where this and the table are.
+        cache: the directory of chunks.
+        origins: at least one.
+        patience: seconds for which failing sources are asked again.
+        prefetch: numbers of chunks to read ahead.
+    """
+
+    directory: Path
+    cache: Path
+    origins: Sequence[Origin]
+    patience: float = 30.0
+    prefetch: Sequence[int] = ()
+
+    def write(self, image: Lazy) -> None:
+        """Write everything that a server reads."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.directory / "table").write_bytes(image.table.encode())
+        for digest, spans in image.spans.items():
+            self._spans(digest).write_bytes(spans.encode())
+        text = json.dumps(
+            {
+                "cache": str(self.cache),
+                "origins": [asdict(origin) for origin in self.origins],
+                "patience": self.patience,
+                "prefetch": list(self.prefetch),
+            }
+        )
+        path = self.directory / "spec.json"
+        path.touch(mode=0o600)  # headers may hold a token
+        path.write_text(text)
+
+    @classmethod
+    def load(cls, directory: Path) -> Spec:
+        """Read what `write` wrote."""
+        found = json.loads((directory / "spec.json").read_text())
+        origins = [Origin(**origin) for origin in found["origins"]]
+        return cls(directory, Path(found["cache"]), origins, found["patience"], found["prefetch"])
+
+    def chunks(self, tell: Callable[[Rejected], None]) -> Chunks:
+        """The device's content."""
+        table = Table.decode((self.directory / "table").read_bytes())
+        spans = {
+            blob.digest: Spans.decode(self._spans(blob.digest).read_bytes())
+            for blob in table.blobs
+            if blob.kind == "gzip"
+        }
+        source = FirstOf([origin.open() for origin in self.origins])
+        return Chunks(table, spans, source, ChunkCache(self.cache), tell, self.patience)
+
+    def _spans(self, digest: str) -> Path:
+        return self.directory / f"spans-{digest.removeprefix('sha256:')}"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+
+from bedstone.errors import InvalidError
+from bedstone.images.lazy.spans import SPACING, Reading, Spans
+
+RANDOM = random.Random(1)
+WORDS = [RANDOM.randbytes(RANDOM.randint(2, 12)) for _ in range(5000)]
+
+
+def text(words: int) -> bytes:
+    return b"".join(RANDOM.choices(WORDS, k=words))
+
+
+LONG, SHORT = text(700_000), text(10)
+
+
+def points(path: Path, plain: bytes) -> Spans:
+    with Reading(path) as reading:
+        assert reading.buffered().read() == plain
+        return reading.finish()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [LONG],
+        [SHORT],
+        [b""],
+        [SHORT, SHORT],
+        [LONG, SHORT, LONG],
+        [LONG, b"", LONG],
+        [RANDOM.randbytes(3 * SPACING)],
+    ],
+    ids=["long", "short", "empty", "two short", "three", "empty between", "incompressible"],
+)
+def test_every_span_is_had_from_its_own_bytes_alone(tmp_path: Path, members: list[bytes]) -> None:
+    path, plain = tmp_path / "layer", b"".join(members)
+    packed = b"".join(gzip.compress(member) for member in members)
+    path.write_bytes(packed)
+    spans = Spans.decode(points(path, plain).encode())
+    got = b""
+    for span in range(len(spans.points)):
+        begin, end = spans.bounds(span)
+        assert spans.start(span) == len(got)
+        got += spans.inflate(span, packed[begin:end])
+    assert got == plain
+    assert spans.plain == len(plain)
+    for offset in (0, len(plain) // 2, max(len(plain) - 1, 0)):
+        assert spans.start(spans.find(offset)) <= offset
+    if len(plain) > 4 * SPACING:
+        assert len(spans.points) >= 3
+
+
+def test_other_bytes_are_refused_or_differ_and_never_crash(tmp_path: Path) -> None:
+    path = tmp_path / "layer"
+    packed = gzip.compress(LONG)
+    path.write_bytes(packed)
+    spans = points(path, LONG)
+    begin, end = spans.bounds(1)
+    for position in range(0, end - begin, 5000):
+        damaged = bytearray(packed[begin:end])
+        damaged[position] ^= 0x55
+        try:
+            assert len(spans.inflate(1, bytes(damaged))) <= 2 * SPACING
+        except InvalidError:
+            continue
+
+
+def test_a_damaged_layer_is_refused_when_it_is_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "layer"
+    packed = bytearray(gzip.compress(LONG))
+    packed[-6] ^= 1  # of the checksum
+    path.write_bytes(packed)
+    with Reading(path) as reading, pytest.raises(InvalidError):
+        reading.finish()
+
+
+@pytest.mark.parametrize("data", [b"", b"other", b"BDSSPAN1", b"BDSSPAN1" + bytes(40)])
+def test_what_are_no_points_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidError):
+        Spans.decode(data)
