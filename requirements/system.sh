@@ -21,6 +21,7 @@ my_print_defaults mariadb-client-core the tests of transactions over MariaDB
 prometheus prometheus the tests of PromQL and remote-write beside Prometheus
 chromium chromium the tests of the console in a browser
 umoci umoci the tests of images beside umoci
+fsck.erofs erofs-utils the tests of lazily mounted images beside erofs-utils
 busybox busybox-static the tests of images that run
 skopeo skopeo the tests of images beside skopeo
 /usr/share/fonts/truetype/dejavu fonts-dejavu-core the tests of the console in a browser
