@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import posixpath
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from bedstone.images.store import ContentStore
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
 _BLOCK = 1 << 20
+_LEASE_SECONDS = 86400.0
 _ARCHIVE_BYTES = 256 << 30
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -178,7 +180,7 @@ def load(
     """
     with (
         _opened(path) as bundle,
-        store.lease(f"load-{digests.of(str(path).encode())[7:23]}", seconds=86400.0) as lease,
+        store.lease(f"load-{secrets.token_hex(8)}", seconds=_LEASE_SECONDS) as lease,
     ):
         bringing = _Bringing(store, bundle, lease.add, tell, path)
         found = bringing.images()

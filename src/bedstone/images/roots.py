@@ -126,6 +126,7 @@ def _remove(folder: Path) -> None:
     if not folder.exists():
         return
     if os.geteuid() != 0:
+        folder.chmod(0o700)
         for at, names, _ in os.walk(folder):
             for name in names:
                 place = Path(at, name)
