@@ -25,6 +25,7 @@ from pathlib import Path
 
 from bedstone.errors import UnavailableError
 from bedstone.images import digests
+from bedstone.images.admission import admit
 from bedstone.images.files import make_directory, replace_file, sync_directory
 from bedstone.images.opening import Opened
 from bedstone.images.store import ContentStore
@@ -40,12 +41,15 @@ def prepare_root(
 ) -> tuple[Path, Unpacked]:
     """The directory with an image's root, unpacked if it is not there; and what was left out.
 
-    Blocks; run it in a thread. Several may ask for the same root at once: one unpacks it. The
-    caller holds a lease on the image's root digest from before the call to the end of its use.
+    It must be admitted (`bedstone.images.admission`). Blocks; run it in a thread. Several may ask
+    for the same root at once: one unpacks it. The caller holds a lease on the image's root digest
+    from before the call to the end of its use.
 
     Raises:
+        DeniedError, VerificationError: the policy does not admit it.
         InvalidError, NotFoundError, VerificationError, UnavailableError: as `unpack`.
     """
+    admit(store, image.reference, image.root.digest)
     folder = store.root / "roots"
     path = root_path(store, image.descriptor.digest)
     fresh = folder / f".{path.name}.new"

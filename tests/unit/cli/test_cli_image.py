@@ -13,6 +13,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bedstone.errors import VerificationError
+from bedstone.images.opening import open_image
+from bedstone.images.reference import Reference
+from bedstone.images.roots import prepare_root
 from bedstone.images.store import ContentStore
 from bedstone.testing.registry import Registry, running_registry
 
@@ -151,6 +155,39 @@ def test_only_what_is_signed_is_pulled_with_a_key(
     assert f"signed as {registry.host}/app by {keys / 'key.pub'}" in ended.out
     assert command("image", "verify", name, "--key", str(keys / "other.pub")).status == 6
     assert command("image", "verify", name, "--key", str(keys / "key")).status == 2
+
+
+def test_the_policy_beside_the_store_is_enforced(
+    home: Path, registry: Registry, command: Command, keys: Path, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/app:1"
+    command("image", "pull", name)
+    command("image", "push", name, "--sign-key", str(keys / "key"))
+    command("image", "rm", name)
+    command("image", "gc")
+    policy = home / "image-policy.yaml"
+
+    def rule(key: str) -> None:
+        policy.write_text(f"images: [{{match: '*/app', signed_by: [{keys / key}]}}]")
+
+    rule("other.pub")
+    ended = command("image", "pull", name)
+    assert ended.status == 6
+    assert str(policy) in ended.err
+    assert command("image", "ls", "-o", "json").out == "[]\n"
+    rule("key.pub")
+    assert command("image", "pull", name).status == 0
+    store = ContentStore(home / "images")
+    reference = Reference.parse(name)
+    image = open_image(store, reference, _amd())
+    path, _ = prepare_root(store, image)
+    assert (path / "etc/motd").read_bytes() == b"hello"
+    # By what was kept: the registry is not asked again, and another key would not do.
+    rule("other.pub")
+    with pytest.raises(VerificationError):
+        prepare_root(store, image)
+    policy.write_text("images: []")
+    assert command("image", "pull", name).status == 5
 
 
 def test_images_go_to_registries_and_files_and_come_back(
