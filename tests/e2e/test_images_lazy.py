@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from bedstone.errors import UnavailableError
-from bedstone.images.lazy.making import Layer, Lazy, convert, index
+from bedstone.images.lazy.making import Layer, Made, convert, index
 from bedstone.images.lazy.mounting import How, Mounted, best, mount, start_keeper, tell
 from bedstone.images.lazy.spec import Origin, Spec
 from bedstone.images.lazy.tree import CHUNK
@@ -111,6 +111,8 @@ class Registry:
                     data = outer.change(data[int(begin) : int(end) + 1])
                 outer.asked.append((digest, len(data)))
                 self.send_response(outer.status or status)
+                if status == 206:
+                    self.send_header("Content-Range", f"bytes {begin}-{end}/*")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -124,7 +126,7 @@ class Registry:
 
     @property
     def origin(self) -> Origin:
-        return Origin(url=f"http://127.0.0.1:{self.server.server_port}/v2/it/blobs")
+        return Origin(image=f"127.0.0.1:{self.server.server_port}/it")
 
 
 @contextmanager
@@ -148,7 +150,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-def made(scratch: Path, form: str, layers: list[bytes] = LAYERS) -> tuple[Lazy, Blobs]:
+def made(scratch: Path, form: str, layers: list[bytes] = LAYERS) -> tuple[Made, Blobs]:
     blobs = Blobs(scratch / "blobs")
     stored: list[Layer] = [blobs.layer(layer) for layer in layers]
     make = convert if form == "converted" else index
@@ -158,7 +160,7 @@ def made(scratch: Path, form: str, layers: list[bytes] = LAYERS) -> tuple[Lazy, 
 class Mounting:
     """Mounts one image, and leaves nothing behind."""
 
-    def __init__(self, scratch: Path, image: Lazy, *origins: Origin, **more: Any) -> None:
+    def __init__(self, scratch: Path, image: Made, *origins: Origin, **more: Any) -> None:
         self.target = scratch / "target"
         self.target.mkdir(exist_ok=True)
         self.image = image
@@ -277,13 +279,13 @@ async def test_a_server_that_is_killed_under_readers_is_not_noticed(tmp_path: Pa
         async with Mounting(tmp_path, image, served.origin) as mounted:
             assert await read(mounted.target / "opaque/new") == b"2"
             before = await server_of(tmp_path)
-            names = sorted(it.name for it in (mounted.target / "many").iterdir())[:40]
+            names = sorted(it.name for it in (mounted.target / "many").iterdir())[:24]
             readers = [
                 asyncio.create_task(read(mounted.target / it))
                 for it in ["big", "holes", *(f"many/{name}" for name in names)]
             ]
             pids = {before}
-            for _ in range(3):
+            for _ in range(2):
                 await asyncio.sleep(0.4)
                 pid = await server_of(tmp_path)
                 os.kill(pid, signal.SIGKILL)
@@ -292,7 +294,7 @@ async def test_a_server_that_is_killed_under_readers_is_not_noticed(tmp_path: Pa
                 pids.add(await server_of(tmp_path))
             async with asyncio.timeout(30):
                 got = await asyncio.gather(*readers)
-            assert len(pids) == 4
+            assert len(pids) == 3
             assert got[0] == BIG
             assert got[2:] == [b"%d" % int(name) for name in names]
 

@@ -12,7 +12,7 @@ from bedstone.errors import InvalidError, UnavailableError, VerificationError
 from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.chunks import Chunks, Rejected
 from bedstone.images.lazy.erofs import BLOCK
-from bedstone.images.lazy.making import Lazy, convert, index
+from bedstone.images.lazy.making import Made, convert, index
 from bedstone.images.lazy.sources import FirstOf, LocalSource, Whole
 from bedstone.images.lazy.table import Blob, Table
 from bedstone.images.lazy.tree import CHUNK, HOLE, walk
@@ -28,7 +28,7 @@ FILES = {
 FORMS = ["converted", "plain", "gzip", "tar"]
 
 
-def made(tmp_path: Path, form: str) -> tuple[Lazy, Blobs]:
+def made(tmp_path: Path, form: str) -> tuple[Made, Blobs]:
     blobs = Blobs(tmp_path / "blobs")
     layer = blobs.layer(
         tar([entry(name, content) for name, content in FILES.items()]),
@@ -69,7 +69,7 @@ class Source:
         return self.change(await self.inner.read(digest, start, length))
 
 
-def chunks(image: Lazy, source: Source, cache: Path, *, patience: float = 0.0) -> Chunks:
+def chunks(image: Made, source: Source, cache: Path, *, patience: float = 0.0) -> Chunks:
     return Chunks(image.table, image.spans, source, ChunkCache(cache), lambda _: None, patience)
 
 

@@ -55,18 +55,27 @@ class Lazy:
         metadata: what the kernel mounts.
         table: where the chunks are.
         spans: of each gzip layer that the table names, by the layer's digest.
-        root: the merged tree.
     """
 
     metadata: bytes
     table: Table
     spans: dict[str, Spans]
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Lazy):
+    """A lazy image that was just made.
+
+    Attributes:
+        root: the merged tree.
+    """
+
     root: Inode
 
 
 def convert(
     layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path, *, compress: bool = True
-) -> Lazy:
+) -> Made:
     """Write the layers' content as chunks.
 
     Args:
@@ -92,7 +101,7 @@ def convert(
     return _finish(merger.root, table, {})
 
 
-def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -> Lazy:
+def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -> Made:
     """Note where in the layers, as they are, each chunk is.
 
     Args:
@@ -222,8 +231,8 @@ def _open(layer: Layer, scratch: Path) -> BinaryIO:
             return stream
 
 
-def _finish(root: Inode, table: Table, spans: dict[str, Spans]) -> Lazy:
+def _finish(root: Inode, table: Table, spans: dict[str, Spans]) -> Made:
     addresses, blocks = table.addresses()
     identity = hashlib.sha256(struct.pack("<I", blocks) + table.encode()).digest()[:16]
     metadata = erofs.write(root, addresses, blocks, uuid=identity)
-    return Lazy(metadata, table, spans, root)
+    return Made(metadata, table, spans, root)

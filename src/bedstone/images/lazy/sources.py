@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from bedstone.errors import Error, InvalidError, UnavailableError
+from bedstone.images.reference import Reference
+from bedstone.images.registry import RegistryClient
 
 
 class Source(Protocol):
@@ -49,6 +51,23 @@ class LocalSource:
         if len(data) != length:
             raise UnavailableError(f"blob {digest} ends before byte {start + length}")
         return data
+
+
+class RegistrySource:
+    """The blobs of a repository, by ranges, from its mirrors and its registry.
+
+    Args:
+        client: to ask with; it should not be patient, for the reader is.
+        reference: any name in the repository.
+    """
+
+    def __init__(self, client: RegistryClient, reference: Reference) -> None:
+        self._client = client
+        self._reference = reference
+
+    async def read(self, digest: str, start: int, length: int) -> bytes:
+        """As `Source.read`."""
+        return await self._client.piece(self._reference, digest, start, length)
 
 
 class FirstOf:

@@ -12,41 +12,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bedstone.errors import InvalidError
 from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.chunks import Chunks, Rejected
-from bedstone.images.lazy.http_source import HttpSource
 from bedstone.images.lazy.making import Lazy
-from bedstone.images.lazy.sources import FirstOf, LocalSource, Source
+from bedstone.images.lazy.sources import FirstOf, LocalSource, RegistrySource, Source
 from bedstone.images.lazy.spans import Spans
 from bedstone.images.lazy.table import Table
+from bedstone.images.reference import Reference
+from bedstone.images.registry import RegistryClient
+from bedstone.images.requests import Patience
 
 DEVICE = "device"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place that blobs come from, in the order of preference.
+    """One place that blobs come from: of the two, one.
 
     Attributes:
-        directory: of blobs by `sha256/HEX` on this machine; or empty.
-        url: of a repository's blobs (`https://HOST/v2/NAME/blobs`), to be asked by ranges.
-        headers: sent with each request, such as `Authorization`.
+        directory: of blobs by `sha256/HEX` on this machine.
+        image: a name in the repository of a registry, to be asked by ranges. Credentials and
+            mirrors are those of the user.
     """
 
     directory: str = ""
-    url: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    image: str = ""
 
     def open(self) -> Source:
         """The source."""
-        if self.url:
-            return HttpSource(self.url, self.headers)
+        if self.image:
+            # The reader is patient; a client that is too would keep it from other sources.
+            client = RegistryClient(patience=Patience(attempts=1))
+            return RegistrySource(client, Reference.parse(self.image))
         if not self.directory:
-            raise InvalidError("an origin of blobs has neither a directory nor a URL")
+            raise InvalidError("an origin of blobs has neither a directory nor an image")
         root = Path(self.directory)
         return LocalSource(lambda digest: root.joinpath(*digest.split(":", 1)))
 
@@ -83,9 +86,7 @@ class Spec:
                 "prefetch": list(self.prefetch),
             }
         )
-        path = self.directory / "spec.json"
-        path.touch(mode=0o600)  # headers may hold a token
-        path.write_text(text)
+        (self.directory / "spec.json").write_text(text)
 
     @classmethod
     def load(cls, directory: Path) -> Spec:
