@@ -9,6 +9,8 @@ images:
   - {match: "docker.io/library/*", unsigned: true}        # by its name alone
 ```
 
+`unsigned` trusts the registry of that name, and whoever may load files into the store.
+
 It is enforced before anything of an image is fetched, and again before it is unpacked to be run,
 by the signatures that were kept then.
 """

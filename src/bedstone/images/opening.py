@@ -52,7 +52,7 @@ def open_image(
 
     Args:
         store: the store.
-        reference: its name; with a digest, any name of the same content will do.
+        reference: its name; with a digest, any tag of the same content will do.
         platform: which of several; this machine's by default.
 
     Raises:
@@ -74,16 +74,26 @@ def open_image(
 
 
 def resolve(store: ContentStore, reference: Reference) -> Descriptor:
-    """What a name means in the store; a digest is found under any name. Raises NotFoundError."""
+    """What a name means in the store; a digest is found under any tag of its repository.
+
+    Under no other repository, for a name says where content came from. Raises NotFoundError.
+    """
     try:
         return store.resolve(reference)
     except NotFoundError:
-        if reference.digest is None:
+        found = by_digest(store, reference)
+        if found is None:
             raise
-        for named in store.names():
-            if named.descriptor.digest == reference.digest:
-                return named.descriptor
-        raise
+        return found
+
+
+def by_digest(store: ContentStore, reference: Reference) -> Descriptor | None:
+    """What was fetched from a reference's repository and has its digest, if anything."""
+    for named in store.names():
+        same = named.reference.name == reference.name
+        if same and named.descriptor.digest == reference.digest:
+            return named.descriptor
+    return None
 
 
 def manifest_of(

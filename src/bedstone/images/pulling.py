@@ -23,6 +23,7 @@ from bedstone.images.models import (
     parse,
     parse_manifest,
 )
+from bedstone.images.opening import by_digest
 from bedstone.images.reference import Reference
 from bedstone.images.registry import RegistryClient
 from bedstone.images.store import ContentStore
@@ -155,10 +156,9 @@ class _Pull:
 
     async def root(self) -> Descriptor:
         """What the reference means."""
-        if (digest := self._reference.digest) and self._store.has(digest):
-            for named in self._store.names():
-                if named.descriptor.digest == digest:
-                    return named.descriptor
+        here = by_digest(self._store, self._reference)
+        if here is not None and self._store.has(here.digest):
+            return here
         found = await self._client.document(self._reference)
         # Parsed before it is kept: it may be anything.
         parse_manifest(found.data, found.descriptor.media_type, str(self._reference))

@@ -231,6 +231,23 @@ def test_a_registry_that_is_down_is_told(puller: Puller, registry: Registry) -> 
         puller(f"{registry.host}/app:1")
 
 
+def test_content_is_not_known_by_a_name_that_it_did_not_come_from(
+    registry: Registry, puller: Puller, store: ContentStore
+) -> None:
+    digest = publish(registry)["digest"]
+    puller(f"{registry.host}/app:1")
+    reference = Reference.parse(f"{registry.host}/app@{digest}")
+    assert open_image(store, reference, _AMD).root.digest == digest
+    registry.faults.down = True
+    assert puller(str(reference)).root.digest == digest
+    registry.faults.down = False
+    other = Reference.parse(f"{registry.host}/trusted@{digest}")
+    with pytest.raises(NotFoundError):
+        open_image(store, other, _AMD)
+    with pytest.raises(NotFoundError):
+        puller(str(other))
+
+
 def many(registry: Registry) -> None:
     entries = []
     for number, name in enumerate(("amd64", "arm64")):
