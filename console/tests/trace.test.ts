@@ -39,6 +39,13 @@ test("the critical path follows what ended last", () => {
   assert.deepEqual(critical, ["a", "b", "c", "d"]);
 });
 
+test("who served the call is on the critical path, also if it ended after the answer; a job that was left is not", () => {
+  const served = span("e", "a", 1, 12, { kind: "server" });
+  const job = span("f", "a", 8, 9, { kind: "internal" });
+  const critical = rows([span("a", "", 0, 10), served, span("g", "e", 2, 3), job]).filter((row) => row.critical);
+  assert.deepEqual(critical.map(({ span: { span: id } }) => id), ["a", "e", "g"]);
+});
+
 test("bounds hold every span, also one that sticks out", () => {
   assert.deepEqual(bounds([...spans, span("late", "a", 9, 4)]), { start: 0, seconds: 13 });
 });

@@ -27,13 +27,14 @@ export function AlertsPage() {
   const [silencing, setSilencing] = useState<AlertLine | null>(null);
   const [ending, setEnding] = useState<Silence | null>(null);
   const firing = items.filter((each) => each.state === "firing");
+  const silenced = firing.filter((each) => each.silenced_until).length;
   const held = silences.data?.items ?? [];
   return (
     <>
       <Head crumbs={[{ name: "Alerts" }]}>
         {apps.length > 1 && <SelectChoice name="app" label="App" options={[["", "All apps"], ...apps.map((each): [string, string] => [each, each])]} />}
         {rule && <a class="button" href={linked({ rule: null })} title="Show all rules">{rule} ✕</a>}
-        {live.data && <span class="dim nowrap">{firing.length ? plural(firing.length, "firing", "firing") : "nothing fires"}</span>}
+        {live.data && <span class="dim nowrap">{firing.length ? `${firing.length} firing${silenced ? `, ${silenced} of them silenced` : ""}` : "nothing fires"}</span>}
       </Head>
       <div class="page">
         <Tabs otherwise="now" tabs={[["now", "Now"], ["silences", `Silences (${held.length})`], ["history", "History"]]} />

@@ -49,8 +49,18 @@ export function Waterfall({ spans, folded, fold, chosen, choose, scale, label = 
           </li>
         ))}
       </ul>
+      <p class="legend dim">
+        <span><Sample /> the application’s</span>
+        <span><Sample origin="proxy" /> its proxy’s</span>
+        <span class="critical"><Sample /> what the whole waited for</span>
+        <span class="failed"><Sample /> failed</span>
+      </p>
     </section>
   );
+}
+
+function Sample({ origin = "application" }: { origin?: Span["origin"] }) {
+  return <span class="sample" aria-hidden="true"><span class={`span-bar ${origin}`} /></span>;
 }
 
 function Bar({ span, box, own }: { span: Span; box: Bounds; own: number }) {

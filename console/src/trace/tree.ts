@@ -53,7 +53,10 @@ function self(span: Span, children: readonly Span[]): number {
   return Math.max(0, span.seconds - covered);
 }
 
-/** From the end of the first span backwards: always the child that ended last before. */
+/**
+ * From the end of the first span backwards: always the child that ended last before. Who serves a
+ * call may end after the caller, who had the answer already: it was waited for until then.
+ */
 function criticalPath(roots: readonly Span[], children: ReadonlyMap<string, readonly Span[]>): Set<string> {
   const found = new Set<string>();
   const walk = (span: Span, until: number) => {
@@ -63,8 +66,8 @@ function criticalPath(roots: readonly Span[], children: ReadonlyMap<string, read
     const later = [...(children.get(span.span) ?? [])].sort((a, b) => b.start + b.seconds - (a.start + a.seconds));
     for (const child of later) {
       const end = child.start + child.seconds;
-      if (end <= limit + 1e-6) {
-        walk(child, end);
+      if (end <= limit + 1e-6 || (child.kind === "server" && child.start < limit)) {
+        walk(child, Math.min(end, limit));
         limit = child.start;
       }
     }
