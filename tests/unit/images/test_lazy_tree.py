@@ -69,7 +69,7 @@ def test_an_opaque_directory_shows_its_own_layer_only_however_deep() -> None:
 
 
 def test_a_whiteout_of_nothing_is_nothing() -> None:
-    assert names([entry(".wh.none"), entry("x/.wh.none"), entry("y")]) == [b"x", b"y"]
+    assert names([entry(".wh.none"), entry("x/.wh.none"), entry("y")]) == [b"y"]
 
 
 def test_a_directory_over_a_directory_keeps_its_entries_and_takes_the_attributes() -> None:

@@ -95,17 +95,26 @@ class Merger:
         Raises:
             InvalidError: its parent is not a directory, or it names no file.
         """
+        if _WHITEOUT in path and (last := _names(path)[-1:]) and last[0].startswith(_WHITEOUT):
+            self._whiteout(path)
+            return
         parent, name = self._place(path)
-        if name == _OPAQUE:
-            self._clear(parent)
-        elif name.startswith(_WHITEOUT):
-            self._hide(parent, name[len(_WHITEOUT) :])
-        elif not name:
+        if not name:
             if not inode.is_directory:
                 raise InvalidError(f"a layer's entry {path!r} names the root, and is no directory")
             self._take(self.root, inode)
         else:
             self._put(parent, name, inode)
+
+    def _whiteout(self, path: bytes) -> None:
+        try:
+            parent, name = self._place(path, make=False)
+        except _NoDirectoryError:
+            return  # nothing is there to be hidden: umoci writes such for a directory made a file
+        if name == _OPAQUE:
+            self._clear(parent)
+        else:
+            self._hide(parent, name[len(_WHITEOUT) :])
 
     def link(self, path: bytes, target: bytes) -> None:
         """A hard link at `path` to what is at `target` now; a symbolic link is not followed.
@@ -155,16 +164,16 @@ class Merger:
         for name in list(parent.children):
             self._hide(parent, name)
 
-    def _place(self, path: bytes) -> tuple[Inode, bytes]:
+    def _place(self, path: bytes, *, make: bool = True) -> tuple[Inode, bytes]:
         """The directory that an entry goes into, made if it is missing, and the entry's name."""
-        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+        parts = _names(path)
         if not parts:
             return self.root, b""
         if parts[-1] == b"..":
             raise InvalidError(f"a layer's entry {path!r} ends in '..'")
-        return self._enter(parts[:-1], path), parts[-1]
+        return self._enter(parts[:-1], path, make=make), parts[-1]
 
-    def _enter(self, parts: list[bytes], path: bytes) -> Inode:
+    def _enter(self, parts: list[bytes], path: bytes, *, make: bool) -> Inode:
         trail = [self.root]
         waiting = parts[::-1]
         followed = 0
@@ -176,6 +185,8 @@ class Merger:
                 continue
             here = trail[-1]
             child = here.children.get(part)
+            if child is None and not make:
+                raise _NoDirectoryError(f"a layer's entry {path!r} is in no directory")
             if child is None:
                 child = here.children[part] = directory()
                 self._fresh.add((id(here), part))
@@ -190,5 +201,15 @@ class Merger:
                 links = [it for it in child.target.split(b"/") if it not in (b"", b".")]
                 waiting.extend(reversed(links))
             else:
-                raise InvalidError(f"a layer's entry {path!r} has a file among its directories")
+                raise _NoDirectoryError(
+                    f"a layer's entry {path!r} has a file among its directories"
+                )
         return trail[-1]
+
+
+class _NoDirectoryError(InvalidError):
+    """What should be a directory is none."""
+
+
+def _names(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
