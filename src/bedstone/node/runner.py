@@ -307,7 +307,11 @@ class Runner:
             try:
                 self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.plumbing = await self.sandbox.allot(
-                    self.instance, workloads, databases, previous
+                    self.instance,
+                    workloads,
+                    databases,
+                    previous,
+                    warm=self.revision.spec.warm is not None,
                 )
             except (Error, OSError) as error:  # on a full disk there is no room for its log
                 _log.warning(

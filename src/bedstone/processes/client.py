@@ -137,9 +137,19 @@ class SupervisorClient:
         finally:
             writer.close()
 
-    async def create_netns(self, name: str) -> Path:
-        """Make a network namespace (idempotent); UnavailableError without the privilege."""
-        return Path(await self._request("netns_create", name=name))
+    async def create_netns(self, name: str, userns: str | None = None) -> Path:
+        """Make a network namespace (idempotent); UnavailableError without the privilege.
+
+        `userns` is the path of the user namespace that owns it; else the supervisor's own.
+        """
+        return Path(await self._request("netns_create", name=name, userns=userns))
+
+    async def create_userns(self, name: str, first: int, count: int) -> Path:
+        """Make a user namespace (idempotent) of the users from `first` on; stays until the end.
+
+        Its root is `first`; the others have their own numbers. UnavailableError without root.
+        """
+        return Path(await self._request("userns_create", name=name, first=first, count=count))
 
     async def delete_netns(self, name: str) -> None:
         """Let go of a network namespace; idempotent."""

@@ -200,6 +200,8 @@ def _limit(spec: ProcessSpec, *, memory_limited: bool) -> None:
 
 
 def _become(spec: ProcessSpec) -> None:
+    if spec.userns is not None:
+        linux.setns(spec.userns, linux.CLONE_NEWUSER)
     if spec.uid is None:
         return
     gid = spec.gid if spec.gid is not None else spec.uid

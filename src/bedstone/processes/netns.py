@@ -1,8 +1,12 @@
-"""Network namespaces that outlive the process that made them, as `ip netns` makes them.
+"""Namespaces that outlive the process that made them: networks, and users to own networks.
 
-A namespace is kept by a bind mount of /proc/self/ns/net over a file. A forked helper creates it, so
-that the supervisor itself never leaves its own namespace. The folder is a shared mount, so that a
-process with a private mount namespace sees namespaces that are made after it has started.
+A namespace is kept by a bind mount of /proc/PID/ns/… over a file, as `ip netns` does. A forked
+helper creates it, so that the supervisor itself never leaves its own, and waits until it is kept.
+The folder is a shared mount, so that a process with a private mount namespace sees namespaces that
+are made after it has started.
+
+A network may belong to a user namespace: whoever has rights in that may enter the network, and has
+none outside (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from bedstone.errors import UnavailableError
 from bedstone.processes import linux
@@ -19,38 +25,82 @@ from bedstone.processes import linux
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
+_MADE = "made"
 
 
-def create_netns(path: Path) -> None:
-    """Make a network namespace with its loopback up, at `path`; nothing to do if it is there."""
-    if is_netns(path):
+def create_netns(path: Path, userns: Path | None = None) -> None:
+    """Make a network namespace with its loopback up, at `path`; nothing to do if it is there.
+
+    Args:
+        path: where it is kept.
+        userns: the user namespace that owns it; else the supervisor's own.
+    """
+
+    def make() -> None:
+        if userns is not None:
+            linux.setns(str(userns), linux.CLONE_NEWUSER)
+        linux.unshare(linux.CLONE_NEWNET)
+        _loopback_up()
+
+    _keep(path, "net", make)
+
+
+def create_userns(path: Path, first: int, count: int) -> None:
+    """Make a user namespace at `path`; nothing to do if it is there.
+
+    Its root is the user `first`. The other `count` - 1 from there on have the same numbers inside.
+    """
+
+    def give(pid: int) -> None:
+        for kind in ("uid", "gid"):
+            text = f"0 {first} 1\n{first + 1} {first + 1} {count - 1}\n"
+            Path(f"/proc/{pid}/{kind}_map").write_text(text)
+
+    _keep(path, "user", lambda: linux.unshare(linux.CLONE_NEWUSER), give)
+
+
+def _keep(
+    path: Path,
+    kind: str,
+    make: Callable[[], None],
+    give: Callable[[int], None] = lambda _pid: None,
+) -> None:
+    """Keep a namespace that a child makes; `give` does to the child's what only we may."""
+    if is_kept(path):
         return
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    ours, theirs = socket.socketpair()
+    pid = 0
     try:
         # os.path.ismount can't tell: a folder bound to itself keeps its device and inode.
         if str(path.parent) not in _mount_points():
             linux.mount(str(path.parent), str(path.parent), linux.MS_BIND)
             linux.mount(None, str(path.parent), linux.MS_SHARED | linux.MS_REC)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()  # whose end tells the child that it may go
+            _make(make, theirs)
+        theirs.close()
+        message = ours.recv(4096).decode(errors="replace")
+        if message != _MADE:
+            raise _unavailable(message or "the helper failed")
+        give(pid)
         path.touch(mode=0o600)
+        linux.mount(f"/proc/{pid}/ns/{kind}", str(path), linux.MS_BIND)
     except OSError as error:
-        raise _unavailable(error.strerror or str(error)) from error
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _create(path, write)
-    os.close(write)
-    with os.fdopen(read, "rb") as report:
-        message = report.read().decode(errors="replace")
-    os.waitpid(pid, 0)
-    if message:
         path.unlink(missing_ok=True)
-        raise _unavailable(message)
+        raise _unavailable(error.strerror or str(error)) from error
+    finally:
+        ours.close()
+        theirs.close()
+        if pid:
+            os.waitpid(pid, 0)
 
 
 def delete_netns(path: Path) -> None:
     """Let go of the namespace at `path`; it ends with the last process in it."""
     try:
-        if is_netns(path):
+        if is_kept(path):
             linux.umount(str(path))
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -59,7 +109,7 @@ def delete_netns(path: Path) -> None:
         ) from error
 
 
-def is_netns(path: Path) -> bool:
+def is_kept(path: Path) -> bool:
     """Whether a namespace is mounted there: it is then on the kernel's nsfs."""
     try:
         return path.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
@@ -78,19 +128,24 @@ def unmount_below(folder: Path) -> None:
             continue
 
 
-def _create(path: Path, report: int) -> None:
+def _make(make: Callable[[], None], link: socket.socket) -> NoReturn:
+    """The child's part: make it, say so, and stay until it is kept."""
     try:
-        linux.unshare(linux.CLONE_NEWNET)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            request = struct.pack("16sh", b"lo", 0).ljust(40, b"\0")
-            answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-            flags = struct.unpack("16sh", answer[:18])[1] | _IFF_UP
-            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags).ljust(40, b"\0"))
-        linux.mount("/proc/self/ns/net", str(path), linux.MS_BIND)
+        make()
+        link.send(_MADE.encode())
+        link.recv(1)
     except BaseException as error:  # noqa: BLE001 - a forked helper must not return
-        os.write(report, str(error).encode()[:1000] or b"failed")
+        link.send(str(error).encode()[:1000] or b"failed")
         os._exit(1)
     os._exit(0)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sh", b"lo", 0).ljust(40, b"\0")
+        answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
+        flags = struct.unpack("16sh", answer[:18])[1] | _IFF_UP
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags).ljust(40, b"\0"))
 
 
 def _unavailable(reason: str) -> UnavailableError:

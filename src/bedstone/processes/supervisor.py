@@ -437,7 +437,8 @@ class Supervisor:
     def op_netns_create(self, connection: Connection, number: int, request: dict[str, Any]) -> None:
         """Make a network namespace of the run, and answer with its path."""
         path = self._netns_path(request)
-        netns.create_netns(path)
+        owner = request.get("userns")
+        netns.create_netns(path, None if owner is None else Path(str(owner)))
         connection.answer(number, str(path))
 
     def op_netns_delete(self, connection: Connection, number: int, request: dict[str, Any]) -> None:
@@ -445,11 +446,22 @@ class Supervisor:
         netns.delete_netns(self._netns_path(request))
         connection.answer(number, None)
 
+    def op_userns_create(
+        self, connection: Connection, number: int, request: dict[str, Any]
+    ) -> None:
+        """Make a user namespace of the run, which stays until its end; answer with its path."""
+        path = self._namespace_path("userns", request)
+        netns.create_userns(path, int(request["first"]), int(request["count"]))
+        connection.answer(number, str(path))
+
     def _netns_path(self, request: dict[str, Any]) -> Path:
+        return self._namespace_path("netns", request)
+
+    def _namespace_path(self, kind: str, request: dict[str, Any]) -> Path:
         name = str(request["name"])
         if not name or "/" in name or name.startswith("."):
-            raise InvalidError(f"a network namespace needs a plain name, got {name!r}")
-        return self._run_dir / "netns" / name
+            raise InvalidError(f"a namespace needs a plain name, got {name!r}")
+        return self._run_dir / kind / name
 
     def op_shutdown(self, connection: Connection, number: int, _request: dict[str, Any]) -> None:
         """Stop stage after stage; answered when nothing is left."""

@@ -41,6 +41,10 @@ DATABASE_PORTS: Final = 5432
 FIRST_UID: Final = 2_100_000_000
 """User ids far from those that `adduser`, systemd and container engines give out."""
 UID_COUNT: Final = 1_000_000
+WORKLOAD_UIDS: Final = 256
+"""Users of one workload that is warm: the first is its zygotes', the others its instances'."""
+_WORKLOAD_BLOCKS: Final = 170_000
+"""So many of them follow, up to the last number that is positive in 32 bits."""
 
 
 class ProcessSandbox:
@@ -77,10 +81,13 @@ class ProcessSandbox:
         workloads: Sequence[str],
         databases: Sequence[str],
         previous: Plumbing | None,
+        *,
+        warm: bool = False,
     ) -> Plumbing:
         """Addresses; see the protocol."""
         if self._enforced:
-            return await self._allot_namespace(instance, workloads, databases, previous)
+            userns = await self._userns(instance) if warm else None
+            return await self._allot_namespace(instance, workloads, databases, previous, userns)
         take = self._host.ports.take
         if previous is not None and self._fits(previous, workloads):
             if previous.telemetry is not None:
@@ -110,8 +117,9 @@ class ProcessSandbox:
         workloads: Sequence[str],
         databases: Sequence[str],
         previous: Plumbing | None,
+        userns: str | None,
     ) -> Plumbing:
-        netns = str(await self._host.processes.create_netns(namespace_name(instance)))
+        netns = str(await self._host.processes.create_netns(namespace_name(instance), userns))
         if previous is not None and previous.app.netns == netns:
             self._host.ports.hold(previous.inbound.port)
             inbound = previous.inbound
@@ -146,11 +154,25 @@ class ProcessSandbox:
         return Started(info, self._enforced and not shared, (*info.applied, *notes))
 
     async def _warm(self, unit: Unit, spec: ProcessSpec) -> tuple[ProcessSpec, str | None]:
-        """The process, to be forked from a zygote; why not, if it cannot."""
+        """The process, to be forked from a zygote; why not, if it cannot.
+
+        Where it has a user of its own, its zygote is root in a user namespace that has the
+        workload's users and owns its networks, and no rights at all outside.
+        """
+        policy = Policy()
         if spec.uid is not None:
-            return spec, f"{COLD_START}it has a user of its own"
+            if spec.uid < FIRST_UID:
+                reason = "the owner of its code may not enter its network"
+                return spec, f"{COLD_START}{reason}"
+            policy = Policy(0, 0, await self._userns(unit.instance))
         with _writing(self._host.run_dir):
-            return await self._zygotes.prepare(unit, spec, Policy())
+            return await self._zygotes.prepare(unit, spec, policy)
+
+    async def _userns(self, instance: Instance) -> str:
+        """The user namespace of a workload that is warm."""
+        first = workload_users(instance, self._host.run_dir)
+        name = _workload_name(instance)
+        return str(await self._host.processes.create_userns(name, first, WORKLOAD_UIDS))
 
     async def run(self, unit: Unit, name: str, command: Sequence[str]) -> ProcessInfo:
         """Start a command beside the instance; see the protocol."""
@@ -297,7 +319,8 @@ class ProcessSandbox:
                 if owner.st_uid == os.geteuid():
                     return None, None, (note,)
                 return owner.st_uid, owner.st_gid, (note,)
-        uid = user_id(unit.instance, self._host.run_dir)
+        identify = user_id if unit.revision.spec.warm is None else warm_user_id
+        uid = identify(unit.instance, self._host.run_dir)
         return uid, uid, (f"user: {uid}",)
 
     def _folder(self, instance: Instance) -> Path:
@@ -336,3 +359,28 @@ def user_id(instance: Instance, run_dir: Path) -> int:
     """
     digest = hashlib.sha256(f"uid\0{run_dir}\0{instance.path}".encode()).digest()
     return FIRST_UID + int.from_bytes(digest[:4], "big") % UID_COUNT
+
+
+def workload_users(instance: Instance, run_dir: Path) -> int:
+    """The first of the users of a workload that is warm; derived, as `user_id` is.
+
+    Two workloads of some hundred thousand may meet; they are then one to the kernel.
+    """
+    workload = f"{instance.app}/{instance.cell}/{instance.workload}"
+    digest = hashlib.sha256(f"workload\0{run_dir}\0{workload}".encode()).digest()
+    block = int.from_bytes(digest[:4], "big") % _WORKLOAD_BLOCKS
+    return FIRST_UID + UID_COUNT + block * WORKLOAD_UIDS
+
+
+def warm_user_id(instance: Instance, run_dir: Path) -> int:
+    """The user id of an instance of a workload that is warm: one of its workload's.
+
+    Two instances of one workload may meet; they have one identity in the mesh, too.
+    """
+    offset = user_id(instance, run_dir) % (WORKLOAD_UIDS - 1)
+    return workload_users(instance, run_dir) + 1 + offset
+
+
+def _workload_name(instance: Instance) -> str:
+    workload = f"{instance.app}/{instance.cell}/{instance.workload}"
+    return f"{instance.workload[:20]}-{hashlib.sha256(workload.encode()).hexdigest()[:8]}"

@@ -42,8 +42,15 @@ class Processes(Protocol):
         """Every process, ended ones included until they are forgotten."""
         ...
 
-    async def create_netns(self, name: str) -> Path:
-        """A network namespace with loopback up; UnavailableError without the privilege."""
+    async def create_netns(self, name: str, userns: str | None = None) -> Path:
+        """A network namespace with loopback up; UnavailableError without the privilege.
+
+        `userns` is the path of the user namespace that owns it; None for the node's own.
+        """
+        ...
+
+    async def create_userns(self, name: str, first: int, count: int) -> Path:
+        """A user namespace whose root is the user `first`, with `count` - 1 more. Idempotent."""
         ...
 
     async def delete_netns(self, name: str) -> None:
@@ -132,6 +139,8 @@ class Sandbox(Protocol):
         workloads: Sequence[str],
         databases: Sequence[str],
         previous: Plumbing | None,
+        *,
+        warm: bool = False,
     ) -> Plumbing:
         """Addresses for an instance that uses those workloads and databases.
 
@@ -140,6 +149,7 @@ class Sandbox(Protocol):
             workloads: names of `uses` that are workloads.
             databases: names of `uses` that are databases.
             previous: what it had; kept where it fits.
+            warm: whether it is to be forked from an interpreter that is warm.
 
         Raises:
             UnavailableError: no port is free, or the network cannot be made.

@@ -19,9 +19,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -68,7 +68,8 @@ class World:
     supervisor: SupervisorClient
     code: Path
     logs: Path
-    warm: Sequence[str] | None = None
+    declared: Mapping[str, object] = field(default_factory=dict)
+    """What every workload declares, unless a check says otherwise."""
 
     def instance(self, name: str, workload: str = "web") -> Instance:
         """An instance of the app `shop`."""
@@ -77,10 +78,12 @@ class World:
     async def unit(self, name: str, **spec: object) -> Unit:
         """An instance with its addresses, running the test server unless `spec` says otherwise."""
         declared = WorkloadSpec.model_validate(
-            {"command": ("python", "server.py"), "warm": self.warm, **spec}
+            {"command": ("python", "server.py"), **self.declared, **spec}
         )
         instance = self.instance(name)
-        plumbing = await self.sandbox.allot(instance, ["risk"], ["ledger"], None)
+        plumbing = await self.sandbox.allot(
+            instance, ["risk"], ["ledger"], None, warm=declared.warm is not None
+        )
         revision = Revision(
             app="shop", workload="web", name="r1", spec=declared, root=str(self.code)
         )
@@ -224,7 +227,9 @@ async def start_is_idempotent(world: World) -> None:
 async def allot_is_idempotent(world: World) -> None:
     """Allotting again with what was had keeps every address."""
     unit = await world.unit("a")
-    again = await world.sandbox.allot(unit.instance, ["risk"], ["ledger"], unit.plumbing)
+    again = await world.sandbox.allot(
+        unit.instance, ["risk"], ["ledger"], unit.plumbing, warm="warm" in world.declared
+    )
     assert again == unit.plumbing
 
 
@@ -298,11 +303,10 @@ async def warm_is_said(world: World) -> None:
     started = await world.sandbox.start(unit)
     await world.ask(unit.plumbing)
     said = [note for note in started.limits if note.startswith((WARM_START, COLD_START))]
-    assert len(said) == (0 if world.warm is None else 1), started.limits
-    if world.warm is None:
+    assert len(said) == int("warm" in world.declared), started.limits
+    if not said:
         return
-    own = any(note.startswith("user: ") for note in started.limits)
-    assert own or said[0].startswith(WARM_START), said
+    assert said[0].startswith(WARM_START), said
     await world.sandbox.stop(unit.instance, 1.0)
     await world.sandbox.release(unit.instance, unit.plumbing)
     left = [info.name for info in await world.supervisor.list()]
@@ -344,7 +348,7 @@ CHECKS: Final[Sequence[str]] = tuple(_CHECKS)
 
 @asynccontextmanager
 async def _world(
-    make: Make, enforce: Literal["auto", "never"], warm: Sequence[str] | None
+    make: Make, enforce: Literal["auto", "never"], declared: Mapping[str, object]
 ) -> AsyncIterator[World]:
     # Not the test's own folder: an instance's user must be able to pass through.
     base = Path(tempfile.mkdtemp(prefix="bedstone-sandbox-"))
@@ -368,7 +372,7 @@ async def _world(
             sandbox = make(host)
             await sandbox.open()
             try:
-                yield World(sandbox, supervisor, code, logs, warm)
+                yield World(sandbox, supervisor, code, logs, declared)
             finally:
                 await supervisor.shutdown()
     finally:
@@ -380,15 +384,15 @@ def run_check(
     make: Make,
     *,
     enforce: Literal["auto", "never"] = "auto",
-    warm: Sequence[str] | None = None,
+    declared: Mapping[str, object] | None = None,
 ) -> bool:
     """Run one check of `CHECKS` on a new sandbox; whether identities were enforced.
 
-    With `warm`, the instances declare these modules to be loaded before they are started.
+    `declared` is what every workload declares besides its command.
     """
 
     async def run() -> bool:
-        async with asyncio.timeout(LIMIT), _world(make, enforce, warm) as world:
+        async with asyncio.timeout(LIMIT), _world(make, enforce, declared or {}) as world:
             await _CHECKS[check](world)
             return world.sandbox.enforced
 

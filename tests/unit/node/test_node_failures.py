@@ -53,7 +53,7 @@ class FailingSandbox:
         self.stopped = 0
         self.released = 0
 
-    async def allot(self, *_: object) -> Plumbing:
+    async def allot(self, *_: object, **__: object) -> Plumbing:
         return PLUMBING
 
     async def stop(self, _: Instance, __: float) -> None:

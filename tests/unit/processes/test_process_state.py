@@ -9,7 +9,7 @@ import pytest
 from bedstone.errors import ConflictError, DeniedError, UnavailableError
 from bedstone.processes import state
 from bedstone.processes.cgroups import ControlGroups
-from bedstone.processes.netns import is_netns
+from bedstone.processes.netns import is_kept
 from bedstone.processes.spec import Limits
 
 as_user = pytest.mark.skipif(
@@ -83,8 +83,8 @@ def test_a_run_directory_that_cannot_be_made_says_the_fix(
 
 def test_a_plain_file_is_no_namespace(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    assert not is_netns(tmp_path / "x")
-    assert not is_netns(tmp_path / "missing")
+    assert not is_kept(tmp_path / "x")
+    assert not is_kept(tmp_path / "missing")
 
 
 def test_control_groups_of_version_2_are_below_the_root_group(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""What a module can do that is loaded for instances with users of their own: nothing to others.
+
+Its interpreter is root in a user namespace. These are attempts to be more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bedstone.processes.client import SupervisorClient
+from bedstone.testing.processes import ENV, end_of, program, supervised
+from bedstone.testing.zygotes import zygote
+
+SYSTEM = Path(f"/usr/bin/python3.{sys.version_info.minor}")
+FIRST = 2_101_000_000
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="users of their own need root; run as root"),
+    pytest.mark.skipif(not SYSTEM.exists(), reason=f"install {SYSTEM}, which every user may run"),
+]
+
+# Each answers "ok" if it could be done.
+ATTEMPTS = {
+    "read what is root's": "open(secret).read()",
+    "write what is root's": "open(secret, 'a')",
+    "signal a process outside": "os.kill(outside, 0)",
+    "read the memory of a process outside": "open(f'/proc/{outside}/mem', 'rb').read(1)",
+    "read the environment of a process outside": "open(f'/proc/{outside}/environ').read()",
+    "enter the node's network": "enter(f'/proc/{outside}/ns/net', 0x40000000)",
+    "enter the node's mounts": "enter(f'/proc/{outside}/ns/mnt', 0x20000)",
+    "enter the node's users": "enter(f'/proc/{outside}/ns/user', 0x10000000)",
+    "enter another workload's network": "enter(foreign, 0x40000000)",
+    "mount over what others see": "mount('/tmp', '/mnt')",
+    "be another workload's user": f"os.setresuid(*[{FIRST} + 300] * 3)",
+    "be root outside": "os.setresuid(*[-1, 4294967294, -1])",
+    "trace a process outside": "check(libc.ptrace(16, outside, 0, 0))",
+    "set the clock": "time.clock_settime(time.CLOCK_REALTIME, time.time())",
+    "name the node": "socket.sethostname(socket.gethostname())",
+    "load a module of the kernel": "check(libc.syscall(175, b'x', 1, b''))",
+    "make a device": "os.mknod(os.path.join(os.environ['BOX'], 'sda'), 0o060600, 0x800)",
+    "write to /proc/sys": "open('/proc/sys/kernel/core_pattern', 'w').write('|/x')",
+    "leave its control group": "open('/sys/fs/cgroup/memory/cgroup.procs', 'w').write('0')",
+}
+MODULE = """
+import ctypes, json, os, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+outside, secret, foreign = json.loads(open({given!r}).read())
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "no")
+def enter(path, kind):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        check(libc.setns(handle, kind))
+    finally:
+        os.close(handle)
+def mount(source, target):
+    check(libc.mount(source.encode(), target.encode(), None, 4096, None))
+SAID = {{}}
+for name, text in {attempts!r}.items():
+    try:
+        exec(text)
+    except OSError as error:
+        SAID[name] = error.strerror
+    else:
+        SAID[name] = "ok"
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every user may enter."""
+    path = Path(tempfile.mkdtemp(prefix="bedstone-warm-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_module_that_is_loaded_has_no_rights_outside(folder: Path) -> None:
+    """As root of its namespace, in the zygote, and as the instance's user, in the child."""
+    secret, given, box = folder / "secret", folder / "given.json", folder / "box"
+    secret.write_text("hush")
+    secret.chmod(0o600)
+    box.mkdir()
+    box.chmod(0o777)
+    module = folder / "module.py"
+    module.write_text(MODULE.format(given=str(given), attempts=ATTEMPTS))
+    text = f"exec(open({str(module)!r}).read()); import json; print(json.dumps(SAID))"
+    inner = "import module, json, os; print(json.dumps(module.SAID), os.getuid(), os.getgid())"
+
+    async def check(client: SupervisorClient) -> None:
+        users = str(await client.create_userns("web", FIRST, 256))
+        others = str(await client.create_userns("other", FIRST + 256, 256))
+        network = str(await client.create_netns("web-1", users))
+        foreign = str(await client.create_netns("other-1", others))
+        outside = await client.spawn(program("outside", "sleep", "60"))
+        given.write_text(json.dumps([outside.pid, str(secret), foreign]))
+        spec = zygote("a", folder, ("module",), folder=str(folder))
+        spec = replace(
+            spec,
+            argv=(str(SYSTEM), *spec.argv[1:]),
+            env={**spec.env, "BOX": str(box)},
+            cwd="/",
+            userns=users,
+            uid=0,
+            gid=0,
+        )
+        info = await client.spawn(spec)
+        assert info.message is None
+        assert Path(f"/proc/{info.pid}").stat().st_uid == FIRST
+        user = FIRST + 7
+        for name, script in (("loaded", inner), ("itself", text)):
+            child = program(
+                name,
+                *(str(SYSTEM), "-c", script),
+                env=ENV | {"PYTHONPATH": str(folder), "BOX": str(box)},
+                cwd=str(folder),
+                zygote="zygote/a",
+                stdout=str(folder / f"{name}.log"),
+                netns=network,
+                uid=user,
+                gid=user,
+            )
+            started = await client.spawn(child)
+            assert any(note.startswith("warm start") for note in started.applied), started.applied
+            assert await end_of(client, name) == "exit status 0"
+            said = (folder / f"{name}.log").read_text()
+            attempts = json.loads(said[: said.index("}") + 1])
+            assert set(attempts) == set(ATTEMPTS)
+            assert [key for key, result in attempts.items() if result == "ok"] == []
+        assert (folder / "loaded.log").read_text().split("}")[1].split() == [str(user)] * 2
+
+    async def run() -> None:
+        async with supervised(folder) as (_, client):
+            await check(client)
+
+    asyncio.run(run())
