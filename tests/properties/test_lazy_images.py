@@ -208,8 +208,8 @@ def over(lower: Model, layer: list[Entry]) -> Model:
             }
     for info, content in layer:
         if "/.wh." in "/" + info.name:
-            head = info.name.rpartition("/")[0]
-        elif info.isdir():
+            continue  # it makes nothing, its directory neither
+        if info.isdir():
             if not seen.get(info.name, "d").startswith("d"):
                 del seen[info.name]
             seen[info.name] = f"d{info.mode:o}"
