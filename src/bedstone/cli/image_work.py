@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bedstone.cli.terminal import Terminal, clean, columns
 from bedstone.cli.top_view import size
 from bedstone.errors import Error, NotFoundError, VerificationError
-from bedstone.images import admission, platforms, signatures
+from bedstone.images import admission, platforms, sbom, signatures
 from bedstone.images.bundles import load
 from bedstone.images.collection import closure
 from bedstone.images.endpoints import from_environment
@@ -182,6 +182,19 @@ def _missing(store: ContentStore, reference: Reference) -> list[str]:
         root = resolve(store, reference)
         return [] if store.has(root.digest) else [root.digest]
     return [one.digest for one in image.manifest.children() if not store.has(one.digest)]
+
+
+async def bill_of_materials(store: ContentStore, name: str) -> bytes:
+    """An image's CycloneDX document, as it was kept, else by its registry, and kept then."""
+    reference = Reference.parse(name)
+    root = resolve(store, reference)
+    found = sbom.kept(store, root.digest)
+    if found is None:
+        async with RegistryClient(from_environment()) as client:
+            found = await sbom.fetch(client, reference, root.digest)
+        sbom.components(found)
+        sbom.keep(store, root.digest, found)
+    return found
 
 
 async def check_signature(store: ContentStore, name: str, keys: Keys) -> dict[str, Any]:

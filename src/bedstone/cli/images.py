@@ -232,6 +232,38 @@ def verify(*, name: str, keys: Sequence[Path], as_json: bool) -> None:
 @image.command(
     context_settings=CONTEXT,
     help=teach(
+        "Show what an image is made of, by the CycloneDX document that its makers put beside it.",
+        ("bedstone image sbom ghcr.io/o/app:1", "its components"),
+        ("bedstone image sbom ghcr.io/o/app:1 -o json", "the document, for programs"),
+    ),
+)
+@click.argument("name")
+@output_option
+def sbom(*, name: str, as_json: bool) -> None:
+    """See `bedstone image sbom --help`."""
+    import json
+
+    from bedstone.cli.image_work import bill_of_materials
+    from bedstone.images.sbom import components
+
+    terminal = Terminal(answers=as_json)
+    with asking(f"asking for what {clean(name)} is made of"):
+        data = asyncio.run(bill_of_materials(_store(), name))
+    if as_json:
+        terminal.json(json.loads(data))
+        return
+    terminal.table(
+        ("COMPONENT", "VERSION", "KIND", "LICENSES"),
+        (
+            tuple(map(clean, (one.name, one.version, one.kind, " ".join(one.licenses))))
+            for one in components(data)
+        ),
+    )
+
+
+@image.command(
+    context_settings=CONTEXT,
+    help=teach(
         "Forget images. Their content goes with `bedstone image gc`, if nothing else needs it.",
         ("bedstone image rm python:3.12 app:1", "two names"),
     ),

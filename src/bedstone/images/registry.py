@@ -31,6 +31,8 @@ from bedstone.images.models import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
+    Index,
+    parse,
 )
 from bedstone.images.reference import Reference
 from bedstone.images.requests import Patience, Requests, as_error, momentary, require
@@ -224,6 +226,27 @@ class RegistryClient:
                 raise InvalidError(f"{endpoint.url} answers no list of tags") from error
 
         return await self._requests.patiently(attempt)
+
+    async def referrers(self, reference: Reference, digest: str) -> list[Descriptor]:
+        """The artifacts about an image: by the registry's list of them, else by the tag for it."""
+        endpoint = self.endpoints.origin(reference)
+        path = f"/v2/{reference.repository}/referrers/{digests.check(digest)}"
+
+        async def attempt() -> bytes:
+            _, data = await self._requests.small(
+                endpoint, "GET", path, _pull(reference), limit=DOCUMENT_BYTES
+            )
+            return data
+
+        try:
+            data = await self._requests.patiently(attempt)
+        except NotFoundError:
+            try:
+                place = reference.tagged("-".join(digests.parts(digest)))
+                data = (await self.document(place)).data
+            except NotFoundError:
+                return []
+        return list(parse(Index, data, f"referrers of {digest}").manifests)
 
     # Pushing
 

@@ -42,6 +42,7 @@ class Faults:
         statuses: statuses to answer next, in order, in place of the answers to requests for blobs.
         retry_after: seconds that such an answer asks for.
         ranges: whether ranges are known.
+        referrers: whether the list of an image's artifacts is known.
         down: whether connections are closed without an answer.
     """
 
@@ -52,6 +53,7 @@ class Faults:
     statuses: list[int] = field(default_factory=list)
     retry_after: int | None = None
     ranges: bool = True
+    referrers: bool = True
     down: bool = False
 
 
@@ -362,6 +364,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, json.dumps({"name": name, "tags": tags}).encode())
 
     def _referrers(self, name: str, digest: str) -> None:
+        if not self.registry.faults.referrers:
+            self._fail(404, "UNSUPPORTED")
+            return
         found = []
         for (repository, own), (media_type, data) in self.registry.manifests.items():
             document = json.loads(data)

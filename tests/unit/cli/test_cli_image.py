@@ -190,6 +190,67 @@ def test_the_policy_beside_the_store_is_enforced(
     assert command("image", "pull", name).status == 5
 
 
+_SBOM = {
+    "bomFormat": "CycloneDX",
+    "specVersion": "1.5",
+    "components": [
+        {
+            "type": "library",
+            "name": "zlib",
+            "version": "1.3",
+            "licenses": [{"license": {"id": "Zlib"}}],
+            "components": [{"type": "file", "name": "crc\x1b[31m", "group": "in"}],
+        },
+        {"type": "library", "name": "abc", "licenses": [{"expression": "MIT OR X11"}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("how", ["referrers", "tag of referrers", "tag of cosign"])
+def test_what_an_image_is_made_of_is_shown_and_kept(
+    home: Path, registry: Registry, command: Command, how: str
+) -> None:
+    name = f"{registry.host}/app:1"
+    digest = registry.tags["app", "1"]
+    command("image", "pull", name)
+    ended = command("image", "sbom", name)
+    assert ended.status == 3
+    assert "CycloneDX" in ended.err
+    kind = "application/vnd.cyclonedx+json"
+    manifest_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {
+        "schemaVersion": 2,
+        "artifactType": kind,
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            **registry.add_blob("app", b"{}"),
+        },
+        "layers": [{"mediaType": kind, **registry.add_blob("app", json.dumps(_SBOM).encode())}],
+    }
+    plain = f"sha256-{digest[7:]}"
+    match how:
+        case "referrers":
+            subject = {"mediaType": manifest_type, "digest": digest, "size": 1}
+            registry.add_manifest("app", {**manifest, "subject": subject}, manifest_type)
+        case "tag of referrers":
+            registry.faults.referrers = False
+            found = registry.add_manifest("app", manifest, manifest_type)
+            index = {"schemaVersion": 2, "manifests": [{**found, "artifactType": kind}]}
+            registry.add_manifest("app", index, "application/vnd.oci.image.index.v1+json", plain)
+        case _:
+            registry.add_manifest("app", manifest, manifest_type, f"{plain}.sbom")
+    ended = command("image", "sbom", name)
+    assert ended.status == 0, ended.err
+    assert [line.split() for line in ended.out.splitlines()] == [
+        ["COMPONENT", "VERSION", "KIND", "LICENSES"],
+        ["abc", "library", "MIT", "OR", "X11"],
+        ["in/crc[31m", "file"],
+        ["zlib", "1.3", "library", "Zlib"],
+    ]
+    registry.faults.down = True
+    assert json.loads(command("image", "sbom", name, "-o", "json").out) == _SBOM
+
+
 def test_images_go_to_registries_and_files_and_come_back(
     home: Path, registry: Registry, command: Command, tmp_path: Path
 ) -> None:
