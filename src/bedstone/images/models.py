@@ -61,7 +61,12 @@ _CAMEL = ConfigDict(
 _PASCAL = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
 Annotations = Annotated[Mapping[str, str], BeforeValidator(lambda value: value or {})]
-Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: value or ())]
+Strings = Annotated[
+    # Docker took a string for a list of one, and images of then are still about.
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) and value else value or ()),
+]
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 Set = Annotated[Mapping[str, Any], BeforeValidator(lambda value: value or {})]
 
 
@@ -107,7 +112,9 @@ class Manifest(BaseModel):
     media_type: str = OCI_MANIFEST
     artifact_type: str = ""
     config: Descriptor
-    layers: tuple[Descriptor, ...] = Field(max_length=LAYERS)
+    layers: Annotated[
+        tuple[Descriptor, ...], BeforeValidator(lambda value: () if value is None else value)
+    ] = Field(max_length=LAYERS)
     subject: Descriptor | None = None
     annotations: Annotations = Field(default_factory=dict)
 
@@ -139,15 +146,15 @@ class RunConfig(BaseModel):
 
     model_config = _PASCAL
 
-    user: str = Field(default="", alias="User")
+    user: Text = Field(default="", alias="User")
     env: Strings = Field(default=(), alias="Env")
     entrypoint: Strings = Field(default=(), alias="Entrypoint")
     cmd: Strings = Field(default=(), alias="Cmd")
-    working_dir: str = Field(default="", alias="WorkingDir")
+    working_dir: Text = Field(default="", alias="WorkingDir")
     exposed_ports: Set = Field(default_factory=dict, alias="ExposedPorts")
     volumes: Set = Field(default_factory=dict, alias="Volumes")
     labels: Annotations = Field(default_factory=dict, alias="Labels")
-    stop_signal: str = Field(default="", alias="StopSignal")
+    stop_signal: Text = Field(default="", alias="StopSignal")
 
 
 class RootFs(BaseModel):
@@ -156,7 +163,9 @@ class RootFs(BaseModel):
     model_config = _PASCAL
 
     type: str = "layers"
-    diff_ids: tuple[Digest, ...] = Field(max_length=LAYERS)
+    diff_ids: Annotated[
+        tuple[Digest, ...], BeforeValidator(lambda value: () if value is None else value)
+    ] = Field(default=(), max_length=LAYERS)
 
 
 class ImageConfig(BaseModel):
@@ -169,7 +178,9 @@ class ImageConfig(BaseModel):
     os: str = "linux"
     architecture: str = ""
     variant: str = ""
-    config: RunConfig = RunConfig()
+    config: Annotated[RunConfig, BeforeValidator(lambda value: {} if value is None else value)] = (
+        RunConfig()
+    )
     rootfs: RootFs
 
     @property

@@ -95,6 +95,17 @@ def test_a_config_reads_with_nulls_as_docker_writes_them() -> None:
     assert str(config.platform) == "linux/amd64"
 
 
+def test_what_writers_leave_out_or_write_otherwise_is_understood() -> None:
+    config = parse(ImageConfig, b'{"config":null,"rootfs":{"type":"layers"}}', "c")
+    assert (config.config.cmd, config.rootfs.diff_ids, config.os) == ((), (), "linux")
+    text = b'{"config":{"Entrypoint":"sh","User":null,"Cmd":""},"rootfs":{"diff_ids":null}}'
+    config = parse(ImageConfig, text, "c")
+    assert (config.config.entrypoint, config.config.user, config.config.cmd) == (("sh",), "", ())
+    empty = parse_manifest(manifest(layers=None), OCI_MANIFEST, "m")
+    assert isinstance(empty, Manifest)
+    assert empty.layers == ()
+
+
 def test_layers_say_their_compression() -> None:
     def of(media_type: str) -> str | None:
         return Descriptor.model_validate(descriptor(media_type)).compression

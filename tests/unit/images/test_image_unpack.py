@@ -393,7 +393,13 @@ def test_compressions(target: Path, compression: str) -> None:
     blob = {
         "": lambda: data,
         "gzip": lambda: gzip.compress(data[:half]) + gzip.compress(data[half:]),
-        "zstd": lambda: zstd.compress(data[:half]) + zstd.compress(data[half:]),
+        # Between frames one that is to be skipped, as zstd:chunked has it.
+        "zstd": lambda: (
+            zstd.compress(data[:half])
+            + b"\x50\x2a\x4d\x18\x05\0\0\0index"
+            + zstd.compress(data[half:])
+            + b"\x51\x2a\x4d\x18\0\0\0\0"
+        ),
     }[compression]()
     with Unpacker(target) as unpacker:
         unpacker.layer(io.BytesIO(blob), compression, digests.of(data))
