@@ -57,6 +57,7 @@ async def doctor(state_dir: Path | None = None) -> list[Check]:
         _files(),
         _pidfd(),
         _namespaces(),
+        _users(),
         _control_groups(),
     ]
 
@@ -153,6 +154,26 @@ def _namespaces() -> Check:
         ok=False,
         detail=f"{who}: identities on this machine are cooperative, not enforced",
         fix="run as root for namespaces and users of their own",
+        required=False,
+    )
+
+
+def _users() -> Check:
+    """Whether workloads that declare `warm` can have users of their own; nothing else needs it."""
+    name = "warm starts"
+    if not can_mount():
+        return Check(name, ok=True, detail="without users of their own", required=False)
+    try:
+        allowed = int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 0
+    except (OSError, ValueError):
+        allowed = False
+    if allowed:
+        return Check(name, ok=True, detail="with users of their own", required=False)
+    return Check(
+        name,
+        ok=False,
+        detail="instances with users of their own start cold: no user namespaces",
+        fix="allow them: sysctl user.max_user_namespaces=10000",
         required=False,
     )
 

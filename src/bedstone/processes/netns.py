@@ -42,7 +42,7 @@ def create_netns(path: Path, userns: Path | None = None) -> None:
         linux.unshare(linux.CLONE_NEWNET)
         _loopback_up()
 
-    _keep(path, "net", make)
+    _keep(path, "net", make, hint="run as root, with CAP_SYS_ADMIN, for enforced identities")
 
 
 def create_userns(path: Path, first: int, count: int) -> None:
@@ -56,7 +56,8 @@ def create_userns(path: Path, first: int, count: int) -> None:
             text = f"0 {first} 1\n{first + 1} {first + 1} {count - 1}\n"
             Path(f"/proc/{pid}/{kind}_map").write_text(text)
 
-    _keep(path, "user", lambda: linux.unshare(linux.CLONE_NEWUSER), give)
+    hint = "run as root, and see that /proc/sys/user/max_user_namespaces is not 0"
+    _keep(path, "user", lambda: linux.unshare(linux.CLONE_NEWUSER), give, hint=hint)
 
 
 def _keep(
@@ -64,6 +65,8 @@ def _keep(
     kind: str,
     make: Callable[[], None],
     give: Callable[[int], None] = lambda _pid: None,
+    *,
+    hint: str,
 ) -> None:
     """Keep a namespace that a child makes; `give` does to the child's what only we may."""
     if is_kept(path):
@@ -83,13 +86,13 @@ def _keep(
         theirs.close()
         message = ours.recv(4096).decode(errors="replace")
         if message != _MADE:
-            raise _unavailable(message or "the helper failed")
+            raise _unavailable(kind, message or "the helper failed", hint)
         give(pid)
         path.touch(mode=0o600)
         linux.mount(f"/proc/{pid}/ns/{kind}", str(path), linux.MS_BIND)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise _unavailable(error.strerror or str(error)) from error
+        raise _unavailable(kind, error.strerror or str(error), hint) from error
     finally:
         ours.close()
         theirs.close()
@@ -148,11 +151,9 @@ def _loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags).ljust(40, b"\0"))
 
 
-def _unavailable(reason: str) -> UnavailableError:
-    return UnavailableError(
-        f"network namespaces are not available: {reason}",
-        hint="run as root, with CAP_SYS_ADMIN, for enforced identities",
-    )
+def _unavailable(kind: str, reason: str, hint: str) -> UnavailableError:
+    what = "network" if kind == "net" else kind
+    return UnavailableError(f"{what} namespaces are not available: {reason}", hint=hint)
 
 
 def _mount_points() -> list[str]:

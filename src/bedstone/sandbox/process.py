@@ -54,6 +54,7 @@ class ProcessSandbox:
         self._host = host
         self._enforced = False
         self._home = -1
+        self._no_userns = ""
         self._zygotes = Zygotes(
             host.processes, host.run_dir / "zygotes", host.runtime, host.libraries
         )
@@ -164,15 +165,27 @@ class ProcessSandbox:
             if spec.uid < FIRST_UID:
                 reason = "the owner of its code may not enter its network"
                 return spec, f"{COLD_START}{reason}"
-            policy = Policy(0, 0, await self._userns(unit.instance))
+            userns = await self._userns(unit.instance)
+            if userns is None:
+                return spec, f"{COLD_START}{self._no_userns}"
+            policy = Policy(0, 0, userns)
         with _writing(self._host.run_dir):
             return await self._zygotes.prepare(unit, spec, policy)
 
-    async def _userns(self, instance: Instance) -> str:
-        """The user namespace of a workload that is warm."""
+    async def _userns(self, instance: Instance) -> str | None:
+        """The user namespace of a workload that is warm; None where this machine allows none.
+
+        It is found out once: what owns the network of an instance also has to enter it.
+        """
+        if self._no_userns:
+            return None
         first = workload_users(instance, self._host.run_dir)
         name = _workload_name(instance)
-        return str(await self._host.processes.create_userns(name, first, WORKLOAD_UIDS))
+        try:
+            return str(await self._host.processes.create_userns(name, first, WORKLOAD_UIDS))
+        except UnavailableError as error:
+            self._no_userns = error.message
+            return None
 
     async def run(self, unit: Unit, name: str, command: Sequence[str]) -> ProcessInfo:
         """Start a command beside the instance; see the protocol."""
