@@ -42,6 +42,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("bedstone.cli.images:image", "Fetch images, look at them, check and send them."),
     "token": ("bedstone.cli.token:token", "Make, list and revoke credentials for the API."),
     "audit": ("bedstone.cli.audit:audit", "Show who changed what, and when."),
+    "run": ("bedstone.cli.run:run", "Run a program in a box, from an image or a directory."),
+    "box": ("bedstone.cli.box:box", "See and use the boxes that `run` made."),
     "doctor": ("bedstone.cli.doctor:doctor", "Check that this machine has what is needed."),
     "schema": ("bedstone.cli.manifest:schema", "Print the manifest's JSON Schema."),
     "version": ("bedstone.cli.version:version", "Print the version."),

@@ -1,0 +1,295 @@
+r"""Sandboxes in Python, each used as a context manager.
+
+async with Sandbox.create("python:3.12", isolation="gvisor") as box:
+    result = await box.exec("python", "-c", "print(1 + 1)")
+    assert result.stdout == b"2\\n"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedstone.boxes.home import boxes_directory
+from bedstone.boxes.idle import TARGET, idle
+from bedstone.boxes.roots import Root, find_root, find_user, let_go
+from bedstone.boxes.standalone import Standalone
+from bedstone.errors import InvalidError
+from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats, Stdio
+from bedstone.sandbox.boxes import Boxes
+from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
+
+CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID", "CAP_SETUID",
+)  # fmt: skip
+"""What programs of images expect of root, such as package managers; all within the box's users."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a program ended: its exit status, or 128 + N after signal N, and what it wrote."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def specify(
+    box: str,
+    root: Root,
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+    hostname: str | None = None,
+    mounts: Sequence[Mount] = (),
+    limits: BoxLimits | None = None,
+    readonly: bool = False,
+    tty: bool = False,
+    capabilities: Sequence[str] = CAPABILITIES,
+    policy: Policy | None = None,
+) -> BoxSpec:
+    """A box for a root, as the image's author and the arguments say; the arguments win.
+
+    Args:
+        box: its id.
+        root: what `find_root` gave.
+        command: the whole command, with the image's entry point where that is meant.
+        env: variables, added to the image's.
+        cwd: working directory; the image's by default.
+        user: `USER[:GROUP]`; the image's by default.
+        hostname: the id by default.
+        mounts: what is mounted.
+        limits: of the whole box.
+        readonly: whether nothing can be written but to mounts and /tmp.
+        tty: whether it has a terminal.
+        capabilities: of its command.
+        policy: what it may be and do; by default exactly what these arguments say, and any `exec`
+            and copy.
+    """
+    uid, gid = find_user(root.path, root.user if user is None else user)
+    allowed = tuple(
+        AllowedMount(m.source if m.kind == "bind" else "tmpfs", m.target, m.readonly)
+        for m in mounts
+    )
+    whole = dict(root.env) | dict(env or {})
+    return BoxSpec(
+        id=box,
+        root=str(root.path),
+        command=tuple(command),
+        policy=policy
+        or Policy(
+            programs=(ANY,),
+            exec=True,
+            env=(ANY,),
+            mounts=allowed,
+            capabilities=tuple(capabilities),
+            users=(ANY_USER,),
+            tty=True,
+            writable_root=not readonly,
+            copy_in=("/",),
+            copy_out=("/",),
+        ),
+        write="readonly" if readonly else "overlay",
+        env=whole,
+        cwd=root.cwd if cwd is None else cwd,
+        user=uid,
+        group=gid,
+        hostname=(hostname or box)[:63],
+        mounts=tuple(mounts),
+        limits=limits or BoxLimits(),
+        tty=tty,
+        capabilities=tuple(capabilities),
+        created_at=time.time(),
+        labels={"image": root.image or str(root.path)},
+    )
+
+
+def new_id() -> str:
+    """An id for a box that was given no name."""
+    return f"box-{secrets.token_hex(4)}"
+
+
+class Sandbox:
+    """One box that runs. `create` is how to get one."""
+
+    def __init__(self, box: str, boxes: Boxes, spec: BoxSpec, notes: tuple[str, ...]) -> None:
+        self.id = box
+        self.notes = notes
+        """In words, what of limits and isolation could not be applied."""
+        self._boxes = boxes
+        self._spec = spec
+
+    @classmethod
+    @asynccontextmanager
+    async def create(
+        cls,
+        root: str,
+        *,
+        isolation: str = "container",
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        mounts: Sequence[Mount] = (),
+        memory: int | None = 512 << 20,
+        cpus: float | None = None,
+        pids: int | None = 512,
+        disk: int | None = 1 << 30,
+        readonly: bool = False,
+        policy: Policy | None = None,
+        home: Path | None = None,
+    ) -> AsyncIterator[Sandbox]:
+        """A box that waits for programs to run; deleted with all that is in it at the end.
+
+        Args:
+            root: a directory (a path with a leading `/` or `.`), or an image.
+            isolation: `container` or `gvisor`, or any other driver's name.
+            name: its id.
+            env: variables of all programs, added to the image's.
+            cwd: their working directory.
+            user: `USER[:GROUP]` that they run as.
+            mounts: what is mounted.
+            memory: bytes of everything in it.
+            cpus: processors, as 0.5.
+            pids: processes and threads.
+            disk: bytes that it may write.
+            readonly: whether nothing can be written but to mounts and /tmp.
+            policy: what it may be and do; by default what these arguments say.
+            home: where boxes are kept.
+
+        Raises:
+            Error: as `find_root` and `Boxes.prepare`.
+        """
+        box = name or new_id()
+        standalone = Standalone(home or boxes_directory())
+        boxes = await standalone.driver(isolation)
+        try:
+            found = await find_root(root, box)
+            command, file = await asyncio.to_thread(idle, standalone.home)
+            if file is not None:
+                mounts = (*mounts, Mount(file, TARGET))
+                if policy is not None:
+                    raise InvalidError("a policy of one's own needs a command of one's own")
+            spec = specify(
+                box,
+                found,
+                command,
+                env=env,
+                cwd=cwd,
+                user=user,
+                mounts=mounts,
+                limits=BoxLimits(memory, cpus, pids, disk),
+                readonly=readonly,
+                policy=policy,
+            )
+            notes = await standalone.start(spec, isolation)
+        except BaseException:
+            await asyncio.to_thread(let_go, box)
+            raise
+        try:
+            await _started(boxes, box)
+            yield cls(box, boxes, spec, notes)
+        finally:
+            await standalone.delete(box)
+
+    async def exec(
+        self,
+        *command: str,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: int | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run a program to its end.
+
+        Args:
+            command: the program, sought on PATH, and its arguments.
+            stdin: its input.
+            env: variables, added to the box's.
+            cwd: working directory; the box's by default.
+            user: user id; the box's by default.
+            timeout: seconds, after which it is killed and TimeoutError raised.
+        """
+        program = Exec(
+            command,
+            dict(self._spec.env) | dict(env or {}),
+            self._spec.cwd if cwd is None else cwd,
+            user,
+            capabilities=self._spec.capabilities,
+        )
+        (given, feed), (out, to_out), (errors, to_errors) = os.pipe(), os.pipe(), os.pipe()
+        try:
+            running = await self._boxes.exec(self.id, program, Stdio(given, to_out, to_errors))
+        except BaseException:
+            for descriptor in (feed, out, errors):
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in (given, to_out, to_errors):
+                os.close(descriptor)
+        work = asyncio.gather(
+            asyncio.to_thread(_give, feed, stdin),
+            asyncio.to_thread(_take, out),
+            asyncio.to_thread(_take, errors),
+            running.wait(),
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                _, stdout, stderr, ended = await asyncio.shield(work)
+        except BaseException:
+            await running.signal(9)
+            await work
+            raise
+        return Result(ended.code, stdout, stderr)
+
+    async def stats(self) -> Stats:
+        """What it uses."""
+        return await self._boxes.stats(self.id)
+
+    async def pause(self) -> None:
+        """Let nothing in it run."""
+        await self._boxes.pause(self.id)
+
+    async def resume(self) -> None:
+        """Let it run again."""
+        await self._boxes.resume(self.id)
+
+    async def copy_in(self, folder: str, archive: AsyncIterator[bytes]) -> None:
+        """Unpack a tar stream into a folder."""
+        await self._boxes.copy_in(self.id, folder, archive)
+
+    def copy_out(self, path: str) -> AsyncIterator[bytes]:
+        """A tar stream of a file or folder."""
+        return self._boxes.copy_out(self.id, path)
+
+
+async def _started(boxes: Boxes, box: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            states = [info.state for info in await boxes.list() if info.spec.id == box]
+            if states == ["running"]:
+                return
+            await asyncio.sleep(0.02)
+
+
+def _give(descriptor: int, data: bytes) -> None:
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except BrokenPipeError:
+        return  # it did not want all of it
+
+
+def _take(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()

@@ -1,0 +1,164 @@
+"""The root of a box: a directory of this machine, or an image, pulled when it is not here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bedstone.errors import InvalidError, NotFoundError
+
+if TYPE_CHECKING:
+    from bedstone.images.models import Descriptor
+    from bedstone.images.reference import Reference
+    from bedstone.images.signatures import Signed
+    from bedstone.images.store import ContentStore
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A root file system, and how its author wants programs in it to be run.
+
+    Attributes:
+        path: its directory, which nobody writes to.
+        entrypoint: what comes before the command.
+        command: what runs when nothing else is asked for.
+        env: variables.
+        cwd: working directory.
+        user: `NAME[:GROUP]` or numbers; empty is root.
+        image: its name; empty for a directory.
+    """
+
+    path: Path
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: {"PATH": DEFAULT_PATH})
+    cwd: str = "/"
+    user: str = ""
+    image: str = ""
+
+
+async def find_root(
+    name: str, box: str, *, tell: Callable[[str], None] = lambda _text: None
+) -> Root:
+    """A root by its name: a path, if it has a leading `/` or `.`, else an image.
+
+    Args:
+        name: path or image.
+        box: the id of the box that needs it; an image is kept for it until `let_go`.
+        tell: is told that an image is being fetched.
+
+    Raises:
+        InvalidError, NotFoundError, UnavailableError, VerificationError: it cannot be had.
+    """
+    if name.startswith(("/", ".")):
+        path = Path(os.path.realpath(name))
+        if not path.is_dir():
+            raise NotFoundError(f"no directory {name}", hint="name a root directory, or an image")
+        return Root(path)
+    from bedstone.images.home import images_directory
+    from bedstone.images.opening import open_image
+    from bedstone.images.reference import Reference
+    from bedstone.images.roots import prepare_root
+    from bedstone.images.store import ContentStore
+
+    content = ContentStore(images_directory())
+    wanted = Reference.parse(name)
+    try:
+        image = open_image(content, wanted)
+    except NotFoundError:
+        tell(f"pulling {wanted.familiar}")
+        await _pull(content, wanted)
+        image = open_image(content, wanted)
+    content.lease(lease_name(box)).add(image.root.digest)
+    path, _ = await asyncio.to_thread(prepare_root, content, image)
+    run = image.config.config
+    pairs = (text.partition("=") for text in run.env)
+    return Root(
+        path,
+        run.entrypoint,
+        run.cmd,
+        {"PATH": DEFAULT_PATH} | {key: value for key, _, value in pairs},
+        posixpath.normpath(run.working_dir or "/"),
+        run.user,
+        wanted.familiar,
+    )
+
+
+def let_go(box: str) -> None:
+    """The box needs its image no longer. Idempotent."""
+    from bedstone.images.home import images_directory
+    from bedstone.images.store import ContentStore
+
+    if images_directory().is_dir():
+        ContentStore(images_directory()).lease(lease_name(box)).release()
+
+
+def lease_name(box: str) -> str:
+    """What keeps a box's image from being collected."""
+    return f"box {box}"
+
+
+async def _pull(content: ContentStore, wanted: Reference) -> None:
+    """Fetch an image that the policy of images admits."""
+    from bedstone.images import admission
+    from bedstone.images.endpoints import from_environment
+    from bedstone.images.pulling import pull
+    from bedstone.images.registry import RegistryClient
+
+    policy = admission.read_policy(content)
+    async with RegistryClient(from_environment()) as client:
+        signed: list[Signed] = []
+
+        async def admit(root: Descriptor) -> None:
+            if policy is not None:
+                signed.extend(await admission.admit_remote(policy, client, wanted, root.digest))
+
+        image = await pull(content, client, wanted, admit=admit)
+    if signed:
+        admission.keep(content, image.root.digest, signed)
+
+
+def find_user(root: Path, text: str) -> tuple[int, int]:
+    """The user and group ids of `USER[:GROUP]`, by numbers or by the root's own /etc/passwd.
+
+    Raises:
+        InvalidError: it has no such user or group.
+    """
+    user, _, group = text.partition(":")
+    found = _lookup(root, "passwd", user or "0")
+    uid = int(found[2]) if found else _number("user", user or "0")
+    if group:
+        line = _lookup(root, "group", group)
+        return uid, int(line[2]) if line else _number("group", group)
+    return uid, int(found[3]) if found else 0
+
+
+def _lookup(root: Path, file: str, name: str) -> list[str] | None:
+    """The line of /etc/FILE for a name or a number; links are not followed, they may lead out."""
+    try:
+        folder = os.open(root / "etc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with os.fdopen(os.open(file, flags, dir_fd=folder), errors="replace") as lines:
+                rows = [line.rstrip("\n").split(":") for line in lines.read(1 << 20).splitlines()]
+        finally:
+            os.close(folder)
+    except OSError:
+        return None
+    for row in rows:
+        if len(row) > 3 and name in (row[0], row[2]) and row[2].isdigit() and row[3:]:
+            return row
+    return None
+
+
+def _number(what: str, text: str) -> int:
+    if not text.isdigit() or int(text) >= 65536:
+        raise InvalidError(f"the root has no {what} {text!r}", hint="give a number below 65536")
+    return int(text)

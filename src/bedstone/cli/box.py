@@ -1,0 +1,361 @@
+"""`bedstone box …`: the boxes that `bedstone run` made."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import posixpath
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bedstone.cli.failures import Failed
+from bedstone.cli.options import CONTEXT, output_option, teach
+from bedstone.cli.terminal import Terminal, columns, paint, seconds
+from bedstone.errors import ConflictError, InvalidError
+
+if TYPE_CHECKING:
+    from bedstone.boxes.standalone import Listed, Standalone
+
+_BLOCK = 1 << 18
+
+
+def _standalone() -> Standalone:
+    from bedstone.boxes.home import boxes_directory
+    from bedstone.boxes.standalone import Standalone
+
+    return Standalone(boxes_directory())
+
+
+@click.group(
+    context_settings=CONTEXT,
+    help=teach(
+        "See and use the boxes that `bedstone run` made. They belong to no app: what an app runs "
+        "is shown by `bedstone ps`.",
+        ("bedstone box ps", "which there are"),
+        ("bedstone box exec -it db sh", "a shell in one"),
+        ("bedstone box rm -f db", "end it and delete all of it"),
+    ),
+)
+def box() -> None:
+    """See `bedstone box --help`."""
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Show all boxes, those that have ended included.",
+        ("bedstone box ps", "name, state, isolation, root, command"),
+        ("bedstone box ps -o json", "for programs"),
+    ),
+)
+@output_option
+def ps(*, as_json: bool) -> None:
+    """See `bedstone box ps --help`."""
+    found = asyncio.run(_standalone().list())
+    terminal = Terminal(answers=as_json)
+    if as_json:
+        terminal.json([_described(listed) for listed in found])
+        return
+    rows = [
+        (
+            listed.info.spec.id,
+            paint(_state(listed), "ok" if listed.code is None else "pending"),
+            listed.info.isolation,
+            listed.info.spec.labels.get("image", ""),
+            " ".join(listed.info.spec.command)[:40],
+            seconds(time.time() - listed.info.spec.created_at),
+        )
+        for listed in found
+    ]
+    for line in columns([("NAME", "STATE", "ISOLATION", "ROOT", "COMMAND", "AGE"), *rows]):
+        terminal.answer(line)
+
+
+def _state(listed: Listed) -> str:
+    return listed.info.state if listed.code is None else f"exited {listed.code}"
+
+
+def _described(listed: Listed) -> dict[str, Any]:
+    spec = listed.info.spec
+    return {
+        "name": spec.id,
+        "state": listed.info.state,
+        "exit_code": listed.code,
+        "isolation": listed.info.isolation,
+        "root": spec.labels.get("image", ""),
+        "command": list(spec.command),
+        "pid": listed.info.pid,
+        "created_at": spec.created_at,
+        "notes": list(listed.info.notes),
+    }
+
+
+@box.command(
+    "exec",
+    context_settings={**CONTEXT, "allow_interspersed_args": False},
+    help=teach(
+        "Run a program in a box that runs; ends as it does.",
+        ("bedstone box exec db ls /data", "its output here"),
+        ("bedstone box exec -it db sh", "with a terminal"),
+    ),
+)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True)
+@click.option("-i", "--interactive", is_flag=True, help="Pass input on to it.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable.")
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory; the box's by default.")
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs it; as the box by default.")
+def exec_(
+    name: str,
+    command: tuple[str, ...],
+    env: tuple[str, ...],
+    workdir: str | None,
+    user: str | None,
+    *,
+    interactive: bool,
+    tty: bool,
+) -> None:
+    """See `bedstone box exec --help`."""
+    from bedstone.boxes.roots import find_user
+    from bedstone.cli.box_terminal import demand_terminal, execute
+    from bedstone.sandbox.box import Exec
+
+    if tty:
+        demand_terminal()
+
+    async def work() -> int:
+        boxes = await _standalone().driver_of(name)
+        spec = next((info.spec for info in await boxes.list() if info.spec.id == name), None)
+        if spec is None:
+            raise ConflictError(f"box {name} does not run")
+        uid, gid = (None, None) if user is None else find_user(Path(spec.root), user)
+        variables = dict(spec.env)
+        for text in env:
+            key, equals, value = text.partition("=")
+            variables[key] = value if equals else os.environ.get(key, "")
+        program = Exec(command, variables, workdir or spec.cwd, uid, gid, tty, spec.capabilities)
+        return await execute(boxes, name, program, stdin=interactive)
+
+    status = asyncio.run(work())
+    if status:
+        raise Failed(status)
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Show what a box wrote.",
+        ("bedstone box logs db", "from its start"),
+        ("bedstone box logs -f db", "and on, until it ends"),
+    ),
+)
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="And what it writes, until it ends.")
+def logs(name: str, *, follow: bool) -> None:
+    """See `bedstone box logs --help`."""
+
+    async def work() -> None:
+        async for block in _standalone().logs(name, follow=follow):
+            os.write(1, block)
+
+    asyncio.run(work())
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Show what boxes use: all that run, or those named.",
+        ("bedstone box stats", "processor, memory, processes, disk"),
+        ("bedstone box stats db -o json", "for programs"),
+    ),
+)
+@click.argument("names", nargs=-1)
+@output_option
+def stats(names: tuple[str, ...], *, as_json: bool) -> None:
+    """See `bedstone box stats --help`."""
+    from dataclasses import asdict
+
+    async def work() -> dict[str, dict[str, Any]]:
+        standalone = _standalone()
+        running = [listed.info.spec.id for listed in await standalone.list() if listed.code is None]
+        return {
+            name: asdict(await (await standalone.driver_of(name)).stats(name))
+            for name in names or running
+        }
+
+    found = asyncio.run(work())
+    terminal = Terminal(answers=as_json)
+    if as_json:
+        terminal.json(found)
+        return
+    rows = [
+        (
+            name,
+            "-" if use["cpu_seconds"] is None else f"{use['cpu_seconds']:.2f}s",
+            _mebibytes(use["memory"]),
+            _mebibytes(use["memory_limit"]),
+            "-" if use["pids"] is None else str(use["pids"]),
+            _mebibytes(use["io_read"]),
+            _mebibytes(use["io_written"]),
+        )
+        for name, use in found.items()
+    ]
+    heads = ("NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "READ", "WRITTEN")
+    for line in columns([heads, *rows]):
+        terminal.answer(line)
+
+
+def _mebibytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / (1 << 20):.1f} MiB"
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Copy a file or folder into a box or out of it. No link in the box leads out of it.",
+        ("bedstone box cp ./data db:/srv", "makes /srv/data, where /srv is a folder of the box"),
+        ("bedstone box cp db:/var/log .", "makes ./log"),
+    ),
+)
+@click.argument("source")
+@click.argument("target")
+def cp(source: str, target: str) -> None:
+    """See `bedstone box cp --help`."""
+    from_box, to_box = _inside(source), _inside(target)
+    if (from_box is None) == (to_box is None):
+        raise InvalidError("one of the two is NAME:PATH, the other a path of this machine")
+
+    async def work() -> None:
+        standalone = _standalone()
+        if to_box is not None:
+            name, folder = to_box
+            boxes = await standalone.driver_of(name)
+            data = await asyncio.to_thread(_packed, Path(source))
+            await boxes.copy_in(name, folder, _blocks(data))
+        elif from_box is not None:
+            name, path = from_box
+            boxes = await standalone.driver_of(name)
+            data = b"".join([block async for block in boxes.copy_out(name, path)])
+            await asyncio.to_thread(_unpacked, data, Path(target))
+
+    asyncio.run(work())
+
+
+def _inside(text: str) -> tuple[str, str] | None:
+    name, colon, path = text.partition(":")
+    if not colon or "/" in name or name == "":
+        return None
+    return name, posixpath.normpath(path)
+
+
+def _packed(path: Path) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.add(path, path.resolve().name)
+    return out.getvalue()
+
+
+def _unpacked(data: bytes, folder: Path) -> None:
+    if not folder.is_dir():
+        raise InvalidError(f"{folder} is not a folder")
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        # Nothing of a box may be written beside the folder, or be more than a file here.
+        archive.extractall(folder, filter="data")
+
+
+async def _blocks(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Delete boxes with all that they wrote.",
+        ("bedstone box rm db", "one that has ended"),
+        ("bedstone box rm -f db web", "also those that run"),
+    ),
+)
+@click.argument("names", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="Those that run too; they are killed.")
+def rm(names: tuple[str, ...], *, force: bool) -> None:
+    """See `bedstone box rm --help`."""
+
+    async def work() -> None:
+        standalone = _standalone()
+        for name in names:
+            boxes = await standalone.driver_of(name)
+            states = [info.state for info in await boxes.list() if info.spec.id == name]
+            if not force and states and states[0] != "stopped":
+                raise ConflictError(f"box {name} runs", hint="stop it first, or use -f")
+            await standalone.delete(name)
+            Terminal().answer(name)
+
+    asyncio.run(work())
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "End boxes: SIGTERM, and SIGKILL when that is ignored.",
+        ("bedstone box stop db", "within ten seconds"),
+        ("bedstone box stop --grace 1 db", "within one"),
+    ),
+)
+@click.argument("names", nargs=-1, required=True)
+@click.option("--grace", type=float, default=10.0, show_default=True, help="Seconds in between.")
+def stop(names: tuple[str, ...], grace: float) -> None:
+    """See `bedstone box stop --help`."""
+
+    async def work() -> None:
+        standalone = _standalone()
+        for name in names:
+            await standalone.stop(name, grace)
+            Terminal().answer(name)
+
+    asyncio.run(work())
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Let nothing in boxes run, until `resume`.",
+        ("bedstone box pause db", "it keeps its memory"),
+    ),
+)
+@click.argument("names", nargs=-1, required=True)
+def pause(names: tuple[str, ...]) -> None:
+    """See `bedstone box pause --help`."""
+
+    async def work() -> None:
+        standalone = _standalone()
+        for name in names:
+            await (await standalone.driver_of(name)).pause(name)
+
+    asyncio.run(work())
+
+
+@box.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Let boxes run again.",
+        ("bedstone box resume db", "where it was"),
+    ),
+)
+@click.argument("names", nargs=-1, required=True)
+def resume(names: tuple[str, ...]) -> None:
+    """See `bedstone box resume --help`."""
+
+    async def work() -> None:
+        standalone = _standalone()
+        for name in names:
+            await (await standalone.driver_of(name)).resume(name)
+
+    asyncio.run(work())

@@ -1,0 +1,299 @@
+"""`bedstone run`, `bedstone box …` and `Sandbox` over real boxes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bedstone.boxes import Sandbox
+from bedstone.boxes.standalone import Standalone
+from bedstone.errors import InvalidError, NotFoundError, UnavailableError
+from bedstone.images.bundles import load
+from bedstone.images.store import ContentStore
+from bedstone.sandbox.box import Mount
+from bedstone.sandbox.boxes import KIND
+from bedstone.sandbox.policy import Policy
+from bedstone.testing.box_programs import make_root, supported
+from bedstone.testing.boxes import leftovers
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder with a root; every user may pass through it, as the users of boxes must."""
+    why = supported()
+    if why is not None:
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="bedstone-run-"))
+    folder.chmod(0o711)
+    try:
+        asyncio.run(KIND.load("container")(folder / "boxes").open())
+    except UnavailableError as error:
+        shutil.rmtree(folder)
+        pytest.skip(f"{error}; {error.hint}")
+    make_root(folder)
+    yield folder
+    asyncio.run(clear(folder / "boxes"))
+    shutil.rmtree(folder)
+
+
+async def clear(home: Path) -> None:
+    """Delete what a test that failed has left."""
+    standalone = Standalone(home)
+    for listed in await standalone.list():
+        await standalone.delete(listed.info.spec.id)
+
+
+class Command:
+    """The command line with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {**os.environ, "BEDSTONE_HOME": str(home), "NO_COLOR": "1"}
+        self.argv = (sys.executable, "-c", "from bedstone.cli.main import main; main()")
+
+    def __call__(self, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.argv, *words],
+            env=self.env,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def answer(self, *words: str) -> str:
+        done = self(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def command(place: Path) -> Command:
+    return Command(place)
+
+
+def test_run_is_as_the_program_is(command: Command, place: Path) -> None:
+    root = str(place / "root")
+    done = command(
+        "run", "--rm", "--name", "first-box", root, "sh", "-c", "echo o; echo e >&2; exit 3"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "o\n", "e\n")
+    done = command("run", "--rm", "-i", "-e", "A=1", "-u", "5:6", "-w", "/work", root, "sh", "-c",
+                   "cat; pwd; id -u; echo $A", given="in\n")  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "in\n/work\n5\n1\n")
+    deadline = time.monotonic() + 20
+    while leftovers(place / "boxes", "first-box") or any((place / "boxes/.run").glob("box-*")):
+        assert time.monotonic() < deadline, "`--rm` left something"
+        time.sleep(0.05)
+
+
+def test_what_is_wrong_is_said(command: Command, place: Path) -> None:
+    root = str(place / "root")
+    for words, status, text in (
+        (("run", str(place / "none"), "x"), 3, "no directory"),
+        (("run", root), 2, "names no command"),
+        (("run", "--isolation", "none", root, "x"), 2, "expected one of container"),
+        (("run", "-t", root, "x"), 2, "terminal"),
+        (("run", "-m", "much", root, "x"), 2, "expected such as 512m"),
+        (("run", "-v", "/none:/x", root, "x"), 3, "nothing is at"),
+        (("box", "logs", "nothing"), 3, "no box nothing"),
+    ):
+        done = command(*words)
+        assert done.returncode == status, (words, done.stderr)
+        assert text in done.stderr
+    assert [path.name for path in (place / "boxes").glob("*/isolation")] == []
+
+
+def test_a_policy_of_ones_own(command: Command, place: Path) -> None:
+    policy = place / "policy.json"
+    allowed = {
+        "version": 1, "programs": ["/bin/sh"], "env": ["PATH"], "users": [0],
+        "writable_root": True,
+    }  # fmt: skip
+    policy.write_text(json.dumps(allowed))
+    words = ("run", "--rm", "--cap-drop", "ALL", "--policy", str(policy))
+    assert command(*words, str(place / "root"), "/bin/sh", "-c", "exit 4").returncode == 4
+    done = command(*words, str(place / "root"), "/bin/id")
+    assert done.returncode == 5
+    assert "field `programs`" in done.stderr
+
+
+def test_the_life_of_a_box(command: Command, place: Path) -> None:
+    data = place / "data"
+    data.mkdir()
+    (data / "file").write_text("shared\n")
+    script = "trap 'echo bye; exit 7' TERM; cat /data/file; while :; do sleep 0.05; done"
+    words = ("--name", "db-box", "-v", f"{data}:/data:ro", "--hostname", "dbhost")
+    command.answer("run", "-d", *words, str(place / "root"), "sh", "-c", script)
+    assert command("run", "-d", "--name", "db-box", str(place / "root"), "true").returncode == 4
+    while "shared" not in command.answer("box", "logs", "db-box"):
+        time.sleep(0.05)
+    (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
+    assert (found["name"], found["state"], found["exit_code"]) == ("db-box", "running", None)
+    assert command.answer("box", "exec", "db-box", "hostname") == "dbhost\n"
+    assert command("box", "exec", "-i", "db-box", "cat", given="piped").stdout == "piped"
+    assert command("box", "exec", "db-box", "sh", "-c", "exit 9").returncode == 9
+    use = json.loads(command.answer("box", "stats", "-o", "json"))["db-box"]
+    assert use["memory"] > 0
+    command.answer("box", "cp", str(data), "db-box:/work")
+    assert command.answer("box", "exec", "db-box", "cat", "/work/data/file") == "shared\n"
+    back = place / "back"
+    back.mkdir()
+    command.answer("box", "cp", "db-box:/work/data", str(back))
+    assert (back / "data/file").read_text() == "shared\n"
+    command.answer("box", "pause", "db-box")
+    assert json.loads(command.answer("box", "ps", "-o", "json"))[0]["state"] == "paused"
+    command.answer("box", "resume", "db-box")
+    assert command("box", "rm", "db-box").returncode == 4
+    command.answer("box", "stop", "db-box")
+    (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
+    assert (found["state"], found["exit_code"]) == ("stopped", 7)
+    assert command.answer("box", "logs", "-f", "db-box") == "shared\nbye\n"
+    command.answer("box", "rm", "db-box")
+    assert command.answer("box", "ps").count("\n") == 1
+    assert not leftovers(place / "boxes", "db-box")
+
+
+def test_a_terminal(command: Command, place: Path) -> None:
+    master, slave = pty.openpty()
+    words = ("run", "--rm", "-it", str(place / "root"), "sh", "-c", "read x; echo got:$x; exit 5")
+    process = subprocess.Popen(
+        [*command.argv, *words], env=command.env, stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    time.sleep(0.5)
+    os.write(master, b"hello\n")
+    seen = b""
+    with contextlib.suppress(OSError):
+        while block := os.read(master, 4096):
+            seen += block
+    assert process.wait(30) == 5
+    os.close(master)
+    assert b"got:hello" in seen
+
+
+def test_an_interrupt_reaches_the_program(command: Command, place: Path) -> None:
+    process = subprocess.Popen(
+        [*command.argv, "run", "--rm", str(place / "root"), "sh", "-c",
+         "trap 'exit 6' INT; echo ready; while :; do sleep 0.05; done"],
+        env=command.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 6
+
+
+def test_a_dead_shim_is_told_and_cleared(command: Command, place: Path) -> None:
+    home = place / "boxes"
+    command.answer("run", "-d", "--name", "orphan", str(place / "root"), "sleep", "60")
+    os.kill(int((home / ".run/orphan/pid").read_text()), signal.SIGKILL)
+    with pytest.raises(UnavailableError, match="shim of box orphan is gone"):
+        asyncio.run(Standalone(home).wait("orphan"))
+    command.answer("box", "rm", "-f", "orphan")
+    assert not leftovers(home, "orphan")
+
+
+@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+def test_sandbox_in_python(isolation: str, place: Path) -> None:
+    home = place / "boxes"
+
+    async def work() -> str:
+        mounts = [Mount(str(place / "root/etc"), "/outside")]
+        async with Sandbox.create(
+            str(place / "root"), isolation=isolation, home=home, mounts=mounts, env={"A": "1"}
+        ) as box:
+            result = await box.exec("sh", "-c", "cat; echo $A >&2; exit 4", stdin=b"x" * 200_000)
+            assert (result.code, len(result.stdout), result.stderr) == (4, 200_000, b"1\n")
+            found = await asyncio.gather(*(box.exec("echo", str(n)) for n in range(4)))
+            assert [each.stdout for each in found] == [b"0\n", b"1\n", b"2\n", b"3\n"]
+            with pytest.raises(TimeoutError):
+                await box.exec("sleep", "30", timeout=0.3)
+            assert (await box.exec("cat", "/outside/of-the-box")).stdout == b"yes\n"
+            assert (await box.exec("true", stdin=b"x" * 1_000_000)).code == 0
+            return box.id
+
+    try:
+        asyncio.run(KIND.load(isolation)(home).open())
+    except UnavailableError as error:
+        pytest.skip(f"{error}; {error.hint}")
+    assert not leftovers(home, asyncio.run(work()))
+
+
+def test_a_sandbox_that_is_refused_leaves_nothing(place: Path) -> None:
+    async def work() -> None:
+        async with Sandbox.create(str(place / "root"), home=place / "boxes", policy=Policy()):
+            raise AssertionError
+
+    with pytest.raises(InvalidError, match="policy"):
+        asyncio.run(work())
+    assert not list((place / "boxes").glob("box-*"))
+
+
+def write_image(folder: Path, root: Path, config: dict[str, Any]) -> None:
+    """An OCI layout of one layer (image-spec, image-layout.md)."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(data: bytes, kind: str) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in ("bin/busybox", "bin/sh", "bin/echo", "bin/id", "etc"):
+            tar.add(root / name, name)
+    layer = blob(out.getvalue(), "application/vnd.oci.image.layer.v1.tar")
+    rootfs = {"type": "layers", "diff_ids": [layer["digest"]]}
+    document = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}
+    described = blob(json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json")
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": kind, "config": described, "layers": [layer]}
+    named = blob(json.dumps(manifest).encode(), kind)
+    named["annotations"] = {"org.opencontainers.image.ref.name": "tool:1"}
+    index = {"schemaVersion": 2, "manifests": [named]}
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+def test_an_image_is_run_as_its_author_says(command: Command, place: Path) -> None:
+    config = {
+        "Entrypoint": ["/bin/sh", "-c", 'echo "$0 $@ $B"; id -u'], "Cmd": ["a", "b"],
+        "Env": ["PATH=/bin", "B=2"], "User": "1000:1000", "WorkingDir": "/srv",
+    }  # fmt: skip
+    write_image(place / "layout", place / "root", config)
+    store = ContentStore(place / "images")
+    load(store, place / "layout")
+    assert command.answer("run", "--rm", "tool:1") == "a b 2\n1000\n"
+    assert command.answer("run", "--rm", "-e", "B=3", "tool:1", "c") == "c  3\n1000\n"
+    assert command.answer("run", "--rm", "-u", "0", "--entrypoint", "echo", "tool:1", "x") == "x\n"
+    assert command("run", "--rm", "tool:2").returncode != 0
+    command.answer("run", "-d", "--name", "kept", "--entrypoint", "sh", "tool:1", "-c", "exit 0")
+    assert "box kept" in {lease.name for lease in store.leases()}
+    while json.loads(command.answer("box", "ps", "-o", "json"))[0]["exit_code"] is None:
+        time.sleep(0.05)
+    command.answer("box", "rm", "kept")
+    assert store.leases() == []
+    with pytest.raises(NotFoundError):
+        asyncio.run(Standalone(place / "boxes").wait("kept"))
