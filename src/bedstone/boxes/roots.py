@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from bedstone.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
-    from bedstone.images.models import Descriptor
     from bedstone.images.reference import Reference
-    from bedstone.images.signatures import Signed
     from bedstone.images.store import ContentStore
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -106,23 +104,12 @@ def lease_name(box: str) -> str:
 
 
 async def _pull(content: ContentStore, wanted: Reference) -> None:
-    """Fetch an image that the policy of images admits."""
-    from bedstone.images import admission
     from bedstone.images.endpoints import from_environment
     from bedstone.images.pulling import pull
     from bedstone.images.registry import RegistryClient
 
-    policy = admission.read_policy(content)
     async with RegistryClient(from_environment()) as client:
-        signed: list[Signed] = []
-
-        async def admit(root: Descriptor) -> None:
-            if policy is not None:
-                signed.extend(await admission.admit_remote(policy, client, wanted, root.digest))
-
-        image = await pull(content, client, wanted, admit=admit)
-    if signed:
-        admission.keep(content, image.root.digest, signed)
+        await pull(content, client, wanted)
 
 
 def find_user(root: Path, text: str) -> tuple[int, int]:

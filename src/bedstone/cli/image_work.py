@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bedstone.cli.terminal import Terminal, clean, columns
 from bedstone.cli.top_view import size
 from bedstone.errors import Error, NotFoundError, VerificationError
-from bedstone.images import admission, platforms, sbom, signatures
+from bedstone.images import platforms, sbom, signatures
 from bedstone.images.bundles import load
 from bedstone.images.collection import closure
 from bedstone.images.endpoints import from_environment
@@ -43,15 +43,11 @@ async def pull_image(
     """Pull; the name and the digest that it means."""
     reference = Reference.parse(name)
     wanted = platforms.parse(platform) if platform else None
-    policy = admission.read_policy(store)
     async with RegistryClient(from_environment(mirrors)) as client:
-        signed: list[signatures.Signed] = []
 
         async def admit(root: Descriptor) -> None:
             if keys:
                 await _signed(client, reference, root.digest, keys)
-            if policy is not None:
-                signed.extend(await admission.admit_remote(policy, client, reference, root.digest))
 
         with _Bars(terminal).shown() as bars:
             found = await pull(
@@ -63,8 +59,6 @@ async def pull_image(
                 admit=admit,
                 tell=bars.pulled,
             )
-    if signed:
-        admission.keep(store, found.root.digest, signed)
     return [(reference.familiar, found.root.digest)]
 
 

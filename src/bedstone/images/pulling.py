@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bedstone.errors import ConflictError, InvalidError
-from bedstone.images import platforms
+from bedstone.images import admission, platforms
 from bedstone.images.leases import Lease
 from bedstone.images.models import (
     CONFIG_BYTES,
@@ -27,6 +28,9 @@ from bedstone.images.opening import by_digest
 from bedstone.images.reference import Reference
 from bedstone.images.registry import RegistryClient
 from bedstone.images.store import ContentStore
+
+if TYPE_CHECKING:
+    from bedstone.images.signatures import Signed
 
 _LEASE_SECONDS = 86400.0
 _LOOK_AGAIN = 0.2
@@ -96,6 +100,8 @@ async def pull(
 ) -> Image:
     """Fetch what is missing of an image, verify it and name it.
 
+    The policy beside the store (`bedstone.images.admission`) must admit it.
+
     A pull that is cancelled or killed leaves what it has fetched; the next one goes on from there.
 
     Args:
@@ -111,13 +117,15 @@ async def pull(
 
     Raises:
         NotFoundError: the registry has no such image, or none for the platform.
-        DeniedError: it refuses.
-        VerificationError: it serves other content than the digests say.
+        DeniedError: it refuses, or no rule of the policy admits the image.
+        VerificationError: the image is not signed as the policy demands, or the registry serves
+            other content than the digests say.
         InvalidError: a document is no image, or the image is larger than the limits.
         UnavailableError: the registry or the disk fails; try later.
     """
     wanted = None if every_platform else platform or platforms.host()
     limits = limits or Limits()
+    policy = await asyncio.to_thread(admission.read_policy, store)
     with await asyncio.to_thread(
         store.lease, f"pull-{secrets.token_hex(8)}", seconds=_LEASE_SECONDS
     ) as lease:
@@ -125,12 +133,17 @@ async def pull(
         root = await pulling.root()
         if admit is not None:
             await admit(root)
+        signed: list[Signed] = []
+        if policy is not None:
+            signed = await admission.admit_remote(policy, client, reference, root.digest)
         manifests = await pulling.manifests(root, wanted)
         content = _content(manifests, reference, limits)
         tell(Resolved(content))
         await pulling.fetch_all(content)
         for descriptor, manifest in manifests:
             _check_config(store, reference.at(descriptor.digest), manifest)
+        if signed:
+            await asyncio.to_thread(admission.keep, store, root.digest, signed)
         await asyncio.to_thread(store.name, reference, root)
     return Image(reference, root, tuple(manifests))
 

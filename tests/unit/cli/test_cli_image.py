@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -13,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bedstone.errors import VerificationError
-from bedstone.images.opening import open_image
+from bedstone.errors import DeniedError, VerificationError
+from bedstone.images.lazy.images import lazy_root
+from bedstone.images.opening import Opened, open_image
 from bedstone.images.reference import Reference
 from bedstone.images.roots import prepare_root
 from bedstone.images.store import ContentStore
@@ -187,6 +189,8 @@ def test_the_policy_beside_the_store_is_enforced(
     with pytest.raises(VerificationError):
         prepare_root(store, image)
     policy.write_text("images: []")
+    with pytest.raises(DeniedError):
+        asyncio.run(_lazily(store, image, tmp_path))
     assert command("image", "pull", name).status == 5
 
 
@@ -249,6 +253,11 @@ def test_what_an_image_is_made_of_is_shown_and_kept(
     ]
     registry.faults.down = True
     assert json.loads(command("image", "sbom", name, "-o", "json").out) == _SBOM
+
+
+async def _lazily(store: ContentStore, image: Opened, target: Path) -> None:
+    async with lazy_root(store, image, target, ways=("erofs",)):
+        pass
 
 
 def test_images_go_to_registries_and_files_and_come_back(

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bedstone.errors import NotFoundError, UnavailableError
+from bedstone.images.admission import admit
 from bedstone.images.lazy import artifact
 from bedstone.images.lazy.mounting import How, Mounted, mount
 from bedstone.images.lazy.spec import Origin, Spec
@@ -41,9 +42,11 @@ async def lazy_root(
         ways: those that may be used.
 
     Raises:
+        DeniedError, VerificationError: the policy of images does not admit it.
         UnavailableError: no way that may be used works.
         NotFoundError: the image must be unpacked, and a layer is not in the store.
     """
+    await asyncio.to_thread(admit, store, image.reference, image.root.digest)
     directory = store.root / "lazy" / f"run-{secrets.token_hex(6)}"
     with store.lease(f"lazy-root-{directory.name}") as lease:
         lease.add(image.root.digest, image.descriptor.digest)
