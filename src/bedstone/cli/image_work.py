@@ -149,7 +149,6 @@ def check_content(store: ContentStore, name: str) -> dict[str, Any]:
     reference = Reference.parse(name)
     root = resolve(store, reference)
     damaged, good = [], 0
-    # Twice, for a damaged document names nothing.
     for digest in sorted(closure(store, [root.digest])):
         try:
             store.verify(digest)
