@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cramjam
+
 from bedstone.images.lazy.making import Layer
 
 Entry = tuple[tarfile.TarInfo, bytes]
@@ -100,6 +102,9 @@ class Blobs:
         if compression == "gzip":
             digest = self.put(gzip.compress(content, 6))
             return Layer(digest, self.path(digest), "gzip")
+        if compression == "zstd":
+            digest = self.put(bytes(cramjam.zstd.compress(content)))
+            return Layer(digest, self.path(digest), "zstd")
         digest = self.put(content)
         return Layer(digest, self.path(digest), "")
 

@@ -25,16 +25,16 @@ FILES = {
     "zero": bytes(CHUNK + 1),
     "mixed": b"x" * CHUNK + bytes(CHUNK) + b"y" * 5000,
 }
-FORMS = ["converted", "plain", "gzip", "tar"]
+FORMS = ["converted", "plain", "zstd", "gzip", "tar"]
 
 
 def made(tmp_path: Path, form: str) -> tuple[Made, Blobs]:
     blobs = Blobs(tmp_path / "blobs")
     layer = blobs.layer(
         tar([entry(name, content) for name, content in FILES.items()]),
-        "none" if form == "tar" else "gzip",
+        {"tar": "none", "zstd": "zstd"}.get(form, "gzip"),
     )
-    if form in ("converted", "plain"):
+    if form in ("converted", "plain", "zstd"):
         image = convert([layer], blobs.keep, tmp_path, compress=form == "converted")
     else:
         image = index([layer], blobs.keep, tmp_path)
@@ -286,3 +286,24 @@ def test_a_table_that_points_outside_its_blobs_is_refused() -> None:
     table.put(number, 3, 0, 1)
     with pytest.raises(InvalidError, match="outside"):
         Table.decode(table.encode())
+
+
+def test_a_layer_of_zstd_cannot_be_indexed(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "blobs")
+    with pytest.raises(InvalidError, match="zstd"):
+        index([blobs.layer(tar([entry("a")]), "zstd")], blobs.keep, tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_layer_that_is_damaged_is_refused(tmp_path: Path, compression: str, damage: str) -> None:
+    blobs = Blobs(tmp_path / "blobs")
+    layer = blobs.layer(tar([entry("a", FILES["text"])]), compression)
+    data = layer.path.read_bytes()
+    other = data[:-40] if damage == "cut" else data[:100] + bytes(40) + data[140:]
+    layer.path.write_bytes(other)
+    with pytest.raises(InvalidError):
+        convert([layer], blobs.keep, tmp_path)
+    if compression == "gzip":
+        with pytest.raises(InvalidError):
+            index([layer], blobs.keep, tmp_path)

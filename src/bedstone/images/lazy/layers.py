@@ -7,15 +7,23 @@ nanosecond, long names, extended attributes (`SCHILY.xattr.*`) and sparse files 
 from __future__ import annotations
 
 import gzip
+import io
 import stat
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, cast
 
 from bedstone.errors import InvalidError
 from bedstone.images.lazy.erofs import storable
 from bedstone.images.lazy.tree import CHUNK, HOLE, Inode, Merger
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _ZERO = bytes(CHUNK)
 _KINDS = {
@@ -25,6 +33,14 @@ _KINDS = {
     tarfile.BLKTYPE: stat.S_IFBLK,
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
+_UNSOUND = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    zstd.ZstdError,
+    EOFError,
+    OverflowError,
+)
 _XATTR = "SCHILY.xattr."
 
 
@@ -39,6 +55,17 @@ class Sink(Protocol):
             offset: where they stand in the uncompressed layer; None if not in one piece there.
         """
         ...
+
+
+def open_layer(path: Path, compression: Literal["", "gzip", "zstd"]) -> BinaryIO:
+    """A layer's tar, to read once from its beginning."""
+    match compression:
+        case "":
+            return path.open("rb")
+        case "gzip":
+            return cast("BinaryIO", io.BufferedReader(gzip.open(path), 1 << 20))
+        case "zstd":
+            return cast("BinaryIO", io.BufferedReader(zstd.ZstdFile(path), 1 << 20))
 
 
 def read_layer(stream: BinaryIO, merger: Merger, sink: Sink) -> None:
@@ -58,7 +85,7 @@ def read_layer(stream: BinaryIO, merger: Merger, sink: Sink) -> None:
             for member in archive:
                 _merge(archive, member, merger, sink)
                 archive.members = []  # type: ignore[attr-defined] # a layer can have a million
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, OverflowError) as error:
+    except _UNSOUND as error:
         raise InvalidError(f"a layer cannot be read: {error}") from error
 
 

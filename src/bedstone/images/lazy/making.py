@@ -9,20 +9,19 @@ goes into a blob of the index's own.
 from __future__ import annotations
 
 import hashlib
-import io
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 import cramjam
 
 from bedstone.errors import InvalidError
 from bedstone.images.lazy import erofs
-from bedstone.images.lazy.layers import read_layer
+from bedstone.images.lazy.layers import open_layer, read_layer
 from bedstone.images.lazy.spans import Reading, Spans
 from bedstone.images.lazy.table import Blob, Table
 from bedstone.images.lazy.tree import Inode, Merger
@@ -93,7 +92,7 @@ def convert(
             path = scratch / f"{layer.digest.removeprefix('sha256:')}.chunks"
             with path.open("wb") as out:
                 sink = _Chunks(table, len(table.blobs), out, threads if compress else None)
-                with _open(layer, scratch) as stream:
+                with open_layer(layer.path, layer.compression) as stream:
                     read_layer(stream, merger, sink)
                 sink.finish()
             table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
@@ -208,27 +207,6 @@ class _InPlace:
 
 def _compress(content: bytes) -> bytes:
     return bytes(cramjam.zstd.compress(content, level=_LEVEL))
-
-
-def _open(layer: Layer, scratch: Path) -> BinaryIO:
-    match layer.compression:
-        case "":
-            return layer.path.open("rb")
-        case "gzip":
-            import gzip
-
-            return cast("BinaryIO", io.BufferedReader(gzip.open(layer.path), 1 << 20))
-        case "zstd":
-            # There is no reader for streams of zstd; the plain tar is written beside, once.
-            plain = scratch / f"{layer.digest.removeprefix('sha256:')}.tar"
-            target = cramjam.File(str(plain), read=True, write=True, truncate=True)
-            try:
-                cramjam.zstd.decompress_into(cramjam.File(str(layer.path)), target)
-            except cramjam.DecompressionError as error:
-                raise InvalidError(f"a layer is no sound zstd stream: {error}") from error
-            stream = plain.open("rb")
-            plain.unlink()
-            return stream
 
 
 def _finish(root: Inode, table: Table, spans: dict[str, Spans]) -> Made:
