@@ -2,7 +2,7 @@
 
 `HOME/ID/` has `isolation` and `spec.json`, written first; `first_id`, if ids are mapped; `mnt/`,
 the mounts; `bundle/config.json`; and `launch.json`, written last: without it the box is half made,
-and is cleared away. All of it is root's; others may pass through to what is mounted, no more.
+and is cleared away. All of it is root's; the box's own group may pass through, and nobody else.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ class Folders:
     def begin(self, spec: BoxSpec) -> Path:
         """Make a box's folder with its specification."""
         folder = self.folder(spec.id)
-        folder.mkdir(mode=0o711)
-        folder.chmod(0o711)
+        folder.mkdir(mode=0o700)
         write(folder / "isolation", self._isolation)
         write(folder / "spec.json", json.dumps(spec.to_json()))
         (folder / "bundle").mkdir(mode=0o700)
@@ -114,7 +113,11 @@ class Folders:
             for step in range(SLOTS):
                 first = FIRST_ID + (slot + step) % SLOTS * IDS
                 if first not in used:
-                    write(self.folder(box) / "first_id", str(first))
+                    folder = self.folder(box)
+                    write(folder / "first_id", str(first))
+                    # The runtime goes through it as the box's root user, and nobody else does.
+                    os.chown(folder, 0, first)
+                    folder.chmod(0o710)
                     return first
         raise UnavailableError(f"all {SLOTS} ranges of user ids are taken by boxes")
 

@@ -93,7 +93,7 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
         "overlay",
         "overlay",
         target,
-        MS_NODEV,
+        MS_NOSUID | MS_NODEV,
         f"lowerdir={lower},upperdir={upper},workdir={work}",
     )
 
@@ -138,7 +138,7 @@ def view(source: Path, target: Path, *, owner: int | None, size: int, readonly: 
     finally:
         os.close(origin)
     try:
-        wanted = _MOUNT_ATTR_NODEV | (_MOUNT_ATTR_RDONLY if readonly else 0)
+        wanted = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | (_MOUNT_ATTR_RDONLY if readonly else 0)
         with contextlib.ExitStack() as stack:
             attributes = _Attributes(attr_set=wanted, propagation=_MS_PRIVATE)
             if owner is not None:

@@ -2,7 +2,8 @@
 
 In the folder of a box, `mnt/` has: `lower` (the root as it was given, as the box's user sees it),
 `scratch` (what takes its writes), `root` (what the box has), and `0`, `1` … (its mounts). All are
-mount points; `release` unmounts them, in whatever state a start left them.
+mount points, without effect of set-user-id bits and devices, which a box could leave for users of
+this machine; `release` unmounts them, in whatever state a start left them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bedstone.sandbox.oci.config import IDS
 FIRST_ID: Final = 2_200_000_000
 """First of the user ids of boxes, above those of instances (`sandbox.process`)."""
 SLOTS: Final = (2**32 - 1 - FIRST_ID) // IDS
+_PLAIN: Final = mounts.MS_NOSUID | mounts.MS_NODEV
 _PLACES: Final = 1 << 20
 _UNMAPPABLE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 
@@ -111,7 +113,7 @@ def _overlay(spec: BoxSpec, lower: Path, root: Path, notes: list[str]) -> None:
     scratch = root.with_name("scratch")
     scratch.mkdir(mode=0o711)
     if spec.write == "readonly":
-        mounts.mount("tmpfs", "box", scratch, mounts.MS_NODEV, f"size={_PLACES},mode=711")
+        mounts.mount("tmpfs", "box", scratch, _PLAIN, f"size={_PLACES},mode=711")
     elif spec.limits.disk is not None:
         _scratch(spec.limits.disk, scratch, notes)
     upper, work = scratch / "upper", scratch / "work"
@@ -142,7 +144,15 @@ def _scratch(limit: int, scratch: Path, notes: list[str]) -> None:
         reason = made.stderr.strip().splitlines()[-1] if made.stderr.strip() else "mkfs.ext4 failed"
         if made.returncode == 0:
             mounted = subprocess.run(
-                ["mount", "-t", "ext4", "-o", "loop,nodev,noatime", str(image), str(scratch)],
+                [
+                    "mount",
+                    "-t",
+                    "ext4",
+                    "-o",
+                    "loop,nosuid,nodev,noatime",
+                    str(image),
+                    str(scratch),
+                ],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -154,7 +164,7 @@ def _scratch(limit: int, scratch: Path, notes: list[str]) -> None:
             reason = mounted.stderr.strip()
         image.unlink()
     notes.append(f"what it writes is kept in memory: {reason}")
-    mounts.mount("tmpfs", "box", scratch, mounts.MS_NODEV, f"size={limit},mode=711")
+    mounts.mount("tmpfs", "box", scratch, _PLAIN, f"size={limit},mode=711")
 
 
 def _mount(
@@ -164,7 +174,7 @@ def _mount(
         shown.mkdir()
         owner = first_id or 0
         data = f"size={mount.size},mode=1777,uid={owner},gid={owner}"
-        mounts.mount("tmpfs", "box", shown, mounts.MS_NOSUID | mounts.MS_NODEV, data)
+        mounts.mount("tmpfs", "box", shown, _PLAIN, data)
         return
     if stat.S_ISDIR(_look(spec, Path(mount.source)).st_mode):
         shown.mkdir()
