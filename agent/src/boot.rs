@@ -189,7 +189,8 @@ fn point(path: &str) -> Result<()> {
 }
 
 fn mount_proc() -> Result<()> {
-    sys::mount_at("proc", "/root/proc", "proc", PLAIN, "")?;
+    // Who has no more capabilities than a program (and is not of group gid) sees neither the kernel's threads nor the agent.
+    sys::mount_at("proc", "/root/proc", "proc", PLAIN, "hidepid=2,gid=4294967294")?;
     for name in MASKED {
         let path = format!("/root/proc/{name}");
         if Path::new(&path).exists() {
@@ -249,22 +250,23 @@ fn open_ports(count: &str) -> Result<Vec<OwnedFd>> {
         .map_err(|_| Error::other("/ports has no number"))?;
     let mut ports = Vec::new();
     for number in 1..=count {
-        // vport2p1: the first port of the third virtio device.
+        // vport2p1: the first port of the third virtio device. Its node is there a moment before it
+        // can be opened.
         let end = format!("p{number}");
-        let path = await_found("a virtio port", || {
+        let port = await_found("a virtio port", || {
             let names = fs::read_dir("/dev")
                 .ok()?
                 .flatten()
                 .map(|entry| entry.file_name());
             let mut names = names.filter_map(|name| name.into_string().ok());
-            names.find(|name| name.starts_with("vport") && name.ends_with(&end))
+            let name = names.find(|name| name.starts_with("vport") && name.ends_with(&end))?;
+            let mut options = File::options();
+            options
+                .read(true)
+                .write(true)
+                .custom_flags(sys::O_NONBLOCK as i32);
+            options.open(format!("/dev/{name}")).ok()
         })?;
-        let path = format!("/dev/{path}");
-        let port = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(sys::O_NONBLOCK as i32)
-            .open(path)?;
         ports.push(OwnedFd::from(port));
     }
     Ok(ports)

@@ -53,6 +53,11 @@ const DENIED: &[u32] = &[
     442, // mount_setattr
 ];
 
+/// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; AF_VSOCK leads to the hypervisor, others to drivers.
+const FAMILIES: &[u32] = &[1, 2, 10, 16];
+/// PER_LINUX, UNAME26, PER_LINUX32, and the question for what it is.
+const PERSONALITIES: &[u32] = &[0, 8, 0x20000, 0x20008, 0xffff_ffff];
+
 const LOAD: u16 = 0x20;
 const EQUAL: u16 = 0x15;
 const AT_LEAST: u16 = 0x35;
@@ -64,6 +69,8 @@ const NOSYS: u32 = 0x0005_0026;
 const KILL: u32 = 0x8000_0000;
 const X86_64: u32 = 0xc000_003e;
 const X32: u32 = 0x4000_0000;
+const SOCKET: u32 = 41;
+const PERSONALITY: u32 = 135;
 const CLONE: u32 = 56;
 const CLONE3: u32 = 435;
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
@@ -72,6 +79,20 @@ const NAMESPACES: u32 = 0x7e02_0000;
 fn step(code: u16, yes: u8, no: u8, k: u32) -> [u8; 8] {
     let (code, k) = (code.to_le_bytes(), k.to_le_bytes());
     [code[0], code[1], yes, no, k[0], k[1], k[2], k[3]]
+}
+
+/// A call whose first argument has to be one of a few; goes on after it for every other call.
+fn only(call: u32, values: &[u32]) -> Vec<[u8; 8]> {
+    let count = values.len() as u8;
+    let mut steps = vec![step(EQUAL, 0, count + 3, call), step(LOAD, 0, 0, 16)];
+    steps.extend(
+        (0..count)
+            .zip(values)
+            .map(|(at, value)| step(EQUAL, count - at, 0, *value)),
+    );
+    steps.push(step(RETURN, 0, 0, PERM));
+    steps.push(step(RETURN, 0, 0, ALLOW));
+    steps
 }
 
 /// The program, as struct sock_filter; see seccomp(2).
@@ -92,10 +113,75 @@ pub fn program() -> Vec<[u8; 8]> {
         step(RETURN, 0, 0, PERM),
         step(RETURN, 0, 0, ALLOW),
     ];
+    steps.extend(only(SOCKET, FAMILIES));
+    steps.extend(only(PERSONALITY, PERSONALITIES));
     for number in DENIED {
         steps.push(step(EQUAL, 0, 1, *number));
         steps.push(step(RETURN, 0, 0, PERM));
     }
     steps.push(step(RETURN, 0, 0, ALLOW));
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would answer: an interpreter of the few steps that are used.
+    fn run(number: u32, argument: u32) -> u32 {
+        let (steps, mut at, mut value) = (program(), 0, 0);
+        loop {
+            let [low, high, yes, no, k @ ..] = steps[at];
+            let (code, k) = (u16::from_le_bytes([low, high]), u32::from_le_bytes(k));
+            at += 1;
+            match code {
+                LOAD => {
+                    value = match k {
+                        0 => number,
+                        4 => X86_64,
+                        _ => argument,
+                    }
+                }
+                RETURN => return k,
+                _ => {
+                    let holds = match code {
+                        EQUAL => value == k,
+                        AT_LEAST => value >= k,
+                        _ => value & k != 0,
+                    };
+                    at += usize::from(if holds { yes } else { no });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_calls_pass_and_listed_ones_do_not() {
+        for number in [0, 1, 59, 231, 257] {
+            assert_eq!(run(number, 0), ALLOW, "{number}");
+        }
+        for number in DENIED {
+            assert_eq!(run(*number, 0), PERM, "{number}");
+        }
+        assert_eq!(run(X32 | 1, 0), PERM);
+        assert_eq!(run(CLONE3, 0), NOSYS);
+    }
+
+    #[test]
+    fn arguments_are_looked_at() {
+        assert_eq!(run(CLONE, 17), ALLOW);
+        assert_eq!(run(CLONE, 0x1000_0000 | 17), PERM); // CLONE_NEWUSER
+        for (family, expected) in [
+            (1, ALLOW),
+            (2, ALLOW),
+            (10, ALLOW),
+            (16, ALLOW),
+            (17, PERM),
+            (40, PERM),
+        ] {
+            assert_eq!(run(SOCKET, family), expected, "{family}");
+        }
+        assert_eq!(run(PERSONALITY, 0xffff_ffff), ALLOW);
+        assert_eq!(run(PERSONALITY, 0x0040_0000), PERM);
+    }
 }

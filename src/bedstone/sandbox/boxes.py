@@ -144,6 +144,7 @@ KIND: Kind[Boxes] = Kind(
     {
         "container": "bedstone.sandbox.oci.driver:ContainerBoxes",
         "gvisor": "bedstone.sandbox.oci.driver:GvisorBoxes",
+        "microvm": "bedstone.sandbox.microvm.driver:MicrovmBoxes",
     },
 )
 """Boxes by the name that `isolation:` gives them; each is constructed with a home directory."""

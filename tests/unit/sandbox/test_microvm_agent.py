@@ -368,7 +368,8 @@ def test_shutdown_ends_programs_and_the_agent(start: Run) -> None:
     each = start()
 
     async def use(agent: Agent) -> None:
-        deaf = await agent.exec(["sh", "-c", "trap '' TERM; sleep 60"], env=ENV)
+        deaf = await agent.exec(["sh", "-c", "trap '' TERM; echo; sleep 60"], env=ENV)
+        await deaf.read()
         await agent.request("shutdown", grace_milliseconds=100)
         assert await asyncio.wait_for(deaf.wait(), 5) == 128 + signal.SIGKILL
 

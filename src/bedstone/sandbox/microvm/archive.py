@@ -24,6 +24,8 @@ from bedstone.errors import InvalidError, UnavailableError
 
 _CHUNK: Final = 64 * 1024
 _MAX_HEADER: Final = 64 * 1024
+_MODE: Final = 0o1777
+"""Bits that are carried; those that give a user's or group's rights away are not."""
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -70,7 +72,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
     name = clean(member.name)
     header: dict[str, Any] = {
         "name": _to_wire(name),
-        "mode": member.mode & 0o7777,
+        "mode": member.mode & _MODE,
         "user": member.uid,
         "group": member.gid,
         "mtime": int(member.mtime),
@@ -189,7 +191,7 @@ def _info(header: bytes) -> tarfile.TarInfo:
         value = json.loads(header)
         info = tarfile.TarInfo(clean(_from_wire(value["name"])) or ".")
         info.type = _TYPES[value["type"]]
-        info.mode = int(value["mode"]) & 0o7777
+        info.mode = int(value["mode"]) & _MODE
         info.uid, info.gid = int(value["user"]), int(value["group"])
         info.mtime = int(value["mtime"])
         info.size = int(value.get("size", 0)) if info.type == tarfile.REGTYPE else 0

@@ -1,0 +1,472 @@
+"""The driver `microvm`: each box is a virtual machine of QEMU with a kernel of its own.
+
+KVM is used only where a guest was seen to start with it; else the processor is emulated, which
+needs no privilege. The policy and the limits are sealed into the guest before it starts, and
+checked there again.
+
+Nothing is kept in memory between calls: any process of this machine can go on with a box that
+another one made. A box has one connection for its command and some for everything else; each
+operation takes one for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from bedstone.errors import ConflictError, NotFoundError, UnavailableError
+from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, State, Stats, Stdio
+from bedstone.sandbox.microvm import build, monitor, network
+from bedstone.sandbox.microvm.agent import Agent, Program
+from bedstone.sandbox.microvm.archive import to_records, to_tar
+from bedstone.sandbox.microvm.build import Tools
+from bedstone.sandbox.microvm.folders import ISOLATION, Folders, write
+from bedstone.sandbox.microvm.qemu import PORTS, Accelerator, Machine, port_socket, qmp
+from bedstone.sandbox.microvm.stdio import Pump
+from bedstone.sandbox.policy import ANY_USER, Policy, check_copy, check_exec, check_start
+
+FIRST_USER: Final = 2_090_000_000
+"""User ids for QEMU, far from those that anybody gives out."""
+USERS: Final = 1_000_000
+MEMORY: Final = 512 << 20
+PATIENCE: Final = 30.0
+PROBE_PATIENCE: Final = 5.0
+
+
+class MicrovmRunning:
+    """A program that `exec` started; see the protocol `Running`."""
+
+    def __init__(self, agent: Agent, program: Program, stdio: Stdio, port: int) -> None:
+        self._agent = agent
+        self._program = program
+        self._port = port
+        self._end = asyncio.ensure_future(self._run(Pump(program, stdio)))
+
+    async def _run(self, pump: Pump) -> Exit:
+        try:
+            return Exit(await pump.run())
+        finally:
+            await self._agent.close()
+            os.close(self._port)
+
+    async def wait(self) -> Exit:
+        """Its end."""
+        return await asyncio.shield(self._end)
+
+    async def signal(self, number: int) -> None:
+        """Signal it; nothing happens when it has ended."""
+        if not self._program.ended:
+            await self._program.signal(number)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Its terminal has another size now."""
+        if not self._program.ended:
+            await self._program.resize(rows, columns)
+
+
+class MicrovmBoxes:
+    """See the protocol `Boxes`.
+
+    Args:
+        home: the folder of all boxes.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._folders = Folders(home.absolute())
+        self._tools: Tools | None = None
+        self._accelerator: Accelerator = "tcg"
+        self._tsc = 0
+
+    @property
+    def isolation(self) -> str:
+        """The driver's name."""
+        return ISOLATION
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What guests run on; known once it is open."""
+        return self._accelerator
+
+    async def open(self) -> None:
+        """Find what is needed, and try KVM by starting a guest; see the protocol.
+
+        What was found is kept, and sought again after a restart of the machine or another version.
+        """
+        await asyncio.to_thread(self._folders.open)
+        self._tools = build.find_tools(self._folders.home)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        key = f"{boot} {self._tools.key()}"
+        kept = self._folders.state / f"{ISOLATION}.json"
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(kept.read_text())
+            if value["key"] == key:
+                self._accelerator, self._tsc = value["accelerator"], value["tsc"]
+                return
+        asked = await asyncio.create_subprocess_exec(
+            str(self._tools.agent), "--tsc", stdout=subprocess.PIPE
+        )
+        self._tsc = int((await asked.communicate())[0] or 0)
+        if os.access("/dev/kvm", os.R_OK | os.W_OK) and await self._boots("kvm"):
+            self._accelerator = "kvm"
+        value = {"key": key, "accelerator": self._accelerator, "tsc": self._tsc}
+        await asyncio.to_thread(write, kept, json.dumps(value))
+
+    async def _boots(self, accelerator: Accelerator) -> bool:
+        """Whether a guest starts with it. Its root is empty, and it is told to run nothing."""
+        before, self._accelerator = self._accelerator, accelerator
+        box = f"probe-{os.getpid()}-{time.monotonic_ns()}"
+        policy = Policy(programs=("/none",), users=(ANY_USER,))
+        root = self._folders.state / f"root-{box}"
+        root.mkdir()
+        spec = BoxSpec(box, str(root), ("/none",), policy, write="readonly")
+        try:
+            await self.prepare(spec)
+            folder = self._folders.folder(box)
+            lock = monitor.lock_folder(folder)
+            if lock is None:
+                return False
+            guest = monitor.Guest(folder, lock)
+            try:
+                async with asyncio.timeout(PROBE_PATIENCE), await guest.start():
+                    return True
+            finally:
+                os.close(lock)
+                await guest.stop()
+        except (UnavailableError, TimeoutError):
+            return False
+        finally:
+            self._accelerator = before
+            await asyncio.to_thread(self._folders.clear, box)
+            self._folders.unlock_for_good(box)
+            root.rmdir()
+
+    async def prepare(self, spec: BoxSpec) -> Launch:
+        """Check the policy and make the box; see the protocol."""
+        check_start(spec.policy, spec.request())
+        build.check(spec)
+        return await asyncio.to_thread(self._prepare, spec)
+
+    def _prepare(self, spec: BoxSpec) -> Launch:
+        tools = self._found
+        folder = self._folders.folder(spec.id)
+        with self._folders.locked(spec.id):
+            if self._folders.launch(spec.id) is not None:
+                if (
+                    self._folders.owner(spec.id) == ISOLATION
+                    and self._folders.spec(spec.id) == spec
+                ):
+                    return self._launch(spec)
+                raise ConflictError(f"box {spec.id} is another one")
+            if self._folders.owner(spec.id) not in (None, ISOLATION):
+                raise ConflictError(f"box {spec.id} is another one")
+            self._folders.clear(spec.id)
+            try:
+                folder.mkdir(mode=0o711)
+                write(folder / "isolation", ISOLATION)
+                write(folder / "spec.json", json.dumps(spec.to_json()))
+                self._make(spec, tools, folder)
+            except BaseException:
+                self._folders.clear(spec.id)
+                raise
+        return self._launch(spec)
+
+    def _make(self, spec: BoxSpec, tools: Tools, folder: Path) -> None:
+        state = self._folders.state
+        build.place_kernel(tools, folder, state)
+        write(folder / "initrd", build.initrd(tools, state, spec))
+        root = Path(spec.root)
+        if not build.is_image(root):
+            root = folder / "root.erofs"
+            build.pack_root(tools, Path(spec.root), root)
+        if spec.write == "overlay":
+            build.make_upper(tools, folder / "upper", spec.limits.disk or build.DISK)
+        cpus = 1 if spec.limits.cpus is None else math.ceil(spec.limits.cpus)
+        machine = Machine(
+            program=tools.qemu,
+            accelerator=self._accelerator,
+            memory=spec.limits.memory or MEMORY,
+            cpus=max(1, cpus),
+            tsc_kilohertz=self._tsc,
+            upper=spec.write == "overlay",
+            mac=None if spec.netns is None else network.mac(spec.id),
+            io_read=spec.limits.io_read,
+            io_write=spec.limits.io_write,
+        )
+        main = {
+            "argv": list(spec.command),
+            "env": dict(spec.env),
+            "cwd": spec.cwd,
+            "user": spec.user,
+            "group": spec.group,
+            "groups": list(spec.groups),
+            "capabilities": list(spec.capabilities),
+            "tty": spec.tty,
+        }
+        with self._folders.locked(""):
+            user = self._user()
+            if user is not None:
+                for name in (".", "initrd", "upper"):
+                    if (folder / name).exists():
+                        os.chown(folder / name, user, user)
+            value = {
+                "machine": asdict(machine),
+                "main": main,
+                "netns": spec.netns,
+                "root": str(root),
+                "user": user,
+            }
+            write(folder / "launch.json", json.dumps(value))
+
+    def _user(self) -> int | None:
+        """A user that no other box's QEMU has; None where this process may not choose one."""
+        if os.geteuid() != 0 or (self._accelerator == "kvm" and not _everybodys("/dev/kvm")):
+            return None
+        used = self._folders.users()
+        return next(user for user in range(FIRST_USER, FIRST_USER + USERS) if user not in used)
+
+    def _launch(self, spec: BoxSpec) -> Launch:
+        notes = []
+        cpus = spec.limits.cpus
+        if cpus is not None and cpus != math.ceil(cpus):
+            notes.append(f"{math.ceil(cpus)} whole processors instead of {cpus}")
+        if self._accelerator == "tcg":
+            notes.append("the processor is emulated: no guest started with KVM here")
+        launch = self._folders.launch(spec.id)
+        if launch is not None and launch["user"] is None:
+            notes.append("QEMU has no user of its own")
+        env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
+        if path := os.environ.get("PYTHONPATH"):
+            env["PYTHONPATH"] = path
+        folder = str(self._folders.folder(spec.id))
+        return Launch((sys.executable, "-m", monitor.__name__, folder), env, tuple(notes))
+
+    async def exec(self, box: str, program: Exec, stdio: Stdio) -> MicrovmRunning:
+        """Run one more program; see the protocol."""
+        spec = self._running(box)
+        check_exec(spec.policy, program.request(spec))
+        agent, port = await self._connect(box)
+        try:
+            started = await agent.exec(
+                program.command,
+                env=program.env,
+                cwd=program.cwd,
+                user=spec.user if program.user is None else program.user,
+                group=spec.group if program.group is None else program.group,
+                groups=spec.groups if program.user is None else (),
+                capabilities=program.capabilities,
+                tty=program.tty,
+                size=monitor.window_size(stdio.stdin) if program.tty else (24, 80),
+                stdin=True,
+            )
+        except BaseException:
+            await agent.close()
+            os.close(port)
+            raise
+        return MicrovmRunning(agent, started, stdio, port)
+
+    async def signal(self, box: str, number: int) -> None:
+        """Signal the box's command; see the protocol."""
+        self._running(box)
+        async with self._agent(box) as agent:
+            await agent.request("signal", signal=int(number), group=True)
+
+    async def pause(self, box: str) -> None:
+        """Stop the machine's processors; see the protocol."""
+        if self._state(box) == "paused":
+            return
+        self._running(box)
+        async with self._agent(box) as agent:
+            await agent.request("pause")
+        folder = self._folders.folder(box)
+        (folder / "paused").touch()
+        await qmp(folder, ("stop",))
+
+    async def resume(self, box: str) -> None:
+        """Let them run again, at this machine's time; see the protocol."""
+        self._running(box, paused=True)
+        folder = self._folders.folder(box)
+        await qmp(folder, ("cont",))
+        (folder / "paused").unlink(missing_ok=True)
+        async with self._agent(box) as agent:
+            entropy = os.urandom(64).hex()
+            await agent.request("resume", nanoseconds=time.time_ns(), entropy=entropy)
+
+    async def stats(self, box: str) -> Stats:
+        """What the guest's kernel says that it uses; see the protocol."""
+        spec = self._running(box)
+        async with self._agent(box) as agent:
+            value = await agent.request("stats")
+        return Stats(
+            cpu_seconds=value["cpu_microseconds"] / 1e6,
+            memory=value["memory_used"],
+            memory_limit=spec.limits.memory or MEMORY,
+            pids=value["tasks"],
+            io_read=value["io_read"],
+            io_written=value["io_written"],
+            oom_kills=value["oom_kills"],
+        )
+
+    async def copy_in(self, box: str, folder: str, archive: AsyncIterator[bytes]) -> None:
+        """Unpack a tar stream; see the protocol."""
+        spec = self._running(box)
+        check_copy(spec.policy, "copy_in", folder)
+        async with self._agent(box) as agent:
+            await agent.put(folder, to_records(archive))
+
+    async def copy_out(self, box: str, path: str) -> AsyncIterator[bytes]:
+        """A tar stream; see the protocol."""
+        spec = self._running(box)
+        check_copy(spec.policy, "copy_out", path)
+        async with self._agent(box) as agent:
+            async for part in to_tar(agent.get(path)):
+                yield part
+
+    async def delete(self, box: str) -> None:
+        """End it and remove it; see the protocol."""
+        if self._folders.owner(box) not in (ISOLATION, None):
+            return
+        await asyncio.to_thread(self._delete, box)
+
+    def _delete(self, box: str) -> None:
+        folder = self._folders.folder(box)
+        if not self._folders.state.is_dir():
+            return
+        with self._folders.locked(box):
+            deadline = time.monotonic() + PATIENCE
+            lock = None
+            while folder.is_dir() and (lock := monitor.lock_folder(folder)) is None:
+                # This process's child or not: who holds the lock is the monitor, or its QEMU,
+                # which ends with it.
+                _kill_holder(folder / monitor.LOCK)
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"the machine of box {box} does not end")
+                time.sleep(0.005)
+            # With the lock held, a monitor that is only starting now finds it taken, or no folder.
+            self._folders.clear(box)
+            if lock is not None:
+                os.close(lock)
+            if folder.is_dir():
+                raise UnavailableError(f"{folder} cannot be removed")
+            self._folders.unlock_for_good(box)
+
+    async def list(self) -> list[BoxInfo]:
+        """Every box; see the protocol."""
+        found = []
+        for box in self._folders.boxes():
+            with contextlib.suppress(NotFoundError):
+                spec = self._folders.spec(box)
+                pid = _holder(self._folders.folder(box) / monitor.LOCK)
+                notes = self._launch(spec).notes
+                found.append(BoxInfo(spec, ISOLATION, self._state(box), pid, notes))
+        return found
+
+    @property
+    def _found(self) -> Tools:
+        if self._tools is None:
+            raise UnavailableError("the driver is not open")
+        return self._tools
+
+    def _state(self, box: str) -> State:
+        folder = self._folders.folder(box)
+        if _holder(folder / monitor.LOCK) is None:
+            return "stopped"
+        return "paused" if (folder / "paused").exists() else "running"
+
+    def _running(self, box: str, *, paused: bool = False) -> BoxSpec:
+        spec = self._folders.spec(box)
+        state = self._state(box)
+        if state == "stopped":
+            raise ConflictError(f"box {box} does not run")
+        if state == "paused" and not paused:
+            raise ConflictError(f"box {box} is paused", hint="resume it first")
+        return spec
+
+    @contextlib.asynccontextmanager
+    async def _agent(self, box: str) -> AsyncIterator[Agent]:
+        agent, port = await self._connect(box)
+        try:
+            async with agent:
+                yield agent
+        finally:
+            os.close(port)
+
+    async def _connect(self, box: str) -> tuple[Agent, int]:
+        """A connection of one's own, and the lock that keeps others from its port."""
+        folder = self._folders.folder(box)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if _holder(folder / monitor.LOCK) is None:
+                raise ConflictError(f"box {box} does not run")
+            for number in range(2, PORTS + 1):
+                path = folder / f"{port_socket(number)}.lock"
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    continue
+                try:
+                    return await Agent.connect(folder / port_socket(number), PATIENCE), descriptor
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+            await asyncio.sleep(0.02)
+        raise UnavailableError(f"box {box} is busy with {PORTS - 1} programs", retry_after=1)
+
+
+def _everybodys(path: str) -> bool:
+    return Path(path).stat().st_mode & 0o006 == 0o006
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that a lock names, if anybody holds it."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0)
+        return int(text) if text.isdigit() else 0
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _kill_holder(lock: Path) -> None:
+    """End the process that holds a lock. Its number cannot be another's while the lock is held."""
+    pid = _holder(lock)
+    if not pid:
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return  # the monitor has ended, and QEMU is about to
+    try:
+        if _holder(lock) == pid and monitor.__name__.encode() in _command_line(pid):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

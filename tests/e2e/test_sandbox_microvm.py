@@ -1,0 +1,176 @@
+"""Boxes that are virtual machines: the checks that all drivers pass, and what is theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bedstone.errors import InvalidError, UnavailableError
+from bedstone.sandbox.box import BoxSpec, Mount
+from bedstone.sandbox.microvm import network
+from bedstone.sandbox.microvm.driver import MicrovmBoxes
+from bedstone.sandbox.policy import AllowedMount
+from bedstone.testing.box_checks import CHECKS
+from bedstone.testing.box_escapes import CHECKS as ESCAPES
+from bedstone.testing.box_programs import make_root, supported
+from bedstone.testing.boxes import PERMISSIVE, World, _world, run_check
+
+# Not those that mount this machine's folders, which a guest has none of; and of the rest those that
+# start few guests, since an emulated one takes seconds.
+SHARED = (
+    "executes_beside",
+    "copies_both_ways",
+    "pauses_and_resumes",
+    "refuses_what_the_policy_does",
+    "gives_everything_back",
+    "system_calls_are_refused",
+)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    why = supported()
+    if why is not None:
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="bedstone-microvm-"))
+    folder.chmod(0o711)
+    make_root(folder)
+    try:
+        asyncio.run(MicrovmBoxes(folder / "home").open())
+    except UnavailableError as error:
+        shutil.rmtree(folder)
+        pytest.skip(f"{error}; {error.hint}")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("check", SHARED)
+def test_conformance(check: str, place: Path) -> None:
+    assert check in {**CHECKS, **ESCAPES}
+    folder = Path(tempfile.mkdtemp(dir=place))
+    run_check(check, MicrovmBoxes, place / "home", place / "root", folder)
+
+
+def test_a_guest_is_a_machine_of_its_own(place: Path) -> None:
+    """Its kernel, its time, its root, and QEMU without rights, files or network of this machine."""
+
+    async def use() -> None:
+        async with _world(MicrovmBoxes, place / "home", place / "root", place) as world:
+            box = await world.idle()
+            status, output, errors = await world.exec(
+                box,
+                "uname -r; date +%s; grep ' / ' /proc/mounts; hostname; ls /dev; cat /proc/1/comm",
+            )
+            lines = output.splitlines()
+            assert "cloud" in lines[0]
+            assert abs(int(lines[1]) - time.time()) < 10
+            assert lines[2].startswith("overlay / overlay rw")
+            assert lines[3] == "box"
+            assert not [
+                line for line in lines if line.startswith(("vd", "vport", "ttyS", "console"))
+            ]
+            assert "init" not in lines, errors
+            assert status != 0
+            assert_confined(world, box.spec)
+
+    asyncio.run(use())
+
+
+def assert_confined(world: World, spec: BoxSpec) -> None:
+    """QEMU has a user, a network namespace and a filter of its own, and ends with the box."""
+    root = str(world.home / spec.id)
+    machines = [
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/exe")
+        if "qemu" in _link(path) and _link(path.parent / "cwd") == root
+    ]
+    assert len(machines) == 1
+    status = dict(
+        line.split(":\t", 1) for line in (machines[0] / "status").read_text().splitlines()
+    )
+    assert int(status["Seccomp"]) == 2
+    if os.geteuid() == 0:
+        assert int(status["Uid"].split()[1]) > 2_000_000_000
+        assert int(status["CapEff"], 16) == 0
+        assert _link(machines[0] / "ns/net") != _link(Path("/proc/self/ns/net"))
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def test_a_guest_reaches_the_namespace_that_it_was_given_and_nothing_else(place: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace needs root")
+    name = f"bedstone-test-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no network namespace can be made: {made.stderr.decode()}")
+
+    async def use() -> None:
+        async with _world(MicrovmBoxes, place / "home", place / "root", place) as world:
+            netns = f"/run/netns/{name}"
+            policy = replace(PERMISSIVE, network="given")
+            box = await world.idle(netns=netns, policy=policy)
+            with socket.create_server(("127.0.0.1", 0)) as outside:
+                port = outside.getsockname()[1]
+                server = await asyncio.create_subprocess_exec(
+                    *("ip", "netns", "exec", name, "busybox", "nc", "-l", "-p", "8080"),
+                    *("-e", "busybox", "echo", "from the namespace"),
+                )
+                try:
+                    await asyncio.sleep(0.5)
+                    _, output, errors = await world.exec(
+                        box,
+                        f"busybox nc -w 5 {network.HOST} 8080 </dev/null; "
+                        f"for a in 127.0.0.1 10.0.2.2 {network.HOST}; do "
+                        f"busybox nc -w 1 $a {port} </dev/null && echo reached $a; done",
+                    )
+                finally:
+                    if server.returncode is None:
+                        server.kill()
+                    await server.wait()
+                assert "from the namespace" in output, errors
+                assert "reached" not in output
+
+    try:
+        asyncio.run(use())
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_what_a_guest_cannot_have_is_refused_before_anything_is_made(place: Path) -> None:
+    async def use() -> None:
+        boxes = MicrovmBoxes(place / "home")
+        await boxes.open()
+        mounting = replace(PERMISSIVE, mounts=(AllowedMount("/srv", "/srv"),))
+        spec = BoxSpec(
+            "refused",
+            str(place / "root"),
+            ("/bin/sh",),
+            replace(PERMISSIVE, devices=("/dev/fuse",)),
+        )
+        for changed in (
+            replace(spec, write="direct"),
+            replace(spec, devices=("/dev/fuse",)),
+            replace(spec, root=str(place / "none")),
+            replace(spec, mounts=(Mount("/srv", "/srv"),), policy=mounting),
+        ):
+            with pytest.raises(InvalidError, match="box refused"):
+                await boxes.prepare(changed)
+        assert await boxes.list() == []
+
+    asyncio.run(use())
