@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from bedstone.errors import NotFoundError
 from bedstone.model.alerts import (
     AlertEvent,
@@ -24,6 +26,14 @@ from bedstone.testing.api import Answer, FakeApi, problem
 Command = Callable[..., Any]
 
 NOW = time.time()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still as late as when these answers were written, however long other tests took."""
+    monkeypatch.setattr("bedstone.cli.alerts.time.time", lambda: NOW)
+
+
 FIRING = AlertLine(
     app="bank",
     rule="slow",
