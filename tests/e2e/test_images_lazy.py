@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.images.lazy.making import Layer, Made, convert, index
 from bedstone.images.lazy.mounting import How, Mounted, best, mount, start_keeper, tell
 from bedstone.images.lazy.spec import Origin, Spec
@@ -318,6 +318,21 @@ async def test_server_and_keeper_are_replaced_under_readers(tmp_path: Path) -> N
             assert (got[0], got[2], got[3]) == (BIG, b"1", b"2")
             await tell(tmp_path / "run", "upgrade")
             assert await read(mounted.target / "marked") == b"1"
+
+
+@in_loop
+async def test_a_mount_outlives_who_made_it_and_another_closes_it(tmp_path: Path) -> None:
+    image, blobs = made(tmp_path, "converted")
+    mounting = Mounting(tmp_path, image, Origin(directory=str(blobs.root)))
+    first = await mounting.__aenter__()
+    again = Mounted.load(tmp_path / "run")
+    assert again == first
+    assert await read(again.target / "many/0001") == b"1"
+    await again.close()
+    assert list(again.target.iterdir()) == []
+    await again.close()
+    with pytest.raises(NotFoundError):
+        Mounted.load(tmp_path / "run")
 
 
 @in_loop

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -20,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.images.lazy import kernel
 from bedstone.images.lazy.making import Lazy
 from bedstone.images.lazy.server import Journal
 from bedstone.images.lazy.spec import DEVICE, Spec
 
 How = Literal["erofs", "loop", "plain"]
+_RECORD = "mounted.json"
 
 
 def best() -> tuple[How, str]:
@@ -62,6 +64,20 @@ class Mounted:
     directory: Path | None = None
     loops: tuple[str, ...] = ()
 
+    @classmethod
+    def load(cls, directory: Path) -> Mounted:
+        """A mount that another process has made; it stays when that one ends without closing it.
+
+        Raises:
+            NotFoundError: nothing is mounted from that directory.
+        """
+        try:
+            found = json.loads((directory / _RECORD).read_bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"nothing is mounted from {directory}") from None
+        how, reason, loops = found["how"], found["reason"], tuple(found["loops"])
+        return cls(Path(found["target"]), how, reason, directory, loops)
+
     def touched(self) -> list[int]:
         """The chunks that were asked for so far, in order; the server notes them every 2 s."""
         return Journal(self.directory).touched() if self.directory else []
@@ -77,6 +93,7 @@ class Mounted:
             await _losetup("--detach", loop)
         with contextlib.suppress(UnavailableError):
             await tell(self.directory, "stop")
+        (self.directory / _RECORD).unlink(missing_ok=True)
 
 
 async def mount(
@@ -141,6 +158,8 @@ async def _lazily(image: Lazy, spec: Spec, target: Path, way: How, reason: str) 
         with contextlib.suppress(UnavailableError):
             await tell(spec.directory, "stop")
         raise
+    record = {"target": str(target), "how": way, "reason": reason, "loops": loops}
+    (spec.directory / _RECORD).write_text(json.dumps(record))
     return Mounted(target, way, reason, spec.directory, tuple(loops))
 
 
