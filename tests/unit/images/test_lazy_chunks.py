@@ -118,6 +118,22 @@ async def test_a_changed_byte_of_the_source_reaches_no_reader(tmp_path: Path, fo
         assert len(told) == len(image.table)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@in_loop
+async def test_a_chunk_that_one_source_gives_wrong_is_had_from_another(
+    tmp_path: Path, form: str
+) -> None:
+    image, blobs = made(tmp_path, form)
+    wrong = Source(blobs, lambda data: bytes(len(data)))
+    mine = chunks(image, wrong, tmp_path / "cache")
+    with pytest.raises(VerificationError):
+        await mine.get(0)
+    mine.others = [wrong, Source(blobs)]
+    sound = chunks(image, Source(blobs), tmp_path / "sound")
+    assert await mine.get(0) == await sound.get(0), "and what was wrong is not kept"
+    assert mine.counts.rejected == 3
+
+
 @in_loop
 async def test_one_chunk_is_fetched_once_for_many_readers(tmp_path: Path) -> None:
     image, blobs = made(tmp_path, "converted")

@@ -3,8 +3,8 @@
 Invariants:
 - No byte leaves that is not part of content whose SHA-256 the table names.
 - A chunk is fetched once, however many ask for it at the same time.
-- A source that gives wrong bytes is told of, and asked again only by the next reader: retrying is
-  for what may pass, and tampering does not.
+- A chunk that a source gives wrong is told of, and had from another source; where none has it
+  right, the reader gets an error at once: patience is for what may pass, and tampering does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cramjam
@@ -25,7 +25,7 @@ from bedstone.images.lazy.spans import Spans
 from bedstone.images.lazy.table import Place, Table
 
 _MEMORY = 32  # chunks kept in memory: the kernel asks for one by several reads
-_SPANS = 4  # inflated spans kept in memory: small files lie side by side
+_SPANS = 16  # inflated spans kept in memory: small files lie side by side
 _RUN = 4 << 20  # bytes of one request when reading ahead
 
 
@@ -75,6 +75,7 @@ class Chunks:
         tell: called with each chunk that did not verify.
         patience: seconds for which a source that fails is asked again before a reader gets an
             error.
+        others: are asked for a chunk that the source gave wrong.
         counts: of this object.
         touched: the numbers of the chunks asked for by readers, in order of the first time.
     """
@@ -85,6 +86,7 @@ class Chunks:
     cache: ChunkCache
     tell: Callable[[Rejected], None] = lambda _: None
     patience: float = 30.0
+    others: Sequence[Source] = ()
     counts: Counts = field(default_factory=Counts)
     touched: dict[int, None] = field(default_factory=dict)
     _memory: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
@@ -176,7 +178,7 @@ class Chunks:
             return
         begin = places[0].offset
         end = max(place.offset + place.stored for place in places)
-        data = await self._fetch(blob.digest, begin, end - begin)
+        data = await self._fetch(self.source, blob.digest, begin, end - begin)
         for number, place in zip(run, places, strict=True):
             stored = data[place.offset - begin : place.offset - begin + place.stored]
             self._accept(number, place, stored)
@@ -194,37 +196,52 @@ class Chunks:
             wait = min(2 * wait, 2.0)
 
     async def _get(self, number: int) -> bytes:
+        """From the source; where that gives something else, from each of the others."""
+        refused: VerificationError | None = None
+        for source in (self.source, *self.others):
+            try:
+                return await self._from(source, number)
+            except VerificationError as error:
+                refused = refused or error
+            except UnavailableError:
+                if refused is None:
+                    raise
+        raise refused or UnavailableError("there is no source")
+
+    async def _from(self, source: Source, number: int) -> bytes:
         place = self.table.place(number)
         blob = self.table.blobs[place.blob]
         if blob.kind != "gzip":
-            data = await self._fetch(blob.digest, place.offset, place.stored)
+            data = await self._fetch(source, blob.digest, place.offset, place.stored)
             return self._accept(number, place, data)
         spans = self.spans.get(blob.digest)
         if spans is None:
             raise InvalidError(f"the image's index has no points of layer {blob.digest}")
-        parts = []
-        offset, end = place.offset, place.offset + place.size
-        while offset < end:
-            span = spans.find(offset)
-            begin = spans.start(span)
-            try:
-                content = await self._span(place.blob, span, spans)
-            except InvalidError as error:
-                raise self._reject(number, place, str(error)) from error
-            part = content[offset - begin : end - begin]
-            if not part:
-                raise self._reject(number, place, "its layer ends before it")
-            parts.append(part)
-            offset += len(part)
-        return self._accept(number, place, b"".join(parts))
+        first, last = spans.find(place.offset), spans.find(place.offset + place.size - 1)
+        try:
+            parts = [
+                await self._span(source, place.blob, span, spans) for span in range(first, last + 1)
+            ]
+            begin = place.offset - spans.start(first)
+            return self._accept(number, place, b"".join(parts)[begin : begin + place.size])
+        except VerificationError:
+            self._forget(place.blob, first, last)
+            raise
+        except InvalidError as error:
+            raise self._reject(number, place, str(error)) from error
 
-    async def _span(self, blob: int, span: int, spans: Spans) -> bytes:
+    def _forget(self, blob: int, first: int, last: int) -> None:
+        """Keep no spans of which a chunk was wrong: the next reader asks again."""
+        for span in range(first, last + 1):
+            self._inflated.pop((blob, span), None)
+
+    async def _span(self, source: Source, blob: int, span: int, spans: Spans) -> bytes:
         key = blob, span
         async with self._inflating.setdefault(key, asyncio.Lock()):
             content = self._inflated.get(key)
             if content is None:
                 begin, end = spans.bounds(span)
-                data = await self._fetch(self.table.blobs[blob].digest, begin, end - begin)
+                data = await self._fetch(source, self.table.blobs[blob].digest, begin, end - begin)
                 content = await asyncio.to_thread(self._inflate, blob, span, spans, data)
                 self._inflated[key] = content
                 if len(self._inflated) > _SPANS:
@@ -242,8 +259,8 @@ class Chunks:
                 self.cache.put(place.digest, part)
         return content
 
-    async def _fetch(self, digest: str, start: int, length: int) -> bytes:
-        data = await self.source.read(digest, start, length)
+    async def _fetch(self, source: Source, digest: str, start: int, length: int) -> bytes:
+        data = await source.read(digest, start, length)
         self.counts.requests += 1
         self.counts.fetched += len(data)
         if len(data) != length:

@@ -103,8 +103,10 @@ class Spec:
             for blob in table.blobs
             if blob.kind == "gzip"
         }
-        source = FirstOf([origin.open() for origin in self.origins])
-        return Chunks(table, spans, source, ChunkCache(self.cache), tell, self.patience)
+        sources = [origin.open() for origin in self.origins]
+        others = sources if len(sources) > 1 else ()
+        cache = ChunkCache(self.cache)
+        return Chunks(table, spans, FirstOf(sources), cache, tell, self.patience, others)
 
     def _spans(self, digest: str) -> Path:
         return self.directory / f"spans-{digest.removeprefix('sha256:')}"
