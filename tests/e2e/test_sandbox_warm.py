@@ -528,6 +528,7 @@ def test_numeric_libraries_have_their_threads_in_the_child(tmp_path: Path) -> No
     run(tmp_path, check)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("children", "libraries"), [(10_000, ()), (300, ("libraries",))])
 def test_children_share_nothing_random(children: int, libraries: tuple[str, ...]) -> None:
     """Streams, ids and keys of whichever kind: of all forks of an interpreter, no two the same."""
