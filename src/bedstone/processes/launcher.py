@@ -200,7 +200,8 @@ def _limit(spec: ProcessSpec, *, memory_limited: bool) -> None:
 
 
 def _become(spec: ProcessSpec) -> None:
-    if spec.userns is not None:
+    # One that is forked from a zygote may be there already, and nobody can enter where he is.
+    if spec.userns is not None and not os.path.samefile(spec.userns, "/proc/self/ns/user"):  # noqa: PTH121
         linux.setns(spec.userns, linux.CLONE_NEWUSER)
     if spec.uid is None:
         return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import json
 import os
 import signal
@@ -43,7 +42,9 @@ def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
     os.environ.update(dict.fromkeys(renewal.THREAD_VARIABLES, "1"))
     folder = config.get("folder")
     sys.path[:] = [folder, *search] if folder else [*search]
-    if importlib.util.find_spec("bedstone") is None:
+    # As `bedstone.runtime.bootstrap`: what a zygote above has loaded need not be installed.
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    if not any(finder.find_spec("bedstone", None) for finder in finders):
         sys.path.extend(str(config.get("libraries", "")).split(os.pathsep))
     channel = socket.socket(fileno=launcher.CHANNEL)
     channel.set_inheritable(False)

@@ -6,7 +6,6 @@ Rules:
 - Standard library only, and no syntax that an old Python would refuse before it can be told so.
 """
 
-import importlib.util
 import os
 import sys
 
@@ -24,7 +23,9 @@ def main():  # type: () -> int  # noqa: ANN201
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     # Python put the folder of this file first; the application's belongs there.
     sys.path[:] = [os.getcwd()] + [path for path in sys.path if path not in ("", here)]  # noqa: PTH109
-    if importlib.util.find_spec("bedstone") is None:
+    # What is loaded already, in an interpreter that was forked, says nothing of what is installed.
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    if not any(finder.find_spec("bedstone", None) for finder in finders):
         sys.path.extend(libraries.split(os.pathsep))
     from bedstone.runtime.serve import main as serve
 
