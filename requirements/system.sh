@@ -28,8 +28,34 @@ skopeo skopeo the tests of images beside skopeo
 runc runc the tests of boxes as containers
 runsc runsc the tests of boxes in gVisor
 busybox busybox-static the tests of boxes
+qemu-system-x86_64 qemu-system-x86 the tests of boxes as virtual machines
+mkfs.erofs erofs-utils the tests of boxes as virtual machines
+mkfs.ext4 e2fsprogs the tests of boxes as virtual machines
 LIST
 }
+
+# A kernel for guests, unpacked and not installed: the machine's own way to start stays as it is.
+guest=/usr/local/lib/bedstone/guest
+kernel() {
+    [ "$(uname -m)" = x86_64 ] || return 0
+    for image in /boot/vmlinuz-*-cloud-amd64 $guest/boot/vmlinuz-*-cloud-amd64; do
+        if [ -e "$image" ]; then return 0; fi
+    done
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    say "unpacking a kernel for guests into $guest"
+    apt-get update -qq >/dev/null 2>&1 || true
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    [ -n "$package" ] || return 1
+    folder=$(mktemp -d)
+    (
+        cd "$folder" && chmod 0755 . && apt-get download -qq "$package" >/dev/null 2>&1 &&
+            dpkg-deb -x ./*.deb unpacked && mkdir -p "$guest" && cp -r unpacked/boot unpacked/lib "$guest"
+    ) && status=0 || status=1
+    rm -rf "$folder"
+    return $status
+}
+
+kernel || say "no kernel for guests; the tests of boxes as virtual machines are skipped (Debian: apt-get install linux-image-cloud-amd64)"
 
 wanted=$(missing)
 [ -n "$wanted" ] || exit 0

@@ -36,6 +36,7 @@ def doctor(*, as_json: bool) -> None:
     from bedstone.engines.doctor import doctor as examine
 
     found = [_enforceable(check) for check in asyncio.run(examine(Target.choose().state_dir))]
+    found.append(_microvm())
     terminal = Terminal(answers=as_json)
     if as_json:
         terminal.json(
@@ -63,6 +64,21 @@ def _enforceable(check: Check) -> Check:
         detail=f"root, but {blocked} is not open to others: identities are not enforced",
         fix=f"use a Python interpreter that is not below {blocked}",
     )
+
+
+def _microvm() -> Check:
+    """Whether boxes can be virtual machines; nothing is started."""
+    from bedstone.boxes.home import boxes_directory
+    from bedstone.engines.doctor import Check
+    from bedstone.errors import UnavailableError
+    from bedstone.sandbox.microvm.build import find_tools
+
+    try:
+        tools = find_tools(boxes_directory())
+    except UnavailableError as error:
+        detail = f"no boxes as virtual machines: {error.message}"
+        return Check("microvm", ok=False, detail=detail, fix=error.hint, required=False)
+    return Check("microvm", ok=True, detail=tools.kernel.image.name)
 
 
 def result(check: Check) -> str:
