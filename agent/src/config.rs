@@ -65,7 +65,7 @@ impl Config {
         fields.done()?;
         config
             .policy
-            .check_box(&mounts, config.interface.is_some(), config.upper.is_some())?;
+            .check_box(&mounts, &[], config.interface.is_some(), config.upper.is_some())?;
         Ok(config)
     }
 }

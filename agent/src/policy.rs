@@ -33,6 +33,7 @@ pub struct Policy {
     env: Vec<String>,
     mounts: Vec<AllowedMount>,
     capabilities: Vec<String>,
+    devices: Vec<String>,
     network: bool,
     users: Vec<i64>,
     tty: bool,
@@ -45,7 +46,7 @@ pub struct Policy {
 pub struct Program<'a> {
     pub name: &'a str,
     pub env: &'a [(String, String)],
-    pub user: u32,
+    pub user: i64,
     pub tty: bool,
     pub capabilities: &'a [String],
 }
@@ -77,13 +78,13 @@ impl Policy {
             .into_iter()
             .map(AllowedMount::read)
             .collect::<Result<_, _>>()?;
-        fields.texts("devices")?; // no device of the host is in a guest
         let policy = Policy {
             programs: fields.texts("programs")?,
             exec: fields.flag("exec", false)?,
             env: fields.texts("env")?,
             mounts,
             capabilities: fields.texts("capabilities")?,
+            devices: fields.texts("devices")?,
             network: match fields.text("network")?.as_deref() {
                 None | Some("none") => false,
                 Some("given") => true,
@@ -103,6 +104,7 @@ impl Policy {
     pub fn check_box(
         &self,
         mounts: &[AllowedMount],
+        devices: &[String],
         network: bool,
         writable_root: bool,
     ) -> Result<(), Refusal> {
@@ -112,6 +114,11 @@ impl Policy {
         allowed.sort();
         if asked != allowed {
             return Err(denied("mounts", "other mounts than it names"));
+        }
+        for device in devices {
+            if !has(&self.devices, device) {
+                return Err(denied("devices", device));
+            }
         }
         if network {
             self.check_network()?;
@@ -144,7 +151,7 @@ impl Policy {
                 }
             }
         }
-        if !self.users.contains(&ANY_USER) && !self.users.contains(&i64::from(program.user)) {
+        if !self.users.contains(&ANY_USER) && !self.users.contains(&program.user) {
             return Err(denied("users", &format!("user {}", program.user)));
         }
         if program.tty && !self.tty {
@@ -188,6 +195,7 @@ fn denied(field: &str, wanted: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Value;
 
     fn policy(text: &str) -> Policy {
         Policy::read(Fields::parse(text.as_bytes(), "policy").unwrap()).unwrap()
@@ -222,12 +230,15 @@ mod tests {
         );
         assert_eq!(empty.check_copy(true, "/").unwrap_err().field, "copy_in");
         assert_eq!(empty.check_copy(false, "/tmp").unwrap_err().field, "copy_out");
-        assert_eq!(empty.check_box(&[], true, false).unwrap_err().field, "network");
         assert_eq!(
-            empty.check_box(&[], false, true).unwrap_err().field,
+            empty.check_box(&[], &[], true, false).unwrap_err().field,
+            "network"
+        );
+        assert_eq!(
+            empty.check_box(&[], &[], false, true).unwrap_err().field,
             "writable_root"
         );
-        assert!(empty.check_box(&[], false, false).is_ok());
+        assert!(empty.check_box(&[], &[], false, false).is_ok());
     }
 
     #[test]
@@ -276,11 +287,11 @@ mod tests {
             readonly: false,
         };
         assert!(policy(text)
-            .check_box(std::slice::from_ref(&mount), false, false)
+            .check_box(std::slice::from_ref(&mount), &[], false, false)
             .is_ok());
-        assert!(policy(text).check_box(&[], false, false).is_err());
+        assert!(policy(text).check_box(&[], &[], false, false).is_err());
         assert!(policy(text)
-            .check_box(&[mount.clone(), mount], false, false)
+            .check_box(&[mount.clone(), mount], &[], false, false)
             .is_err());
     }
 
@@ -295,6 +306,77 @@ mod tests {
         ] {
             let fields = Fields::parse(text.as_bytes(), "policy").unwrap();
             assert!(Policy::read(fields).is_err(), "{text}");
+        }
+    }
+
+    /// A request of the host's: `base` with the fields of `change`.
+    fn asked(base: &Value, change: Value) -> Fields {
+        let (Value::Object(mut pairs), Value::Object(changed)) = (base.clone(), change) else {
+            panic!("not objects")
+        };
+        for (key, value) in changed {
+            match pairs.iter_mut().find(|(known, _)| *known == key) {
+                Some(pair) => pair.1 = value,
+                None => pairs.push((key, value)),
+            }
+        }
+        Fields::of(Value::Object(pairs), "").unwrap()
+    }
+
+    fn decide(policy: &Policy, mut request: Fields, main: bool) -> Result<(), Refusal> {
+        let (name, capabilities) = (request.needed_text("program")?, request.texts("capabilities")?);
+        let env: Vec<_> = request
+            .texts("env")?
+            .into_iter()
+            .map(|name| (name, String::new()))
+            .collect();
+        let user = request.number("user", -1, 1 << 31)?.unwrap_or(0);
+        let tty = request.flag("tty", false)?;
+        let program = Program {
+            name: &name,
+            env: &env,
+            user,
+            tty,
+            capabilities: &capabilities,
+        };
+        policy.check_program(&program, main)?;
+        if !main {
+            return Ok(());
+        }
+        let mounts = request.objects("mounts")?.into_iter().map(AllowedMount::read);
+        let network = request.text("network")?.as_deref() == Some("given");
+        policy.check_box(
+            &mounts.collect::<Result<Vec<_>, _>>()?,
+            &request.texts("devices")?,
+            network,
+            request.flag("writable_root", false)?,
+        )
+    }
+
+    #[test]
+    fn decisions_are_those_of_every_implementation() {
+        let bytes = include_bytes!("../../tests/golden/policy/decisions.json");
+        let mut golden = Fields::parse(bytes, "").unwrap();
+        let policy = Policy::read(golden.object("policy").unwrap().unwrap()).unwrap();
+        let start = golden.take("start").unwrap();
+        for (list, main) in [("starts", true), ("execs", false)] {
+            let decisions = golden.objects(list).unwrap();
+            assert!(decisions.len() > 3);
+            for mut decision in decisions {
+                let change = decision.take("change").unwrap();
+                let expected = decision.text("denied").unwrap();
+                let got = decide(&policy, asked(&start, change.clone()), main);
+                assert_eq!(got.err().map(|refusal| refusal.field), expected, "{change:?}");
+            }
+        }
+        for mut copy in golden.objects("copies").unwrap() {
+            let inward = copy.needed_text("field").unwrap() == "copy_in";
+            let path = copy.needed_text("path").unwrap();
+            let got = policy
+                .check_copy(inward, &path)
+                .err()
+                .map(|refusal| refusal.field);
+            assert_eq!(got, copy.text("denied").unwrap(), "{path}");
         }
     }
 }

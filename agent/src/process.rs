@@ -121,7 +121,7 @@ impl Start {
         let program = Program {
             name: &self.argv[0],
             env: &self.env,
-            user: self.user,
+            user: i64::from(self.user),
             tty: self.tty,
             capabilities: &self.names,
         };
