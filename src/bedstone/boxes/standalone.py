@@ -149,6 +149,12 @@ class Standalone:
             raise UnavailableError(f"the shim of box {box} is gone, and no status is kept")
         return code
 
+    async def gone(self, box: str, patience: float = 10.0) -> None:
+        """Wait until a box that is removed at its end is away, for so many seconds at most."""
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._folder(box).exists() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     async def stop(self, box: str, grace: float) -> int:
         """Ask it to end with SIGTERM, kill it after `grace` seconds; its exit status."""
         boxes = await self.driver_of(box)

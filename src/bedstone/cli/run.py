@@ -145,7 +145,10 @@ def run(
         if detach:
             terminal.answer(box)
             return 0
-        return await follow(standalone, box, stdin=interactive, terminal=tty)
+        status = await follow(standalone, box, stdin=interactive, terminal=tty)
+        if remove:
+            await standalone.gone(box)
+        return status
 
     status = asyncio.run(work())
     if status:
