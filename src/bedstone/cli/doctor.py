@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ def doctor(*, as_json: bool) -> None:
     from bedstone.engines.doctor import doctor as examine
 
     found = [_enforceable(check) for check in asyncio.run(examine(Target.choose().state_dir))]
-    found.append(_microvm())
+    found += [*boxes(), _microvm()]
     terminal = Terminal(answers=as_json)
     if as_json:
         terminal.json(
@@ -79,6 +80,28 @@ def _microvm() -> Check:
         detail = f"no boxes as virtual machines: {error.message}"
         return Check("microvm", ok=False, detail=detail, fix=error.hint, required=False)
     return Check("microvm", ok=True, detail=tools.kernel.image.name)
+
+
+def boxes() -> list[Check]:
+    """What `bedstone run` needs. Whether a runtime works, only a box can tell."""
+    from bedstone.engines.doctor import Check
+    from bedstone.sandbox.oci.machine import which
+
+    found = []
+    for isolation, programs in (("container", ("runc", "crun")), ("gvisor", ("runsc",))):
+        paths = [path for name in programs if (path := which(name)) is not None]
+        name = f"boxes: {isolation}"
+        if not paths:
+            fix = f"install {programs[0]} (Debian: apt-get install {programs[0]})"
+            detail = f"no {' or '.join(programs)}; `bedstone run --isolation {isolation}` needs it"
+            found.append(Check(name, ok=False, detail=detail, fix=fix, required=False))
+        elif os.geteuid() != 0:
+            found.append(
+                Check(name, ok=False, detail="not root", fix="run boxes as root", required=False)
+            )
+        else:
+            found.append(Check(name, ok=True, detail=", ".join(paths)))
+    return found
 
 
 def result(check: Check) -> str:
