@@ -13,12 +13,15 @@ from pathlib import Path
 MODULES = (
     "bedstone.runtime.serve",
     *(f"bedstone.runtime.{name}" for name in ("asgi", "extensions", "loading", "logs", "meters")),
-    *(f"bedstone.runtime.{name}" for name in ("exporting", "spans", "tracing")),
+    *(f"bedstone.runtime.{name}" for name in ("clients", "exporting", "spans", "tracing")),
     "opentelemetry.sdk.trace.export",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "uvicorn",
     *(f"uvicorn.{name}" for name in ("lifespan.on", "loops.auto", "protocols.http.auto")),
     "uvicorn.protocols.websockets.auto",
+    # What the exporter and the event loop load once they run.
+    *("requests", "opentelemetry.instrumentation.requests", "encodings.idna"),
+    *("anyio._backends._asyncio", "concurrent.futures.thread"),
 )
 """What serving an application loads besides the application, for interpreters that are forked."""
 
