@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+AGENT := src/bedstone/sandbox/microvm/bedstone-agent
 SOURCES := src tests benchmarks examples docs console/generate.py
 
 .PHONY: setup up test check coverage chaos lint types imports front agent docs console lock clean help
@@ -19,7 +20,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 up: setup ## run the bank example, meshed, on real engines
 	@$(BIN)/bedstone up examples/bank
 
-test: setup ## pass the tests
+$(AGENT): $(shell find agent/src -name '*.rs') agent/Cargo.toml agent/build.sh
+	@if command -v cargo >/dev/null; then sh agent/build.sh; fi
+
+test: setup $(AGENT) ## pass the tests
 	@sh requirements/system.sh
 	@sh tests/run.sh $(BIN)/python
 
