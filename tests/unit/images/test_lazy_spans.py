@@ -36,8 +36,19 @@ def points(path: Path, plain: bytes) -> Spans:
         [LONG, SHORT, LONG],
         [LONG, b"", LONG],
         [RANDOM.randbytes(3 * SPACING)],
+        # Stored blocks, which begin at whole bytes, behind points that do not.
+        [b"".join(text(RANDOM.randrange(9000)) + RANDOM.randbytes(90_000) for _ in range(90))],
     ],
-    ids=["long", "short", "empty", "two short", "three", "empty between", "incompressible"],
+    ids=[
+        "long",
+        "short",
+        "empty",
+        "two short",
+        "three",
+        "empty between",
+        "incompressible",
+        "mixed",
+    ],
 )
 def test_every_span_is_had_from_its_own_bytes_alone(tmp_path: Path, members: list[bytes]) -> None:
     path, plain = tmp_path / "layer", b"".join(members)

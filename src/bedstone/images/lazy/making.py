@@ -133,6 +133,7 @@ def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -
             with Reading(layer.path) as reading:
                 read_layer(reading.buffered(), merger, sink)
                 spans[layer.digest] = reading.finish()
+            _check(layer, spans[layer.digest])
         extra.finish()
     if path.stat().st_size:
         table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
@@ -203,6 +204,15 @@ class _InPlace:
         if new:
             self._table.put(number, self._blob, offset, len(content))
         return number
+
+
+def _check(layer: Layer, spans: Spans) -> None:
+    """Inflate every span once: what cannot be had later must not be promised now."""
+    with layer.path.open("rb") as file:
+        for span in range(len(spans.points)):
+            begin, end = spans.bounds(span)
+            file.seek(begin)
+            spans.inflate(span, file.read(end - begin))
 
 
 def _compress(content: bytes) -> bytes:

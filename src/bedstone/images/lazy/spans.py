@@ -193,24 +193,42 @@ def _import(data: bytes, packed: int) -> Spans:
 def _inflate(point: Point, data: bytes, length: int) -> bytes:
     if not point.window:
         return _members(data, length)
-    bits, first = point.bits, data
-    if bits:
-        # zlib's inflatePrime is not in Python; the same bits come first if all are moved up.
-        whole = int.from_bytes(data[1:], "little") << bits | data[0] >> (8 - bits)
-        first = whole.to_bytes(len(data) + 1, "little")
+    first, lead = data, 0
+    if point.bits:
+        # zlib's inflatePrime is not in Python. Blocks without content come first, as long as the
+        # bits of the first byte that are not ours: stored blocks need all bytes where they were.
+        bits = _EMPTY[8 - point.bits]
+        lead = len(bits) // 8
+        whole = int(bits[::-1], 2) | data[0] >> (8 - point.bits) << len(bits)
+        first = whole.to_bytes(lead + 1, "little") + data[1:]
     inflater = zlib.decompressobj(-zlib.MAX_WBITS, zdict=point.window)
     content = inflater.decompress(first, length)
     if len(content) == length:
         return content
-    if not inflater.eof:
+    # A member ends within the span: 8 bytes of trailer, then the next one.
+    rest = inflater.unused_data[8:]
+    if not inflater.eof or not rest:
         raise zlib.error("a span is short")
-    # A member ends within the span: 8 bytes of trailer, then the next one's header. After moving
-    # bits, the byte where it ended is one of two.
-    used = len(first) - len(inflater.unused_data) - (1 if bits else 0)
-    for end in (used + 1, used) if bits else (used,):
-        if data[end + 8 : end + 10] == b"\x1f\x8b":
-            return content + _members(data[end + 8 :], length - len(content))
-    raise zlib.error("a span is short")
+    return content + _members(rest, length - len(content))
+
+
+def _empty() -> list[str]:
+    """Deflate blocks without content, first bit first, by their bits modulo 8 (RFC 1951, 3.2).
+
+    A block of fixed codes and nothing in it takes 10 bits, so some of them give any even number.
+    One of dynamic codes with 19 code lengths takes 95: 18 and 0 and 1 are the code's symbols, and
+    the only literal code is that of the block's end.
+    """
+    fixed = "010" + "0000000"
+    lengths = dict.fromkeys(range(19), "000") | {2: "100", 3: "010", 17: "010"}
+    dynamic = "001" + "00000" + "00000" + "1111" + "".join(lengths.values())
+    dynamic += "0" + "1111111" + "0" + "1101011" + "11" + "10" + "0"
+    found = [fixed * count for count in range(4)]
+    found += [dynamic + it for it in found]
+    return [next(it for it in found if len(it) % 8 == wanted) for wanted in range(8)]
+
+
+_EMPTY = _empty()
 
 
 def _members(data: bytes, length: int) -> bytes:
