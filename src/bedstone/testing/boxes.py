@@ -193,7 +193,8 @@ def leftovers(home: Path, box: str) -> list[str]:
     found += [
         line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{box}/" in line
     ]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*{box}*")]
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):  # glob fails when others' groups go
+        found += [f"{folder}/{name}" for name in names if box in name]
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = process.read_bytes()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bedstone.sandbox.oci.groups import Groups
 
 
@@ -53,6 +55,24 @@ def test_version_1_below_the_own_group(tmp_path: Path) -> None:
     stats = groups.stats("box")
     assert (stats.cpu_seconds, stats.memory, stats.memory_limit) == (2.0, 5, None)
     assert (stats.pids, stats.io_read, stats.oom_kills) == (None, None, 1)
+
+
+def test_a_group_may_vanish_while_it_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime that was killed removes its groups too."""
+    files(tmp_path, cgroup__controllers="")
+    folder = tmp_path / "box"
+    folder.mkdir()
+    groups = Groups(tmp_path, "0::/\n")
+
+    def vanish(_path: Path, _pattern: str) -> list[Path]:
+        folder.rmdir()
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(Path, "glob", vanish)
+    groups.clear("box", remove=True)
+    assert not folder.exists()
 
 
 def test_nothing_to_write_to(tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ def _empty(folder: Path, *, remove: bool) -> bool:
     """Kill what is in a group and the groups below it; whether nothing of it is left."""
     with contextlib.suppress(OSError):
         (folder / "freezer.state").write_text("THAWED")
-    inside = [*folder.glob("*/"), folder]
+    inside = [folder]
+    with contextlib.suppress(OSError):  # the runtime may remove it at the same moment
+        inside = [*folder.glob("*/"), folder]
     pids = {int(word) for each in inside for word in (_text(each / "cgroup.procs") or "").split()}
     for pid in pids:
         with contextlib.suppress(OSError):
