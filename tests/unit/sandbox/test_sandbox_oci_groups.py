@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_group_may_vanish_while_it_is_cleared(
     groups = Groups(tmp_path, "0::/\n")
 
     def vanish(_path: Path, _pattern: str) -> list[Path]:
-        folder.rmdir()
+        shutil.rmtree(folder)
         raise FileNotFoundError(folder)
 
     monkeypatch.setattr(Path, "glob", vanish)
