@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 
@@ -150,3 +152,13 @@ def test_a_module_says_what_it_needs() -> None:
     ]
     assert guest.dependencies(b"x\0depends=\0") == []
     assert guest.dependencies(b"") == []
+
+
+@pytest.mark.parametrize(("parent", "status"), [("os.getppid()", 0), ("1 << 30", 125)])
+def test_a_machine_whose_parent_died_before_it_began_ends_at_once(parent: str, status: int) -> None:
+    """It would run on for ever, since the signal of its parent's death was sent before."""
+    code = "import os; from bedstone.sandbox.microvm.monitor import confine; "
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}confine(None, {parent}, unshare=False)"], check=False
+    )
+    assert ended.returncode == status

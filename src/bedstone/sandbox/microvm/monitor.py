@@ -41,8 +41,11 @@ _PDEATHSIG: Final = 1
 _CLONE_NEWNET: Final = 0x40000000
 
 
-def confine(user: int | None, *, unshare: bool) -> None:
-    """What a child does before it is QEMU: no network, a user of its own, no life of its own."""
+def confine(user: int | None, parent: int, *, unshare: bool) -> None:
+    """What a child does before it is QEMU: no network, a user of its own, no life of its own.
+
+    It ends at once if `parent`, which it is to end with, is gone already.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if unshare and libc.unshare(_CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
@@ -52,6 +55,8 @@ def confine(user: int | None, *, unshare: bool) -> None:
         os.setresuid(user, user, user)
     # Last: a change of user clears it.
     libc.prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(125)
     os.umask(0o077)
 
 
@@ -78,7 +83,7 @@ class Guest:
         if self.launch["netns"] is not None:
             tap = network.open_tap(self.launch["netns"])
         inherited = [root, self._lock] + ([] if tap is None else [tap])
-        user = self.launch["user"]
+        user, parent = self.launch["user"], os.getpid()
         with (self.folder / "qemu.log").open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *machine.argv(root, tap),
@@ -89,7 +94,7 @@ class Guest:
                 stderr=log,
                 pass_fds=inherited,
                 start_new_session=True,
-                preexec_fn=lambda: confine(user, unshare=os.geteuid() == 0),
+                preexec_fn=lambda: confine(user, parent, unshare=os.geteuid() == 0),
             )
         for descriptor in inherited[:1] + inherited[2:]:
             os.close(descriptor)
