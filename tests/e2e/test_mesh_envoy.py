@@ -92,7 +92,8 @@ def test_forged_and_missing_identities_are_refused_where_they_arrive() -> None:
             assert reply.json()["code"] == "denied"
             assert "/bank/other" in reply.json()["message"]
             async with httpx.AsyncClient(verify=tls_context(rig, None)) as http:
-                with pytest.raises(httpx.TransportError):
+                # what comes after the handshake is not translated by every version
+                with pytest.raises((httpx.TransportError, ssl.SSLError)):
                     await http.get(url)
 
     run(scenario)

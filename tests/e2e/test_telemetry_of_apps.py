@@ -132,7 +132,9 @@ def test_metrics_arrive_as_the_instances_own(shop: Domain) -> None:
     assert "forged-1" not in json.dumps(found)
     buckets = series("shop_paid_seconds_bucket")
     ((_, count),) = series("shop_paid_seconds_count").items()
-    assert float(buckets["0.0"]["value"][1]) == 0
+    # 0.3 s each: between two bounds
+    assert float(buckets["0.25"]["value"][1]) == 0
+    assert buckets["0.5"]["value"][1] == count["value"][1]
     assert buckets["+Inf"]["value"][1] == count["value"][1]
     assert float(count["value"][1]) * 2 >= before + 10
 
