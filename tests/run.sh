@@ -14,39 +14,38 @@ trap 'rm -rf "$folder"' EXIT
 part() { # name, where…
     name=$1
     shift
-    "$python" -m pytest -o cache_dir=".pytest_cache/$name" "$@"
+    "$python" -m pytest -o cache_dir=".pytest_cache/$name" --durations=10 "$@"
 }
 
-# Of about the same length. Transactions have no installation under them, but for a few.
+# Of about the same length: transactions, and what is seen of installations; installations; the rest.
 ends=$(ls tests/e2e/test_*.py tests/e2e/*/test_*.py)
-few='/test_(automatic|barrier|chaos|message|saga|tcc|transaction|xa)'
-seen='/console/|/test_(alerts|bank|collection|mesh_tracing|prom|telemetry|traces)'
-transactions=$(echo "$ends" | grep -E "$few")
-watched=$(echo "$ends" | grep -vE "$few" | grep -E "$seen")
-others=$(echo "$ends" | grep -vE "$few" | grep -vE "$seen")
+some='/console/|/test_(alerts|automatic|bank|barrier|chaos|collection|mesh_tracing|message|prom|saga)'
+more='/test_(tcc|telemetry|traces|transaction|xa)'
+seen=$(echo "$ends" | grep -E "$some|$more")
+others=$(echo "$ends" | grep -vE "$some|$more")
 folders=$(ls -d tests/*/ | grep -vE '/(e2e|chaos|__pycache__)/')
 
 # shellcheck disable=SC2086 # each is a list
 {
     part engines "$@" $others >"$folder/engines" 2>&1 &
     engines=$!
-    part watched "$@" $watched >"$folder/watched" 2>&1 &
-    watching=$!
-    trap 'kill -INT "$engines" "$watching"; wait "$engines" "$watching"; exit 130' INT TERM
-    part rest "$@" $folders $transactions
+    part seen "$@" $seen >"$folder/seen" 2>&1 &
+    seeing=$!
+    trap 'kill -INT "$engines" "$seeing"; wait "$engines" "$seeing"; exit 130' INT TERM
+    part rest "$@" $folders
     rest=$?
 }
 echo "the tests of whole installations:"
 wait "$engines"
 first=$?
 cat "$folder/engines"
-echo "the tests of what is seen of them:"
-wait "$watching"
+echo "the tests of transactions, and of what is seen of installations:"
+wait "$seeing"
 second=$?
-cat "$folder/watched"
+cat "$folder/seen"
 
 status=0
-for pair in "rest:$rest" "engines:$first" "watched:$second"; do
+for pair in "rest:$rest" "engines:$first" "seen:$second"; do
     name=${pair%:*}
     code=${pair#*:}
     [ "$code" = 0 ] && continue
