@@ -121,7 +121,7 @@ fn limit_processes(pids: Option<i64>) -> Result<Option<File>> {
 }
 
 fn mount_root(config: &Config) -> Result<()> {
-    for folder in ["/lower", "/upper", "/root"] {
+    for folder in ["/lower", "/upper", "/sysroot"] {
         fs::create_dir_all(folder)?;
     }
     await_path(&config.root)?;
@@ -138,7 +138,7 @@ fn mount_root(config: &Config) -> Result<()> {
     fs::create_dir_all("/upper/work")?;
     sys::mount_at(
         "overlay",
-        "/root",
+        "/sysroot",
         "overlay",
         MS_NODEV,
         "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work",
@@ -150,10 +150,10 @@ fn mount_root(config: &Config) -> Result<()> {
         point(mount.target.trim_start_matches('/'))?;
     }
     if config.upper.is_none() {
-        sys::mount_at("overlay", "/root", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
+        sys::mount_at("overlay", "/sysroot", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
         sys::mount_at(
             "tmpfs",
-            "/root/tmp",
+            "/sysroot/tmp",
             "tmpfs",
             MS_NOSUID | MS_NODEV,
             "size=64m,mode=1777",
@@ -163,20 +163,20 @@ fn mount_root(config: &Config) -> Result<()> {
         let flags = MS_NOSUID | MS_NODEV | if mount.readonly { MS_RDONLY } else { 0 };
         sys::mount_at(
             "tmpfs",
-            &format!("/root{}", mount.target),
+            &format!("/sysroot{}", mount.target),
             "tmpfs",
             flags,
             &format!("size={},mode=1777", mount.size),
         )?;
     }
-    sys::mount_at("sysfs", "/root/sys", "sysfs", PLAIN | MS_RDONLY, "")?;
+    sys::mount_at("sysfs", "/sysroot/sys", "sysfs", PLAIN | MS_RDONLY, "")?;
     mount_proc()?;
     mount_dev()
 }
 
 /// A folder of the root to mount on; in an image it may be a link, which must not be followed here.
 fn point(path: &str) -> Result<()> {
-    let mut at = std::path::PathBuf::from("/root");
+    let mut at = std::path::PathBuf::from("/sysroot");
     for part in path.split('/') {
         at.push(part);
         match fs::symlink_metadata(&at) {
@@ -190,15 +190,15 @@ fn point(path: &str) -> Result<()> {
 
 fn mount_proc() -> Result<()> {
     // Who has no more capabilities than a program (and is not of group gid) sees neither the kernel's threads nor the agent.
-    sys::mount_at("proc", "/root/proc", "proc", PLAIN, "hidepid=2,gid=4294967294")?;
+    sys::mount_at("proc", "/sysroot/proc", "proc", PLAIN, "hidepid=2,gid=4294967294")?;
     for name in MASKED {
-        let path = format!("/root/proc/{name}");
+        let path = format!("/sysroot/proc/{name}");
         if Path::new(&path).exists() {
             sys::mount_at("/dev/null", &path, "", MS_BIND, "")?;
         }
     }
     for name in READ_ONLY {
-        let path = format!("/root/proc/{name}");
+        let path = format!("/sysroot/proc/{name}");
         if Path::new(&path).exists() {
             sys::mount_at(&path, &path, "", MS_BIND, "")?;
             sys::mount_at(&path, &path, "", MS_BIND | MS_REMOUNT | MS_RDONLY | PLAIN, "")?;
@@ -210,26 +210,26 @@ fn mount_proc() -> Result<()> {
 fn mount_dev() -> Result<()> {
     sys::mount_at(
         "tmpfs",
-        "/root/dev",
+        "/sysroot/dev",
         "tmpfs",
         MS_NOSUID | MS_NOEXEC,
         "size=64k,mode=0755",
     )?;
     for name in NODES {
-        let path = format!("/root/dev/{name}");
+        let path = format!("/sysroot/dev/{name}");
         File::create(&path)?;
         sys::mount_at(&format!("/dev/{name}"), &path, "", MS_BIND, "")?;
     }
-    fs::create_dir("/root/dev/pts")?;
-    fs::create_dir("/root/dev/shm")?;
+    fs::create_dir("/sysroot/dev/pts")?;
+    fs::create_dir("/sysroot/dev/shm")?;
     sys::mount_at(
         "devpts",
-        "/root/dev/pts",
+        "/sysroot/dev/pts",
         "devpts",
         MS_NOSUID | MS_NOEXEC,
         "newinstance,ptmxmode=0666,mode=0620,gid=5",
     )?;
-    sys::mount_at("tmpfs", "/root/dev/shm", "tmpfs", PLAIN, "size=64m,mode=1777")?;
+    sys::mount_at("tmpfs", "/sysroot/dev/shm", "tmpfs", PLAIN, "size=64m,mode=1777")?;
     for (name, target) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),
@@ -237,7 +237,7 @@ fn mount_dev() -> Result<()> {
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
     ] {
-        std::os::unix::fs::symlink(target, format!("/root/dev/{name}"))?;
+        std::os::unix::fs::symlink(target, format!("/sysroot/dev/{name}"))?;
     }
     Ok(())
 }
@@ -274,7 +274,7 @@ fn open_ports(count: &str) -> Result<Vec<OwnedFd>> {
 
 /// The box's root becomes this process's, as switch_root(8) does it: nothing leads back.
 fn enter_root() -> Result<()> {
-    std::env::set_current_dir("/root")?;
+    std::env::set_current_dir("/sysroot")?;
     sys::mount_at(".", "/", "", MS_MOVE, "")?;
     sys::change_root(".")?;
     std::env::set_current_dir("/")

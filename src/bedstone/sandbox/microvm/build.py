@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec
+from bedstone.sandbox.folders import write
 from bedstone.sandbox.microvm import guest, network
-from bedstone.sandbox.microvm.folders import write
 from bedstone.sandbox.microvm.qemu import PORTS
 
 EROFS_PACKAGE: Final = "erofs-utils"

@@ -28,11 +28,12 @@ from typing import Final
 
 from bedstone.errors import ConflictError, NotFoundError, UnavailableError
 from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, State, Stats, Stdio
+from bedstone.sandbox.folders import write
 from bedstone.sandbox.microvm import build, monitor, network
 from bedstone.sandbox.microvm.agent import Agent, Program
 from bedstone.sandbox.microvm.archive import to_records, to_tar
 from bedstone.sandbox.microvm.build import Tools
-from bedstone.sandbox.microvm.folders import ISOLATION, Folders, write
+from bedstone.sandbox.microvm.folders import ISOLATION, Folders
 from bedstone.sandbox.microvm.qemu import PORTS, Accelerator, Machine, port_socket, qmp
 from bedstone.sandbox.microvm.stdio import Pump
 from bedstone.sandbox.policy import ANY_USER, Policy, check_copy, check_exec, check_start

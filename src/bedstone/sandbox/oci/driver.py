@@ -36,9 +36,10 @@ from bedstone.sandbox.box import (
     Stats,
     Stdio,
 )
+from bedstone.sandbox.folders import write
 from bedstone.sandbox.oci.config import Place, config, process, unapplied
 from bedstone.sandbox.oci.copying import command as copying
-from bedstone.sandbox.oci.folders import Folders, write
+from bedstone.sandbox.oci.folders import Folders
 from bedstone.sandbox.oci.groups import Groups
 from bedstone.sandbox.oci.machine import disk, end, installed, open_files, which
 from bedstone.sandbox.oci.probing import probe
