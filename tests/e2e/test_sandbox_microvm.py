@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,11 +15,11 @@ import pytest
 
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec, Mount
-from bedstone.sandbox.microvm import network
 from bedstone.sandbox.microvm.driver import MicrovmBoxes
 from bedstone.sandbox.policy import AllowedMount
 from bedstone.testing.box_checks import CHECKS
 from bedstone.testing.box_escapes import CHECKS as ESCAPES
+from bedstone.testing.box_links import CHECKS as LINKS
 from bedstone.testing.box_programs import make_root, supported
 from bedstone.testing.boxes import PERMISSIVE, World, _world, run_check
 
@@ -34,6 +32,7 @@ SHARED = (
     "refuses_what_the_policy_does",
     "gives_everything_back",
     "system_calls_are_refused",
+    "is_linked_to_its_namespace",
 )
 
 
@@ -56,7 +55,7 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.parametrize("check", SHARED)
 def test_conformance(check: str, place: Path) -> None:
-    assert check in {**CHECKS, **ESCAPES}
+    assert check in {**CHECKS, **ESCAPES, **LINKS}
     folder = Path(tempfile.mkdtemp(dir=place))
     run_check(check, MicrovmBoxes, place / "home", place / "root", folder)
 
@@ -110,46 +109,6 @@ def _link(path: Path) -> str:
         return str(path.readlink())
     except OSError:
         return ""
-
-
-def test_a_guest_reaches_the_namespace_that_it_was_given_and_nothing_else(place: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a network namespace needs root")
-    name = f"bedstone-test-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no network namespace can be made: {made.stderr.decode()}")
-
-    async def use() -> None:
-        async with _world(MicrovmBoxes, place / "home", place / "root", place) as world:
-            netns = f"/run/netns/{name}"
-            policy = replace(PERMISSIVE, network="given")
-            box = await world.idle(netns=netns, policy=policy)
-            with socket.create_server(("127.0.0.1", 0)) as outside:
-                port = outside.getsockname()[1]
-                server = await asyncio.create_subprocess_exec(
-                    *("ip", "netns", "exec", name, "busybox", "nc", "-l", "-p", "8080"),
-                    *("-e", "busybox", "echo", "from the namespace"),
-                )
-                try:
-                    await asyncio.sleep(0.5)
-                    _, output, errors = await world.exec(
-                        box,
-                        f"busybox nc -w 5 {network.HOST} 8080 </dev/null; "
-                        f"for a in 127.0.0.1 10.0.2.2 {network.HOST}; do "
-                        f"busybox nc -w 1 $a {port} </dev/null && echo reached $a; done",
-                    )
-                finally:
-                    if server.returncode is None:
-                        server.kill()
-                    await server.wait()
-                assert "from the namespace" in output, errors
-                assert "reached" not in output
-
-    try:
-        asyncio.run(use())
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def test_what_a_guest_cannot_have_is_refused_before_anything_is_made(place: Path) -> None:

@@ -246,6 +246,19 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """Where a network namespace and the box that was given it find each other: IPv4 addresses.
+
+    Args:
+        namespace: where the box finds what listens in the namespace.
+        box: where programs of the namespace find what listens in the box.
+    """
+
+    namespace: str
+    box: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """How a program ended: its exit status, or 128 + N after signal N."""
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from bedstone.drivers import Kind
-from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, Stats, Stdio
+from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, Link, Stats, Stdio
 
 
 class Running(Protocol):
@@ -50,6 +50,22 @@ class Boxes(Protocol):
 
         Raises:
             UnavailableError: it cannot work here; names the package or setting that is missing.
+        """
+        ...
+
+    async def link(self, netns: str) -> Link:
+        """Make the network between a namespace and one box that will be given it.
+
+        `Link.namespace` can be listened on from then on, before the box is there, and also while
+        the box starts again. Nothing but the namespace is reached from the box. What is made goes
+        with the namespace. Idempotent.
+
+        Args:
+            netns: path of the namespace, as in `BoxSpec.netns`.
+
+        Raises:
+            NotFoundError: no namespace is there.
+            UnavailableError: it cannot be made here.
         """
         ...
 

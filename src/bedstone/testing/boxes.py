@@ -264,10 +264,10 @@ def run_check(check: str, make: Make, home: Path, root: Path, folder: Path) -> N
         root: of `make_root`.
         folder: empty, of this machine; every user may pass through it.
     """
-    from bedstone.testing import box_checks, box_escapes
+    from bedstone.testing import box_checks, box_escapes, box_links
 
     async def run() -> None:
         async with asyncio.timeout(LIMIT), _world(make, home, root, folder) as world:
-            await {**box_checks.CHECKS, **box_escapes.CHECKS}[check](world)
+            await {**box_checks.CHECKS, **box_escapes.CHECKS, **box_links.CHECKS}[check](world)
 
     asyncio.run(run())

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import ConflictError, NotFoundError, UnavailableError
-from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, State, Stats, Stdio
+from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, Link, State, Stats, Stdio
 from bedstone.sandbox.folders import write
+from bedstone.sandbox.links import link_stacks
 from bedstone.sandbox.microvm import build, monitor, network
 from bedstone.sandbox.microvm.agent import Agent, Program
 from bedstone.sandbox.microvm.archive import to_records, to_tar
@@ -152,6 +153,10 @@ class MicrovmBoxes:
             await asyncio.to_thread(self._folders.clear, box)
             self._folders.unlock_for_good(box)
             root.rmdir()
+
+    async def link(self, netns: str) -> Link:
+        """The guest's tap is made when it starts; see the protocol."""
+        return await asyncio.to_thread(link_stacks, netns)
 
     async def prepare(self, spec: BoxSpec) -> Launch:
         """Check the policy and make the box; see the protocol."""

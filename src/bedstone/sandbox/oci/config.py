@@ -173,10 +173,11 @@ def unapplied(limits: BoxLimits, place: Place) -> tuple[str, ...]:
 
 def _namespaces(spec: BoxSpec, place: Place) -> list[dict[str, str]]:
     found = [{"type": name} for name in ("pid", "ipc", "uts", "mount", "cgroup")]
-    network = {"type": "network"}
-    if spec.netns is not None:
-        network["path"] = spec.netns
-    found.append(network)
+    if spec.netns is None:
+        found.append({"type": "network"})
+    elif place.sentry:
+        # The runtime is in it already, see `entering`; runsc wants to be told.
+        found.append({"type": "network", "path": "/proc/self/ns/net"})
     if place.first_id is not None:
         found.append({"type": "user"})
     return found

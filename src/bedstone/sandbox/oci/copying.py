@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from bedstone.sandbox.oci import mounts
+from bedstone.sandbox.oci.alone import standard_python
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
@@ -265,10 +266,4 @@ class _Exactly(io.RawIOBase):
 
 def command(wanted: dict[str, Any]) -> tuple[str, ...]:
     """The command line that does it."""
-    package = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
-    source = posixpath.normpath(posixpath.join(package, "../../.."))
-    code = (
-        f"import sys; sys.path.insert(0, {source!r}); "
-        "from bedstone.sandbox.oci.copying import main; main()"
-    )
-    return (sys.executable, "-I", "-S", "-c", code, json.dumps(wanted))
+    return (*standard_python(__name__), json.dumps(wanted))

@@ -31,14 +31,17 @@ from bedstone.sandbox.box import (
     BoxSpec,
     Exec,
     Launch,
+    Link,
     Mount,
     State,
     Stats,
     Stdio,
 )
 from bedstone.sandbox.folders import write
+from bedstone.sandbox.links import link_shared
 from bedstone.sandbox.oci.config import Place, config, process, unapplied
 from bedstone.sandbox.oci.copying import command as copying
+from bedstone.sandbox.oci.entering import command as entering
 from bedstone.sandbox.oci.folders import Folders
 from bedstone.sandbox.oci.groups import Groups
 from bedstone.sandbox.oci.machine import disk, end, installed, open_files, which
@@ -116,6 +119,10 @@ class OciBoxes:
             ),
         )
 
+    async def link(self, netns: str) -> Link:
+        """Make the network between a namespace and a box; see the protocol."""
+        raise NotImplementedError
+
     async def prepare(self, spec: BoxSpec) -> Launch:
         """Check the policy and make the box; see the protocol."""
         check_start(spec.policy, spec.request())
@@ -134,6 +141,7 @@ class OciBoxes:
             process(program, spec, open_files()),
             self._folders.folder(box) / "bundle",
             stdio,
+            netns=None if self._sentry else spec.netns,
             sentry=self._sentry,
         )
 
@@ -253,6 +261,8 @@ class OciBoxes:
                     raise
             bundle = str(self._folders.folder(spec.id) / "bundle")
             argv = self._foreground(spec, runtime, ("run", "--bundle", bundle, spec.id))
+            if spec.netns is not None:
+                argv = entering(spec.netns, argv)
             return Launch(argv, environment(), tuple(made["notes"]))
 
     def _foreground(
@@ -367,6 +377,10 @@ class ContainerBoxes(OciBoxes):
         """The driver's name."""
         return "container"
 
+    async def link(self, netns: str) -> Link:
+        """The box is in the namespace itself; see the protocol."""
+        return await asyncio.to_thread(link_shared, netns)
+
     def _candidates(self) -> Sequence[Runtime]:
         state = self._folders.home / ".state" / "container"
         found = [Runtime(path, state) for name in ("runc", "crun") if (path := which(name))]
@@ -386,6 +400,10 @@ class GvisorBoxes(OciBoxes):
     def isolation(self) -> str:
         """The driver's name."""
         return "gvisor"
+
+    async def link(self, netns: str) -> Link:
+        """Not possible yet; see the protocol."""
+        raise UnavailableError(f"a gvisor box cannot be linked to {netns} yet")
 
     def _candidates(self) -> Sequence[Runtime]:
         program = which("runsc")

@@ -14,6 +14,7 @@ import termios
 from pathlib import Path
 from typing import Any
 
+from bedstone.processes.linux import CLONE_NEWNET, setns
 from bedstone.sandbox.box import Exit, Stdio
 from bedstone.sandbox.oci.runtime import Runtime, environment
 
@@ -47,9 +48,10 @@ class OciRunning:
         folder: Path,
         stdio: Stdio,
         *,
+        netns: str | None,
         sentry: bool,
     ) -> OciRunning:
-        """Start a process, as OCI describes it."""
+        """Start a process, as OCI describes it, from within the box's network namespace."""
         token = secrets.token_hex(8)
         file, pid = folder / f"exec-{token}.json", folder / f"exec-{token}.pid"
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -57,6 +59,13 @@ class OciRunning:
         option = "--internal-pid-file" if sentry else "--pid-file"
         argv = runtime.argv("exec", "--process", str(file), option, str(pid), box)
         tty = bool(process["terminal"])
+
+        def begin() -> None:
+            if tty:  # it must be the one that signals of the keyboard come from
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            if netns is not None:
+                setns(netns, CLONE_NEWNET)
+
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv,
@@ -65,8 +74,7 @@ class OciRunning:
                 stderr=stdio.stderr,
                 env=environment(),
                 start_new_session=True,
-                # With a terminal, it must be the one that signals of the keyboard come from.
-                preexec_fn=_take_terminal if tty else None,
+                preexec_fn=begin if tty or netns is not None else None,
             )
         except BaseException:
             file.unlink(missing_ok=True)
@@ -117,7 +125,3 @@ class OciRunning:
         if self._terminal is not None:
             os.close(self._terminal)
             self._terminal = None
-
-
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
