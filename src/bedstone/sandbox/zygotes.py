@@ -10,10 +10,12 @@ Rule: a zygote runs with no more rights than its children would have without it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from bedstone.processes.spec import COLD_START, ProcessSpec
 from bedstone.sandbox.protocol import Processes, Unit
 
 PREFIX: Final = "zygote/"
+KEPT: Final = 300.0
+"""Seconds that a zygote is kept which no instance needs any more, since one may soon again."""
 _PYTHON: Final = ("python", "python3")
 _PROGRAM: Final = Path(bedstone.processes.__file__).with_name("zygote.py")
 _AT_START: Final = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "OTEL_PYTHON_")
@@ -50,16 +54,26 @@ class Zygotes:
         folder: for their output.
         runtime: the modules that serving an application loads.
         libraries: the path list that is searched last.
+        kept: seconds that those are kept which nothing needs.
     """
 
     def __init__(
-        self, processes: Processes, folder: Path, runtime: Sequence[str], libraries: str
+        self,
+        processes: Processes,
+        folder: Path,
+        runtime: Sequence[str],
+        libraries: str,
+        *,
+        kept: float = KEPT,
     ) -> None:
         self._processes = processes
         self._folder = folder
         self._runtime = tuple(runtime)
         self._libraries = libraries
+        self._kept = kept
         self._used: dict[str, tuple[str, ...]] = {}
+        self._unused_since: dict[str, float] = {}
+        self._later: asyncio.Task[None] | None = None
 
     async def prepare(
         self, unit: Unit, spec: ProcessSpec, policy: Policy
@@ -81,6 +95,7 @@ class Zygotes:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for modules, folder, source in self._levels(unit, spec):
             zygote = self._zygote(spec, policy, parent, modules, folder, source)
+            self._unused_since.pop(zygote.name, None)
             info = await self._processes.spawn(zygote)
             if info.state == "failed":
                 return spec, f"{COLD_START}its zygote cannot be started: {info.ending()}"
@@ -90,17 +105,32 @@ class Zygotes:
         return replace(spec, zygote=parent), None
 
     async def release(self, path: str) -> None:
-        """The instance `path` is gone: end the zygotes that no instance known here came from.
+        """The instance `path` is gone; in a while, end the zygotes that none came from since.
 
         An earlier agent's instances are not known; their zygotes are started again when needed.
         """
-        if self._used.pop(path, None) is None:
-            return
+        if self._used.pop(path, None) is not None:
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """End what has been unused for long, and look again when the next will have been."""
+        now = time.monotonic()
+        names = {info.name for info in await self._processes.list()}
         used = {name for chain in self._used.values() for name in chain}
-        for info in await self._processes.list():
-            if info.name.startswith(PREFIX) and info.name not in used:
-                await self._processes.stop(info.name, 0.0)
-                await self._processes.forget(info.name)
+        unused = {name for name in names if name.startswith(PREFIX)} - used
+        self._unused_since = {name: self._unused_since.get(name, now) for name in unused}
+        for name in [n for n, since in self._unused_since.items() if now - since >= self._kept]:
+            if self._unused_since.pop(name, None) is not None:  # not asked for meanwhile
+                await self._processes.stop(name, 0.0)
+                await self._processes.forget(name)
+        if self._unused_since and self._later is None:
+            seconds = min(self._unused_since.values()) + self._kept - now
+            self._later = asyncio.create_task(self._sweep_later(seconds))
+
+    async def _sweep_later(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._later = None
+        await self._sweep()
 
     def _levels(
         self, unit: Unit, spec: ProcessSpec
