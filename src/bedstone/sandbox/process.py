@@ -24,20 +24,16 @@ from typing import Final
 
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
-from bedstone.processes import linux
 from bedstone.processes.spec import COLD_START, Limits, ProcessInfo, ProcessSpec
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
+from bedstone.sandbox.commands import command_line
 from bedstone.sandbox.environment import credential, environment
 from bedstone.sandbox.interpreter import find_interpreter, obstacle
+from bedstone.sandbox.namespaces import LOOPBACK, Sockets, namespace_name, plumb
 from bedstone.sandbox.ports import bindable
 from bedstone.sandbox.protocol import Host, Started, Unit, process_name
 from bedstone.sandbox.zygotes import Policy, Zygotes
 
-APP_PORT: Final = 8080
-OUTBOUND_PORT: Final = 15001
-TELEMETRY_PORT: Final = 15002
-SERVICE_PORTS: Final = 15100
-DATABASE_PORTS: Final = 5432
 FIRST_UID: Final = 2_100_000_000
 """User ids far from those that `adduser`, systemd and container engines give out."""
 UID_COUNT: Final = 1_000_000
@@ -53,7 +49,7 @@ class ProcessSandbox:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._enforced = False
-        self._home = -1
+        self._sockets = Sockets()
         self._no_userns = ""
         self._zygotes = Zygotes(
             host.processes, host.run_dir / "zygotes", host.runtime, host.libraries
@@ -68,7 +64,6 @@ class ProcessSandbox:
             await self._host.processes.delete_netns("probe")
         except Error:
             return
-        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._enforced = True
 
     @property
@@ -121,26 +116,7 @@ class ProcessSandbox:
         userns: str | None,
     ) -> Plumbing:
         netns = str(await self._host.processes.create_netns(namespace_name(instance), userns))
-        if previous is not None and previous.app.netns == netns:
-            self._host.ports.hold(previous.inbound.port)
-            inbound = previous.inbound
-        else:
-            address = self._host.address
-            inbound = Address(host=address, port=self._host.ports.take(address))
-
-        def inside(port: int) -> Address:
-            return Address(host="127.0.0.1", port=port, netns=netns)
-
-        return Plumbing(
-            app=inside(APP_PORT),
-            inbound=inbound,
-            outbound=inside(OUTBOUND_PORT),
-            services={name: inside(SERVICE_PORTS + i) for i, name in enumerate(sorted(workloads))},
-            databases={
-                name: inside(DATABASE_PORTS + i) for i, name in enumerate(sorted(databases))
-            },
-            telemetry=inside(TELEMETRY_PORT),
-        )
+        return plumb(self._host, netns, LOOPBACK, workloads, databases, previous)
 
     async def start(self, unit: Unit) -> Started:
         """Start the process; see the protocol."""
@@ -219,22 +195,8 @@ class ProcessSandbox:
                 write_identity(folder, unit.identity, owner)
 
     def socket(self, address: Address) -> socket.socket:
-        """A socket in the network of `address`.
-
-        setns(2) moves the calling thread only, and a socket stays in the namespace that it was made
-        in; so the loop's own thread goes there for one call, and no other thread notices.
-        """
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        if address.netns is None:
-            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            linux.setns(address.netns, linux.CLONE_NEWNET)
-        except OSError as error:
-            raise UnavailableError(f"its network namespace is gone: {error.strerror}") from error
-        try:
-            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        finally:
-            linux.setns(f"/proc/self/fd/{self._home}", linux.CLONE_NEWNET)
+        """A socket in the network of `address`; see the protocol."""
+        return self._sockets.make(address)
 
     def usable(self, plumbing: Plumbing) -> bool:
         """Whether the proxy could listen; see the protocol."""
@@ -281,7 +243,7 @@ class ProcessSandbox:
         limits = declared.limits
         spec = ProcessSpec(
             name=name or process_name(unit.instance),
-            argv=self._argv(unit, interpreter, command),
+            argv=command_line(self._host, unit, interpreter, command, unit.plumbing.app.host),
             env=env,
             cwd=str(source),
             stdout=str(unit.log),
@@ -295,24 +257,6 @@ class ProcessSandbox:
             stop_grace=declared.stop_timeout,
         )
         return spec, notes
-
-    def _argv(self, unit: Unit, interpreter: str, command: Sequence[str] | None) -> tuple[str, ...]:
-        declared = unit.revision.spec
-        command = declared.command if command is None else command
-        if command is not None:
-            if command[0] in ("python", "python3"):
-                return (interpreter, *command[1:])
-            beside = Path(interpreter).parent / command[0]
-            if "/" not in command[0] and "/" in interpreter and os.access(beside, os.X_OK):
-                # `command: [gunicorn, …]` means the one installed beside the interpreter.
-                return (str(beside), *command[1:])
-            return tuple(command)
-        if declared.run is None:
-            raise InvalidError("it has neither `run` nor `command`", hint="declare one of them")
-        address = unit.plumbing.app
-        grace = max(declared.stop_timeout - 1.0, declared.stop_timeout / 2)
-        argv = self._host.serve(interpreter, declared.run, address.host, address.port)
-        return (*argv, f"--grace={grace:g}")
 
     def _user(
         self, unit: Unit, source: Path, interpreter: str
@@ -355,12 +299,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"cannot write {error.filename or folder}: {error.strerror}",
             hint="make it writable, and see that its disk has room",
         ) from error
-
-
-def namespace_name(instance: Instance) -> str:
-    """A short plain name for an instance's namespace and folder, unique on the node."""
-    digest = hashlib.sha256(instance.path.encode()).hexdigest()[:8]
-    return f"{instance.workload[:20]}-{digest}"
 
 
 def user_id(instance: Instance, run_dir: Path) -> int:
