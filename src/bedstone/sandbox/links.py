@@ -12,17 +12,13 @@ import errno
 import socket
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.processes.linux import CLONE_NEWNET, setns
 from bedstone.sandbox import netlink
+from bedstone.sandbox.addresses import BOX, LOOPBACK, NAMESPACE
 from bedstone.sandbox.box import Link
-
-NAMESPACE: Final = "10.107.0.1"
-BOX: Final = "10.107.0.2"
-PREFIX: Final = 30
-LOOPBACK: Final = "127.0.0.1"
 
 _Result = TypeVar("_Result")
 

@@ -75,6 +75,19 @@ async def fetch(netns: str, address: str, port: int) -> bytes:
     return b""
 
 
+def interfaces(netns: str) -> list[str]:
+    """The names of those of a namespace."""
+    return inside(netns, lambda: [name for _, name in socket.if_nameindex()])
+
+
+def tried(*addresses: str) -> set[str]:
+    """Where something of this machine may be: also what machines and clouds have by custom."""
+    found = {*addresses, "127.0.0.1", "10.0.2.2", "169.254.169.254"}
+    with suppress(OSError):
+        found.add(socket.gethostbyname(socket.gethostname()))
+    return found
+
+
 async def is_linked_to_its_namespace(world: World) -> None:
     """A box and its namespace find each other where `link` says, also after another start.
 
@@ -97,32 +110,32 @@ async def is_linked_to_its_namespace(world: World) -> None:
         closed = [serve(stack, "0.0.0.0"), serve(stack, "0.0.0.0", other)]  # noqa: S104
         policy = replace(PERMISSIVE, network="given")
         spec = world.spec(_SERVING, netns=given, policy=policy)
-        for _ in range(2):
+        for start in range(2):
             box = await world.launch(spec)
             await box.said("ready")
             assert await fetch(given, link.box, 8090) == b"of the box\n"
-            answering = asyncio.to_thread(answer, server, b"of the namespace\n")
-            (_, output, errors), _ = await asyncio.gather(
-                world.exec(box, f"nc -w 5 {link.namespace} {port_of(server)} </dev/null"), answering
-            )
-            assert output == "of the namespace\n", errors
-            await world.boxes.signal(spec.id, 9)
-            await box.end()
-        box = await world.launch(spec)
-        await box.said("ready")
-        tried = {link.namespace, link.box, "127.0.0.1", "10.0.2.2", "169.254.169.254"}
-        with suppress(OSError):
-            tried.add(socket.gethostbyname(socket.gethostname()))
+            answering = asyncio.to_thread(answer, server, bytes(3_000_000))
+            call = f"nc -w 5 {link.namespace} {port_of(server)} </dev/null | wc -c"
+            (_, output, errors), _ = await asyncio.gather(world.exec(box, call), answering)
+            assert output.strip() == "3000000", errors
+            if start == 0:
+                await world.boxes.signal(spec.id, 9)
+                await box.end()
         ports = " ".join(str(port_of(each)) for each in closed)
         _, output, _ = await world.exec(
             box,
-            f"for a in {' '.join(sorted(tried))}; do for p in {ports}; "
-            "do nc -w 1 $a $p </dev/null && echo reached $a:$p; done; done",
+            f"for a in {' '.join(tried(link.namespace, link.box))}; do for p in {ports}; do "
+            "(nc -w 1 $a $p </dev/null && echo reached $a:$p) & done; done; wait",
         )
         assert "reached" not in output, output
         await world.boxes.delete(spec.id)
-        names = inside(given, lambda: [name for _, name in socket.if_nameindex()])
-        assert names == ["lo"], names
+        assert interfaces(given) == ["lo"]
+        for delay in (0.0, 0.05, 0.1):  # cut off wherever it is
+            box = await world.launch(replace(spec, id=world.spec().id))
+            await asyncio.sleep(delay)
+            box.process.kill()
+            await world.boxes.delete(box.spec.id)
+            assert interfaces(given) == ["lo"]
 
 
 CHECKS: Final[dict[str, Check]] = {check.__name__: check for check in (is_linked_to_its_namespace,)}

@@ -13,7 +13,8 @@ import socket
 import struct
 from typing import Any, Final
 
-from bedstone.sandbox.links import BOX, NAMESPACE, PREFIX, inside
+from bedstone.sandbox.addresses import BOX, NAMESPACE, PREFIX
+from bedstone.sandbox.links import inside
 from bedstone.sandbox.netlink import ask, link_up, new_address
 
 TAP: Final = "tap-guest"

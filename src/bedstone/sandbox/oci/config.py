@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec
+from bedstone.sandbox.oci.entering import OWN
 from bedstone.sandbox.oci.seccomp import profile
 
 IDS: Final = 65536
@@ -173,11 +174,11 @@ def unapplied(limits: BoxLimits, place: Place) -> tuple[str, ...]:
 
 def _namespaces(spec: BoxSpec, place: Place) -> list[dict[str, str]]:
     found = [{"type": name} for name in ("pid", "ipc", "uts", "mount", "cgroup")]
+    # What a box is given is not the runtime's to enter, see `entering`.
     if spec.netns is None:
         found.append({"type": "network"})
     elif place.sentry:
-        # The runtime is in it already, see `entering`; runsc wants to be told.
-        found.append({"type": "network", "path": "/proc/self/ns/net"})
+        found.append({"type": "network", "path": f"/proc/self/fd/{OWN}"})
     if place.first_id is not None:
         found.append({"type": "user"})
     return found

@@ -10,6 +10,7 @@ another one made, whose files are the truth.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -38,9 +39,10 @@ from bedstone.sandbox.box import (
     Stdio,
 )
 from bedstone.sandbox.folders import write
-from bedstone.sandbox.links import link_shared
+from bedstone.sandbox.links import inside, link_shared, link_stacks
 from bedstone.sandbox.oci.config import Place, config, process, unapplied
 from bedstone.sandbox.oci.copying import command as copying
+from bedstone.sandbox.oci.entering import How, end_name, remove
 from bedstone.sandbox.oci.entering import command as entering
 from bedstone.sandbox.oci.folders import Folders
 from bedstone.sandbox.oci.groups import Groups
@@ -66,6 +68,7 @@ class OciBoxes:
     """
 
     _sentry = False
+    _how: How = "shared"
 
     def __init__(self, home: Path, groups: Groups | None = None) -> None:
         self._folders = Folders(home.absolute(), self.isolation)
@@ -262,7 +265,7 @@ class OciBoxes:
             bundle = str(self._folders.folder(spec.id) / "bundle")
             argv = self._foreground(spec, runtime, ("run", "--bundle", bundle, spec.id))
             if spec.netns is not None:
-                argv = entering(spec.netns, argv)
+                argv = entering(self._how, spec.netns, spec.id, argv)
             return Launch(argv, environment(), tuple(made["notes"]))
 
     def _foreground(
@@ -341,6 +344,11 @@ class OciBoxes:
             shutil.rmtree(state, ignore_errors=True)  # a start that was cut off before it counted
         for file in runtime.state.glob(f"{box}_sandbox:*"):
             file.unlink(missing_ok=True)
+        if self._how == "paired":
+            with contextlib.suppress(Error):  # the namespace is gone, or was never there
+                spec = self._folders.spec(box)
+                if spec.netns is not None:
+                    inside(spec.netns, lambda: remove(end_name(box)))
         self._folders.clear(box)
 
     async def _copy(self, field: Any, box: str, path: str) -> asyncio.subprocess.Process:
@@ -395,6 +403,7 @@ class GvisorBoxes(OciBoxes):
     """`gvisor`: a kernel in user space, by runsc."""
 
     _sentry = True
+    _how = "paired"
 
     @property
     def isolation(self) -> str:
@@ -402,8 +411,8 @@ class GvisorBoxes(OciBoxes):
         return "gvisor"
 
     async def link(self, netns: str) -> Link:
-        """Not possible yet; see the protocol."""
-        raise UnavailableError(f"a gvisor box cannot be linked to {netns} yet")
+        """The cable is laid when the box starts; see the protocol."""
+        return await asyncio.to_thread(link_stacks, netns)
 
     def _candidates(self) -> Sequence[Runtime]:
         program = which("runsc")
