@@ -146,6 +146,7 @@ class Sandbox:
         disk: int | None = 1 << 30,
         readonly: bool = False,
         policy: Policy | None = None,
+        lazy: bool = True,
         home: Path | None = None,
     ) -> AsyncIterator[Sandbox]:
         """A box that waits for programs to run; deleted with all that is in it at the end.
@@ -164,6 +165,7 @@ class Sandbox:
             disk: bytes that it may write.
             readonly: whether nothing can be written but to mounts and /tmp.
             policy: what it may be and do; by default what these arguments say.
+            lazy: whether an image may be mounted before all of it is here, where that works.
             home: where boxes are kept.
 
         Raises:
@@ -173,7 +175,8 @@ class Sandbox:
         standalone = Standalone(home or boxes_directory())
         boxes = await standalone.driver(isolation)
         try:
-            found = await find_root(root, box)
+            # A microVM's root is made of all of its files at once.
+            found = await find_root(root, box, lazy=lazy and isolation != "microvm")
             command, file = await asyncio.to_thread(idle, standalone.home)
             if file is not None:
                 mounts = (*mounts, Mount(file, TARGET))
@@ -191,7 +194,7 @@ class Sandbox:
                 readonly=readonly,
                 policy=policy,
             )
-            notes = await standalone.start(spec, isolation)
+            notes = (*found.notes, *await standalone.start(spec, isolation))
         except BaseException:
             await asyncio.to_thread(let_go, box)
             raise

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bedstone.errors import InvalidError, NotFoundError
-
-if TYPE_CHECKING:
-    from bedstone.images.reference import Reference
-    from bedstone.images.store import ContentStore
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -31,6 +25,7 @@ class Root:
         cwd: working directory.
         user: `NAME[:GROUP]` or numbers; empty is root.
         image: its name; empty for a directory.
+        notes: why an image was not mounted lazily, if it was not.
     """
 
     path: Path
@@ -40,16 +35,23 @@ class Root:
     cwd: str = "/"
     user: str = ""
     image: str = ""
+    notes: tuple[str, ...] = ()
 
 
 async def find_root(
-    name: str, box: str, *, tell: Callable[[str], None] = lambda _text: None
+    name: str,
+    box: str,
+    *,
+    lazy: bool = True,
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> Root:
     """A root by its name: a path, if it has a leading `/` or `.`, else an image.
 
     Args:
         name: path or image.
         box: the id of the box that needs it; an image is kept for it until `let_go`.
+        lazy: whether an image may be mounted before all of it is here (root, Linux 6.12 or loop
+            devices); a driver that reads all of it at once does better without.
         tell: is told that an image is being fetched.
 
     Raises:
@@ -61,55 +63,45 @@ async def find_root(
             raise NotFoundError(f"no directory {name}", hint="name a root directory, or an image")
         return Root(path)
     from bedstone.images.home import images_directory
-    from bedstone.images.opening import open_image
     from bedstone.images.reference import Reference
-    from bedstone.images.roots import prepare_root
+    from bedstone.images.starting import start_root
     from bedstone.images.store import ContentStore
 
-    content = ContentStore(images_directory())
     wanted = Reference.parse(name)
-    try:
-        image = open_image(content, wanted)
-    except NotFoundError:
-        tell(f"pulling {wanted.familiar}")
-        await _pull(content, wanted)
-        image = open_image(content, wanted)
-    content.lease(lease_name(box)).add(image.root.digest)
-    path, _ = await asyncio.to_thread(prepare_root, content, image)
-    run = image.config.config
+    content = ContentStore(images_directory())
+    started = await start_root(content, wanted, lease_name(box), lazy=lazy, tell=tell)
+    run = started.image.config.config
     pairs = (text.partition("=") for text in run.env)
     return Root(
-        path,
+        started.path,
         run.entrypoint,
         run.cmd,
         {"PATH": DEFAULT_PATH} | {key: value for key, _, value in pairs},
         posixpath.normpath(run.working_dir or "/"),
         run.user,
         wanted.familiar,
+        started.notes,
     )
 
 
 def let_go(box: str) -> None:
-    """The box needs its image no longer. Idempotent."""
+    """The box needs its image no longer. Idempotent. Blocks."""
     from bedstone.images.home import images_directory
     from bedstone.images.store import ContentStore
 
-    if images_directory().is_dir():
-        ContentStore(images_directory()).lease(lease_name(box)).release()
+    if not images_directory().is_dir():
+        return
+    content = ContentStore(images_directory())
+    content.lease(lease_name(box)).release()
+    if any(content.root.glob("lazy/run-*")):
+        from bedstone.images.lazy.holding import sweep
+
+        sweep(content)
 
 
 def lease_name(box: str) -> str:
     """What keeps a box's image from being collected."""
     return f"box {box}"
-
-
-async def _pull(content: ContentStore, wanted: Reference) -> None:
-    from bedstone.images.endpoints import from_environment
-    from bedstone.images.pulling import pull
-    from bedstone.images.registry import RegistryClient
-
-    async with RegistryClient(from_environment()) as client:
-        await pull(content, client, wanted)
 
 
 def find_user(root: Path, text: str) -> tuple[int, int]:

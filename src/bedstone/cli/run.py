@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,9 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 @click.option(
     "--net", type=click.Choice(["none"]), default="none", help="Loopback alone; the only one yet."
 )
+@click.option(
+    "--no-lazy", is_flag=True, help="Fetch and unpack all of an image before the program starts."
+)
 @click.option("--cap-drop", is_flag=False, flag_value="ALL", help="ALL: no capability at all.")
 @click.option(
     "--policy",
@@ -88,6 +92,7 @@ def run(
     tty: bool,
     remove: bool,
     read_only: bool,
+    no_lazy: bool,
 ) -> None:
     """See `bedstone run --help`."""
     from bedstone.boxes.api import CAPABILITIES, new_id, specify
@@ -105,7 +110,10 @@ def run(
     standalone = Standalone(boxes_directory())
 
     async def prepared() -> BoxSpec:
-        found = await find_root(root, box, tell=terminal.say)
+        # A microVM's root is made of all of its files at once.
+        lazy = not no_lazy and isolation != "microvm"
+        found = await find_root(root, box, lazy=lazy, tell=terminal.say)
+        _say_notes(terminal, found.notes)
         start = (entrypoint,) if entrypoint else found.entrypoint
         whole = (*start, *(command or (() if entrypoint else found.command)))
         if not whole:
@@ -140,8 +148,7 @@ def run(
         except BaseException:
             await asyncio.to_thread(let_go, box)
             raise
-        for note in notes:
-            terminal.say(f"note: {note}")
+        _say_notes(terminal, notes)
         if detach:
             terminal.answer(box)
             return 0
@@ -153,6 +160,11 @@ def run(
     status = asyncio.run(work())
     if status:
         raise Failed(status)
+
+
+def _say_notes(terminal: Terminal, notes: Sequence[str]) -> None:
+    for note in notes:
+        terminal.say(f"note: {note}")
 
 
 def parse_size(text: str) -> int:

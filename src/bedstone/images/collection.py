@@ -55,6 +55,10 @@ def collect(store: ContentStore, *, partial_after: float = 86400.0) -> Collected
     Raises:
         OSError: the disk refuses.
     """
+    if any(store.root.glob("lazy/run-*")):
+        from bedstone.images.lazy.holding import sweep  # it needs much, and is seldom needed
+
+        sweep(store)
     with store.collecting():
         kept = closure(store, roots(store))
         removed = [(digest, size) for digest, size in store.blobs() if digest not in kept]

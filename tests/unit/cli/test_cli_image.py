@@ -190,7 +190,7 @@ def test_the_policy_beside_the_store_is_enforced(
         prepare_root(store, image)
     policy.write_text("images: []")
     with pytest.raises(DeniedError):
-        asyncio.run(_lazily(store, image, tmp_path))
+        asyncio.run(_lazily(store, image))
     assert command("image", "pull", name).status == 5
 
 
@@ -255,8 +255,8 @@ def test_what_an_image_is_made_of_is_shown_and_kept(
     assert json.loads(command("image", "sbom", name, "-o", "json").out) == _SBOM
 
 
-async def _lazily(store: ContentStore, image: Opened, target: Path) -> None:
-    async with lazy_root(store, image, target, ways=("erofs",)):
+async def _lazily(store: ContentStore, image: Opened) -> None:
+    async with lazy_root(store, image, ways=("erofs",)):
         pass
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -94,6 +94,14 @@ def build(store: ContentStore, image: Opened, form: Form) -> Descriptor:
     return artifact
 
 
+def find(store: ContentStore, image: Opened) -> Descriptor:
+    """The lazy image that is attached to an image. Raises NotFoundError."""
+    attached = store.attached(image.descriptor.digest).get(_KIND)
+    if attached is None:
+        raise NotFoundError(f"no lazy image was made of {image.reference.familiar}")
+    return attached
+
+
 def load(store: ContentStore, image: Opened) -> Lazy:
     """The lazy image that is attached to an image.
 
@@ -102,9 +110,7 @@ def load(store: ContentStore, image: Opened) -> Lazy:
         InvalidError: it cannot be read, or is of another image.
         VerificationError: a part of it is damaged.
     """
-    attached = store.attached(image.descriptor.digest).get(_KIND)
-    if attached is None:
-        raise NotFoundError(f"no lazy image was made of {image.reference.familiar}")
+    attached = find(store, image)
     what = f"the lazy image of {image.reference.familiar}"
     manifest = parse(Manifest, store.read(attached.digest), what)
     if manifest.subject is None or manifest.subject.digest != image.descriptor.digest:
@@ -124,25 +130,33 @@ def load(store: ContentStore, image: Opened) -> Lazy:
     return Lazy(metadata, table, spans)
 
 
-def remember(store: ContentStore, image: Opened, touched: Sequence[int]) -> None:
-    """Keep what a run has touched, for the next ones to read ahead.
+def remember(store: ContentStore, subject: str, lazy: str, touched: Sequence[int]) -> None:
+    """Keep what the first run has touched, for the next ones to read ahead.
 
-    Raises:
-        NotFoundError: no lazy image was made of it.
+    Args:
+        store: the store.
+        subject: the digest of the image's manifest.
+        lazy: the digest of the lazy image that was run; nothing is kept if it is not the one that
+            is attached now, or if a list of it is there.
+        touched: numbers of chunks, in order.
     """
-    attached = store.attached(image.descriptor.digest).get(_KIND)
-    if attached is None:
-        raise NotFoundError(f"no lazy image was made of {image.reference.familiar}")
-    data = json.dumps({"lazy": attached.digest, "chunks": list(touched)}).encode()
-    name = f"lazy-touched-{secrets.token_hex(8)}"
-    with store.lease(name, seconds=600) as lease:
-        store.attach(image.descriptor.digest, _TOUCHED_KIND, _put(store, lease, data, _TOUCHED))
+    attached = store.attached(subject)
+    if not touched or _KIND not in attached or attached[_KIND].digest != lazy:
+        return
+    if _remembered(store, attached):
+        return
+    data = json.dumps({"lazy": lazy, "chunks": list(touched)}).encode()
+    with store.lease(f"lazy-touched-{secrets.token_hex(8)}", seconds=600) as lease:
+        store.attach(subject, _TOUCHED_KIND, _put(store, lease, data, _TOUCHED))
 
 
 def remembered(store: ContentStore, image: Opened) -> list[int]:
     """What an earlier run has touched, in order; nothing if none was, or of another lazy image."""
-    attachments = store.attached(image.descriptor.digest)
-    lazy, touched = attachments.get(_KIND), attachments.get(_TOUCHED_KIND)
+    return _remembered(store, store.attached(image.descriptor.digest))
+
+
+def _remembered(store: ContentStore, attached: Mapping[str, Descriptor]) -> list[int]:
+    lazy, touched = attached.get(_KIND), attached.get(_TOUCHED_KIND)
     if lazy is None or touched is None:
         return []
     try:

@@ -1,17 +1,20 @@
 """The keeper: holds an image's FUSE descriptor, and sees to it that a server answers on it.
 
-    python -m bedstone.images.lazy.keeper DIRECTORY [--take-over]
+    python -m bedstone.images.lazy.keeper DIRECTORY [--take-over | --descriptor N]
 
 It is a daemon: the command returns once a server serves, with status 1 if none does. It mounts
 DIRECTORY/blobs, answers INIT, and starts the server; one that dies is replaced, and the kernel
 gives the new one what the old one had read and not answered. Readers wait for that moment and see
-nothing else. It does no other work, so that nothing else can end it.
+nothing else. It does no other work, so that nothing else can end it. When it is killed all the
+same, the server becomes a keeper, with the descriptor that it has (`--descriptor`): only the death
+of both at once ends a mount.
 
 DIRECTORY/keeper.sock, for processes of the same user, takes one word a connection:
 
 - `upgrade`: start a server of the code that is installed now, then end the old one; `ok` when done.
 - `hand over`: the descriptor comes by SCM_RIGHTS, this keeper's server ends, and so does the
   keeper; the mount stays. A keeper started with `--take-over` says this.
+- `here`: `ok`, which says that it lives.
 - `stop`: unmount and end. SIGTERM does the same.
 """
 
@@ -29,6 +32,7 @@ import sys
 import time
 from pathlib import Path
 
+from bedstone import __version__
 from bedstone.errors import InvalidError
 from bedstone.images.lazy import fuse, kernel
 
@@ -72,7 +76,8 @@ class Keeper:
     def take_over(self) -> None:
         """Get the descriptor from the keeper that runs, which ends then."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.connect(str(self._directory / "keeper.sock"))
+            with kernel.short(self._directory) as folder:
+                client.connect(f"{folder}/keeper.sock")
             client.sendall(b"hand over")
             _, descriptors, _, _ = socket.recv_fds(client, 16, 1)
             if not descriptors:
@@ -80,6 +85,10 @@ class Keeper:
             self._descriptor = descriptors[0]
             while client.recv(16):  # until it has ended
                 pass
+
+    def go_on(self, descriptor: int) -> None:
+        """Keep what a killed keeper has left; the caller was its server."""
+        self._descriptor = descriptor
 
     def run(self, ready: int) -> None:
         """Keep, until told to stop or to hand over; a byte goes to `ready` once a server serves."""
@@ -90,7 +99,8 @@ class Keeper:
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
             selectors.DefaultSelector() as selector,
         ):
-            listener.bind(str(socket_path))
+            with kernel.short(self._directory) as folder:
+                listener.bind(f"{folder}/keeper.sock")
             socket_path.chmod(0o600)
             listener.listen()
             wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -104,6 +114,7 @@ class Keeper:
             if self._server is None or self._server.poll() is not None:
                 self._end()
                 raise InvalidError("the blob server ended at once")
+            (self._directory / "version").write_text(__version__)
             os.write(ready, b"1")
             os.close(ready)
             while not self._stopping:
@@ -180,6 +191,8 @@ class Keeper:
                 return
             with contextlib.suppress(OSError):
                 match connection.recv(16):
+                    case b"here":
+                        connection.sendall(b"ok")
                     case b"upgrade":
                         new = self._launch()
                         self._stop_server()
@@ -234,10 +247,13 @@ def main() -> int:
     os.close(ready_in)
     os.setsid()
     keeper = Keeper(directory)
-    if "--take-over" in sys.argv[2:]:
-        keeper.take_over()
-    else:
-        keeper.mount()
+    match sys.argv[2:]:
+        case ["--take-over"]:
+            keeper.take_over()
+        case ["--descriptor", number]:
+            keeper.go_on(int(number))
+        case _:
+            keeper.mount()
     keeper.run(ready_out)
     return 0
 

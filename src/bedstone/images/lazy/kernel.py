@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
@@ -33,6 +35,16 @@ def unmount(target: Path, flags: int = 0) -> None:
     if _libc.umount2(os.fsencode(target), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"umount: {os.strerror(number)}", str(target))
+
+
+@contextmanager
+def short(directory: Path) -> Iterator[str]:
+    """Another path of a directory, for sockets in it: their paths may have 107 bytes only."""
+    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
 
 
 def release() -> tuple[int, int]:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -84,15 +85,20 @@ class Mounted:
 
     async def close(self) -> None:
         """Unmount, and end the keeper. Idempotent; a plain tree is the caller's."""
+        await asyncio.to_thread(self.release)
+
+    def release(self) -> None:
+        """As `close`, blocking."""
         if self.directory is None:
             return
         # Held by nobody but us, or by somebody who keeps it until they close it.
         with contextlib.suppress(OSError):
             kernel.unmount(self.target, kernel.MNT_DETACH)
         for loop in self.loops:
-            await _losetup("--detach", loop)
+            with contextlib.suppress(UnavailableError):
+                _losetup("--detach", loop)
         with contextlib.suppress(UnavailableError):
-            await tell(self.directory, "stop")
+            say(self.directory, "stop")
         (self.directory / _RECORD).unlink(missing_ok=True)
 
 
@@ -149,14 +155,13 @@ async def _lazily(image: Lazy, spec: Spec, target: Path, way: How, reason: str) 
             _mount_erofs(str(metadata), str(device), target)
         else:
             for file in (metadata, device):
-                loop = await _losetup("--find", "--show", "--read-only", str(file))
+                loop = await asyncio.to_thread(
+                    _losetup, "--find", "--show", "--read-only", str(file)
+                )
                 loops.append(loop)
             _mount_erofs(loops[0], loops[1], target)
     except BaseException:
-        for loop in loops:
-            await _losetup("--detach", loop)
-        with contextlib.suppress(UnavailableError):
-            await tell(spec.directory, "stop")
+        await Mounted(target, way, reason, spec.directory, tuple(loops)).close()
         raise
     record = {"target": str(target), "how": way, "reason": reason, "loops": loops}
     (spec.directory / _RECORD).write_text(json.dumps(record))
@@ -188,41 +193,38 @@ async def start_keeper(directory: Path, *, take_over: bool = False) -> None:
 
 
 async def tell(directory: Path, word: str) -> None:
+    """As `say`, in a thread."""
+    await asyncio.to_thread(say, directory, word)
+
+
+def say(directory: Path, word: str) -> None:
     """Say a word to a directory's keeper, and wait until it is done.
 
     Raises:
         UnavailableError: there is no keeper, or it did not do it.
     """
-
-    def talk() -> bytes:
+    try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(30.0)
-            client.connect(str(directory / "keeper.sock"))
+            with kernel.short(directory) as folder:
+                client.connect(f"{folder}/keeper.sock")
             client.sendall(word.encode())
-            return client.recv(16)
-
-    try:
-        answer = await asyncio.to_thread(talk)
+            answer = client.recv(16)
     except OSError as error:
         raise UnavailableError(f"the image's keeper does not answer: {error}") from error
     if answer != b"ok":
         raise UnavailableError(f"the image's keeper did not {word}")
 
 
-async def _losetup(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        "losetup", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    if process.returncode != 0:
-        raise UnavailableError(f"losetup: {err.decode(errors='replace').strip()}")
-    return out.decode().strip()
+def _losetup(*arguments: str) -> str:
+    done = subprocess.run(["losetup", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UnavailableError(f"losetup: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def _module(name: str) -> bool:
     """Whether the kernel has a module for a file system, loaded if it is there."""
-    import subprocess
-
     found = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
         return False

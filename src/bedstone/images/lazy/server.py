@@ -4,7 +4,8 @@
 
 It is started by the keeper (`bedstone.images.lazy.keeper`), which holds the FUSE descriptor. It
 keeps no state that a successor would need: killed at any moment, the next one goes on with what
-the kernel then asks again.
+the kernel then asks again. When the keeper dies, which it sees by the end of its input, it becomes
+one itself.
 
 A read whose chunk does not verify, or that no source has for as long as the patience, fails with
 EIO; only that read. Each refused chunk is a line in DIRECTORY/events.jsonl.
@@ -141,7 +142,8 @@ def _replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-async def _serve(directory: Path, descriptor: int, *, resend: bool, wait: bool) -> None:
+async def _serve(directory: Path, descriptor: int, *, resend: bool, wait: bool) -> bool:
+    """Serve; whether the end is the keeper's death."""
     spec = Spec.load(directory)
     journal = Journal(directory)
     chunks = spec.chunks(journal.reject)
@@ -149,10 +151,23 @@ async def _serve(directory: Path, descriptor: int, *, resend: bool, wait: bool) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    if wait and not await asyncio.to_thread(sys.stdin.readline):
-        return  # the keeper is gone
+    with contextlib.suppress(BrokenPipeError):  # the keeper is gone: seen below
+        os.write(1, b"ready\n")
+    orphaned = False
+    if wait:
+        told = os.read(0, 16)  # the keeper's word; without it, the keeper is gone
+        orphaned = not told
+
+        def bereaved() -> None:
+            nonlocal orphaned
+            orphaned = True
+            loop.remove_reader(0)
+            server.stop()
+
+        if orphaned:
+            server.stop()
+        else:
+            loop.add_reader(0, bereaved)
 
     async def report() -> None:
         while True:
@@ -167,6 +182,7 @@ async def _serve(directory: Path, descriptor: int, *, resend: bool, wait: bool) 
         for task in others:
             task.cancel()
     journal.write(chunks)
+    return orphaned
 
 
 def main() -> None:
@@ -177,7 +193,11 @@ def main() -> None:
     parser.add_argument("--resend", action="store_true")
     parser.add_argument("--wait", action="store_true")
     given = parser.parse_args()
-    asyncio.run(_serve(given.directory, given.descriptor, resend=given.resend, wait=given.wait))
+    directory, descriptor = given.directory, given.descriptor
+    if asyncio.run(_serve(directory, descriptor, resend=given.resend, wait=given.wait)):
+        os.set_blocking(descriptor, True)
+        keeper = ["-m", "bedstone.images.lazy.keeper", str(directory), "--descriptor"]
+        os.execv(sys.executable, [sys.executable, *keeper, str(descriptor)])  # noqa: S606
 
 
 if __name__ == "__main__":
