@@ -61,6 +61,14 @@ async def clear(home: Path) -> None:
         await standalone.delete(listed.info.spec.id)
 
 
+def need(isolation: str, place: Path) -> None:
+    """Skip a test whose driver cannot work here."""
+    try:
+        asyncio.run(KIND.load(isolation)(place / "boxes").open())
+    except UnavailableError as error:
+        pytest.skip(f"{error}; {error.hint}")
+
+
 class Command:
     """The command line with a home of its own: in this process, where it needs no input."""
 
@@ -115,18 +123,43 @@ def test_run_is_as_the_program_is(command: Command, place: Path) -> None:
 def test_what_is_wrong_is_said(command: Command, place: Path) -> None:
     root = str(place / "root")
     for words, status, text in (
-        (("run", str(place / "none"), "x"), 3, "no directory"),
-        (("run", root), 2, "names no command"),
-        (("run", "--isolation", "none", root, "x"), 2, "expected one of container"),
-        (("run", "-t", root, "x"), 2, "terminal"),
-        (("run", "-m", "much", root, "x"), 2, "expected such as 512m"),
-        (("run", "-v", "/none:/x", root, "x"), 3, "nothing is at"),
+        (("run", str(place / "none"), "x"), 125, "no directory"),
+        (("run", root), 125, "names no command"),
+        (("run", "--isolation", "none", root, "x"), 125, "expected one of container"),
+        (("run", "-t", root, "x"), 125, "terminal"),
+        (("run", "-m", "much", root, "x"), 125, "expected such as 512m"),
+        (("run", "-v", "/none:/x", root, "x"), 125, "nothing is at"),
+        (("run", "--none"), 125, "No such option"),
+        (("box", "exec", "nothing", "x"), 125, "no box nothing"),
         (("box", "logs", "nothing"), 3, "no box nothing"),
     ):
         done = command(*words)
         assert done.returncode == status, (words, done.stderr)
         assert text in done.stderr
     assert [path.name for path in (place / "boxes").glob("*/isolation")] == []
+
+
+@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+def test_statuses_are_those_of_container_engines(
+    isolation: str, command: Command, place: Path
+) -> None:
+    need(isolation, place)
+    root = str(place / "root")
+    (place / "root/etc/plain").write_text("no program")
+    words = ("--isolation", isolation, "--name", "status-box", root)
+    for program, status in (("nope", 127), ("/etc/nope", 127), ("/etc/plain", 126)):
+        assert command("run", "--rm", *words, program).returncode == status
+    assert command("run", "--rm", *words, "sh", "-c", "exit 128").returncode == 128
+    done = command("run", "-d", *words, "nope")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert "nope" in done.stderr
+    (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
+    assert (found["state"], found["exit_code"]) == ("stopped", 127)
+    command.answer("box", "rm", "status-box")
+    command.answer("run", "-d", *words, "sleep", "60")
+    for program, status in (("nope", 127), ("/etc/plain", 126), ("false", 1)):
+        assert command("box", "exec", "status-box", program).returncode == status
+    command.answer("box", "rm", "-f", "status-box")
 
 
 def test_a_policy_of_ones_own(command: Command, place: Path) -> None:
@@ -139,7 +172,7 @@ def test_a_policy_of_ones_own(command: Command, place: Path) -> None:
     words = ("run", "--rm", "--cap-drop", "ALL", "--policy", str(policy))
     assert command(*words, str(place / "root"), "/bin/sh", "-c", "exit 4").returncode == 4
     done = command(*words, str(place / "root"), "/bin/id")
-    assert done.returncode == 5
+    assert done.returncode == 125
     assert "field `programs`" in done.stderr
 
 
@@ -150,7 +183,7 @@ def test_the_life_of_a_box(command: Command, place: Path) -> None:
     script = "trap 'echo bye; exit 7' TERM; cat /data/file; while :; do sleep 0.05; done"
     words = ("--name", "db-box", "-v", f"{data}:/data:ro", "--hostname", "dbhost")
     command.answer("run", "-d", *words, str(place / "root"), "sh", "-c", script)
-    assert command("run", "-d", "--name", "db-box", str(place / "root"), "true").returncode == 4
+    assert command("run", "-d", "--name", "db-box", str(place / "root"), "true").returncode == 125
     while "shared" not in command.answer("box", "logs", "db-box"):
         time.sleep(0.05)
     (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
@@ -243,10 +276,7 @@ def test_sandbox_in_python(isolation: str, place: Path) -> None:
             assert (await box.exec("true", stdin=b"x" * 1_000_000)).code == 0
             return box.id
 
-    try:
-        asyncio.run(KIND.load(isolation)(home).open())
-    except UnavailableError as error:
-        pytest.skip(f"{error}; {error.hint}")
+    need(isolation, place)
     assert not leftovers(home, asyncio.run(work()))
 
 

@@ -80,6 +80,9 @@ def test_a_guest_is_a_machine_of_its_own(place: Path) -> None:
             ]
             assert "init" not in lines, errors
             assert status != 0
+            for command, expected in (("nope", 127), ("/etc/passwd", 126), ("false", 1)):
+                status, _, errors = await world.exec(box, (command,))
+                assert (status, command in errors) == (expected, expected > 1)
             assert_confined(world, box.spec)
 
     asyncio.run(use())

@@ -20,7 +20,7 @@ from bedstone.boxes.home import boxes_directory
 from bedstone.boxes.idle import TARGET, idle
 from bedstone.boxes.roots import Root, find_root, find_user, let_go
 from bedstone.boxes.standalone import Standalone
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats, Stdio
 from bedstone.sandbox.boxes import Boxes
 from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
@@ -199,7 +199,10 @@ class Sandbox:
             await asyncio.to_thread(let_go, box)
             raise
         try:
-            await _started(boxes, box)
+            if not await standalone.started(box):
+                text = b"".join([block async for block in standalone.logs(box)])
+                said = text.decode(errors="replace").strip().splitlines()
+                raise UnavailableError(f"box {box} did not start: {said[-1:] or 'it said nothing'}")
             yield cls(box, boxes, spec, notes)
         finally:
             await standalone.delete(box)
@@ -274,15 +277,6 @@ class Sandbox:
     def copy_out(self, path: str) -> AsyncIterator[bytes]:
         """A tar stream of a file or folder."""
         return self._boxes.copy_out(self.id, path)
-
-
-async def _started(boxes: Boxes, box: str) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            states = [info.state for info in await boxes.list() if info.spec.id == box]
-            if states == ["running"]:
-                return
-            await asyncio.sleep(0.02)
 
 
 def _give(descriptor: int, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """The parent of one stand-alone box: runs its command, keeps its output and its exit status.
 
-A script of the standard library alone, started as `python -I -S shim.py FOLDER --detach`, and
-independent of whoever started it. In the folder it finds `shim.json` and makes:
+A script of the standard library and of modules that need no more, started as `python -I -S shim.py
+FOLDER --detach`, and independent of whoever started it. In the folder it finds `shim.json` and
+makes:
 
 - `pid`: its own process id, once `attach` can be connected to;
 - `output`: what the box wrote, appended; at 16 MiB it becomes `output.1` and a new one begins;
@@ -82,7 +83,7 @@ class Shim:
             if child.poll() is not None:
                 self._flush_sources()
         code = child.returncode
-        self._end(128 - code if code < 0 else code)
+        self._end(self._status(128 - code if code < 0 else code))
 
     def _turn(self, wake: int, child: subprocess.Popen[bytes] | None) -> None:
         for key, events in self._waiter.select():
@@ -276,6 +277,13 @@ class Shim:
             self._waiter.unregister(client)
             client.close()
 
+    def _status(self, code: int) -> int:
+        if code == 0 or not self._config["log"]:
+            return code
+        from bedstone.sandbox.failing import ended  # what is rarely needed takes no room
+
+        return ended(code, self._config["started"], self._config["log"])
+
     def _end(self, code: int) -> None:
         _write("exit.json", json.dumps({"code": code, "at": time.time()}))
         for client in list(self._clients):
@@ -306,6 +314,8 @@ def main() -> None:
     """Run the box of the folder that the first argument names; `--detach`: as nobody's child."""
     if sys.argv[2:] == ["--detach"] and os.fork() != 0:
         os._exit(0)
+    # Nothing else is found: neither packages nor what is in the current folder.
+    sys.path.append(os.path.realpath(f"{__file__}/../../.."))
     os.chdir(sys.argv[1])
     with open("shim.json") as file:  # noqa: PTH123
         config = json.load(file)

@@ -23,6 +23,7 @@ from bedstone.boxes.roots import let_go
 from bedstone.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from bedstone.sandbox.box import BoxInfo, BoxSpec, check_id
 from bedstone.sandbox.boxes import KIND, Boxes
+from bedstone.sandbox.failing import read
 
 _PATIENCE: Final = 20.0
 
@@ -93,11 +94,14 @@ class Standalone:
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700)
             after = [sys.executable, "-m", "bedstone.boxes.remove", str(self.home), spec.id]
-            self._write(folder / "box.json", {"isolation": isolation, "notes": launch.notes})
+            starting = {"started": launch.started, "log": launch.log}
+            record = {"isolation": isolation, "notes": launch.notes, **starting}
+            self._write(folder / "box.json", record)
             self._write(
                 folder / "shim.json",
                 {
                     "argv": launch.argv,
+                    **starting,
                     "env": dict(launch.env),
                     "tty": spec.tty,
                     "stdin": stdin,
@@ -148,6 +152,25 @@ class Standalone:
         if code is None:
             raise UnavailableError(f"the shim of box {box} is gone, and no status is kept")
         return code
+
+    async def started(self, box: str) -> bool:
+        """Wait until its command runs, or has run; False if it ended and never did."""
+        record = self._record(box)
+        file = record["started"]
+        boxes = await self.driver_of(box)
+
+        async def there() -> bool:
+            if file:
+                return Path(file).exists()
+            return any(b.state != "stopped" for b in await boxes.list() if b.spec.id == box)
+
+        while not await there():
+            if not self._folder(box).exists():
+                return True  # it is removed at its end, which it has reached
+            if self.code(box) is not None or not self._alive(box):
+                return await there() or (not file and not read(record["log"]))
+            await asyncio.sleep(0.01)
+        return True
 
     async def gone(self, box: str, patience: float = 10.0) -> None:
         """Wait until a box that is removed at its end is away, for so many seconds at most."""

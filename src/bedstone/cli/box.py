@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bedstone.cli.failures import Failed
-from bedstone.cli.options import CONTEXT, output_option, teach
+from bedstone.cli.options import CONTEXT, AsProgram, output_option, teach
 from bedstone.cli.terminal import Terminal, columns, paint, seconds
 from bedstone.errors import ConflictError, InvalidError
 
@@ -98,9 +98,11 @@ def _described(listed: Listed) -> dict[str, Any]:
 
 @box.command(
     "exec",
+    cls=AsProgram,
     context_settings={**CONTEXT, "allow_interspersed_args": False},
     help=teach(
-        "Run a program in a box that runs; ends as it does.",
+        "Run a program in a box that runs. Ends as it does; where it could not be run, as "
+        "`bedstone run` does.",
         ("bedstone box exec db ls /data", "its output here"),
         ("bedstone box exec -it db sh", "with a terminal"),
     ),

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import click
 
+from bedstone.cli.failures import Failed, report
 from bedstone.cli.target import Target
+from bedstone.sandbox.failing import FAILED
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,6 +23,31 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
+
+
+class _Misused(click.UsageError):
+    exit_code = FAILED
+
+
+class AsProgram(click.Command):
+    """A command that ends as the program that it runs does, and with 125 for its own failures."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _Misused(error.format_message(), error.ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except (Failed, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            report(error)
+            raise Failed(FAILED) from error
 
 
 def teach(text: str, *examples: tuple[str, str]) -> str:

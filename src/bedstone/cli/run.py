@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from bedstone.cli.failures import Failed
-from bedstone.cli.options import CONTEXT, teach
+from bedstone.cli.options import CONTEXT, AsProgram, teach
 from bedstone.cli.terminal import Terminal
 from bedstone.errors import Error, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
+    from bedstone.boxes.standalone import Standalone
     from bedstone.sandbox.box import BoxSpec, Mount
     from bedstone.sandbox.policy import Policy
 
@@ -25,11 +26,13 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 
 
 @click.command(
+    cls=AsProgram,
     context_settings={**CONTEXT, "allow_interspersed_args": False},
     help=teach(
         "Run a program in a box: a root file system, limits, no network, and nothing of this "
         "machine but what is mounted. ROOT is a directory (with a leading / or .) or an image, "
-        "which is pulled if it is not here. Ends as the program does.",
+        "which is pulled if it is not here. Ends as the program does; with 127 if there is no such "
+        "program, 126 if it cannot be executed, 125 for anything else that kept it from running.",
         ("bedstone run --rm -it python:3.12", "a shell of an image, gone afterwards"),
         ("bedstone run --rm ./rootfs /bin/sh -c 'id'", "a directory, which is not changed"),
         ("bedstone run -d --name db -m 1g -v /srv/db:/data postgres:17", "in the background"),
@@ -150,8 +153,7 @@ def run(
             raise
         _say_notes(terminal, notes)
         if detach:
-            terminal.answer(box)
-            return 0
+            return await _left_running(standalone, box, terminal)
         status = await follow(standalone, box, stdin=interactive, terminal=tty)
         if remove:
             await standalone.gone(box)
@@ -165,6 +167,16 @@ def run(
 def _say_notes(terminal: Terminal, notes: Sequence[str]) -> None:
     for note in notes:
         terminal.say(f"note: {note}")
+
+
+async def _left_running(standalone: Standalone, box: str, terminal: Terminal) -> int:
+    """See a box start; the exit status."""
+    if await standalone.started(box):
+        terminal.answer(box)
+        return 0
+    async for block in standalone.logs(box):
+        os.write(2, block)
+    return await standalone.wait(box)
 
 
 def parse_size(text: str) -> int:

@@ -238,11 +238,18 @@ class Launch:
             `tty`, its standard streams have to be a terminal, and the one that controls it.
         env: the complete environment of that command.
         notes: in words, what of limits and isolation could not be applied, and why.
+        started: path of a file that is there once the box's command runs; empty where only `list`
+            tells.
+        log: path of a file with what kept the command from running, for `failing.ended`; empty
+            where the exit status of `argv` says it. Whoever starts the box again removes both files
+            first.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    started: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,9 @@ class Boxes(Protocol):
     async def exec(self, box: str, program: Exec, stdio: Stdio) -> Running:
         """Run one more program in a running box.
 
+        One that cannot be started ends with the status that `failing` has for it, and its error
+        output says why.
+
         Raises:
             DeniedError: the policy refuses; names the field.
         """

@@ -33,6 +33,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "size": [24, 80],
             "wait_for_client": False,
             "after": [],
+            "started": "",
+            "log": "",
         }
         (tmp_path / "shim.json").write_text(json.dumps(config | change))
         process = subprocess.Popen([sys.executable, "-I", "-S", shim.__file__, str(tmp_path)])
@@ -189,3 +191,17 @@ def test_nonsense_ends_the_connection_alone(start: Start, connect: Connect) -> N
 def test_something_runs_afterwards(start: Start, tmp_path: Path) -> None:
     start("exit 0", after=["/bin/sh", "-c", f"touch {tmp_path}/after"]).wait(20)
     assert (tmp_path / "after").exists()
+
+
+def test_what_a_runtime_could_not_start_has_a_status_of_its_own(
+    start: Start, tmp_path: Path
+) -> None:
+    started, log = tmp_path / "started", tmp_path / "log"
+    files = {"started": str(started), "log": str(log)}
+    log.write_text('{"msg": "exec: \\"/x\\": permission denied"}')
+    start("exit 1", **files).wait(20)
+    assert code(tmp_path) == 126
+    (tmp_path / "pid").unlink()
+    started.write_text("7")
+    start("exit 1", **files).wait(20)
+    assert code(tmp_path) == 1

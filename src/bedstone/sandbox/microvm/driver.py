@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from bedstone.errors import ConflictError, NotFoundError, UnavailableError
+from bedstone.errors import ConflictError, Error, NotFoundError, UnavailableError
 from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, Link, State, Stats, Stdio
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.links import link_stacks
@@ -76,6 +76,23 @@ class MicrovmRunning:
         """Its terminal has another size now."""
         if not self._program.ended:
             await self._program.resize(rows, columns)
+
+
+class Unstarted:
+    """A program that could not be started; see the protocol `Running`."""
+
+    def __init__(self, end: Exit) -> None:
+        self._end = end
+
+    async def wait(self) -> Exit:
+        """Its status, at once."""
+        return self._end
+
+    async def signal(self, number: int) -> None:
+        """Nothing is there to be signalled."""
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Nothing has a terminal."""
 
 
 class MicrovmBoxes:
@@ -255,10 +272,11 @@ class MicrovmBoxes:
         env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
         if path := os.environ.get("PYTHONPATH"):
             env["PYTHONPATH"] = path
-        folder = str(self._folders.folder(spec.id))
-        return Launch((sys.executable, "-m", monitor.__name__, folder), env, tuple(notes))
+        folder = self._folders.folder(spec.id)
+        argv = (sys.executable, "-m", monitor.__name__, str(folder))
+        return Launch(argv, env, tuple(notes), str(folder / monitor.STARTED))
 
-    async def exec(self, box: str, program: Exec, stdio: Stdio) -> MicrovmRunning:
+    async def exec(self, box: str, program: Exec, stdio: Stdio) -> MicrovmRunning | Unstarted:
         """Run one more program; see the protocol."""
         spec = self._running(box)
         check_exec(spec.policy, program.request(spec))
@@ -276,9 +294,13 @@ class MicrovmBoxes:
                 size=monitor.window_size(stdio.stdin) if program.tty else (24, 80),
                 stdin=True,
             )
-        except BaseException:
+        except BaseException as error:
             await agent.close()
             os.close(port)
+            if isinstance(error, Error) and (status := monitor.unstarted(error)) is not None:
+                with contextlib.suppress(OSError):
+                    os.write(stdio.stderr, f"bedstone: {error.message}\n".encode())
+                return Unstarted(Exit(status))
             raise
         return MicrovmRunning(agent, started, stdio, port)
 

@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from bedstone.errors import Error, UnavailableError
+from bedstone.errors import DeniedError, Error, NotFoundError, UnavailableError
 from bedstone.sandbox.box import Stdio
+from bedstone.sandbox.failing import FAILED
 from bedstone.sandbox.microvm import network
 from bedstone.sandbox.microvm.agent import Agent, Program
 from bedstone.sandbox.microvm.qemu import CONSOLE, Machine, port_socket
@@ -34,9 +35,9 @@ from bedstone.sandbox.microvm.stdio import Pump
 
 BOOT_PATIENCE: Final = 60.0
 LOCK: Final = "lock"
+STARTED: Final = "started"
 
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-_STARTED: Final = "started"
 _PDEATHSIG: Final = 1
 _CLONE_NEWNET: Final = 0x40000000
 
@@ -132,6 +133,14 @@ class Guest:
             await self.process.wait()
 
 
+def unstarted(error: Error) -> int | None:
+    """The exit status of a program that the guest has not, or does not execute; None otherwise."""
+    if isinstance(error, NotFoundError):
+        return 127
+    # What the policy refuses has a hint.
+    return 126 if isinstance(error, DeniedError) and error.hint is None else None
+
+
 async def fresh(agent: Agent) -> None:
     """Give a guest this machine's time, and random bytes that no other guest has."""
     await agent.request("reseed", entropy=os.urandom(64).hex())
@@ -193,8 +202,8 @@ async def run(folder: Path, lock: int) -> int:
             program = await agent.exec(**main, size=window_size(0), stdin=True, main=True)
         except Error as error:
             print(f"bedstone: {error}", file=sys.stderr)  # noqa: T201 - there is nobody else
-            return 127 if error.code == "not_found" else 126
-        (folder / _STARTED).touch()
+            return unstarted(error) or FAILED
+        (folder / STARTED).touch()
         running.append(program)
         for number in pending:
             pass_on(number)
@@ -206,7 +215,7 @@ async def run(folder: Path, lock: int) -> int:
         return status
     except Error as error:
         print(f"bedstone: {error}", file=sys.stderr)  # noqa: T201
-        return 125
+        return FAILED
     finally:
         await guest.stop()
 
@@ -229,13 +238,13 @@ def main() -> int:
         lock = lock_folder(folder)
     except OSError as error:
         print(f"bedstone: {error}", file=sys.stderr)  # noqa: T201
-        return 125
+        return FAILED
     if lock is None:
         print("bedstone: the box runs already", file=sys.stderr)  # noqa: T201
-        return 125
+        return FAILED
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
-    (folder / _STARTED).unlink(missing_ok=True)
+    (folder / STARTED).unlink(missing_ok=True)
     return asyncio.run(run(folder, lock))
 
 

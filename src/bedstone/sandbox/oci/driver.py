@@ -16,6 +16,7 @@ import os
 import shlex
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,11 +51,11 @@ from bedstone.sandbox.oci.machine import disk, end, installed, open_files, which
 from bedstone.sandbox.oci.probing import probe
 from bedstone.sandbox.oci.roots import build
 from bedstone.sandbox.oci.running import OciRunning
-from bedstone.sandbox.oci.runtime import Runtime, environment, reason
+from bedstone.sandbox.oci.runtime import Files, Runtime, environment, reason
 from bedstone.sandbox.policy import check_copy, check_exec, check_start
 
 _PROBE_LIMIT: Final = 5.0
-_STATES: Final[dict[str, State]] = {"running": "running", "created": "running", "paused": "paused"}
+_STATES: Final[dict[str, State]] = {"running": "running", "created": "stopped", "paused": "paused"}
 _TMP: Final = Mount("tmpfs", "/tmp", readonly=False, kind="tmpfs")  # noqa: S108
 _BLOCK: Final = 1 << 18
 
@@ -262,18 +263,21 @@ class OciBoxes:
                     self._clear(spec.id, runtime)
                     self._folders.unlock_for_good(spec.id)
                     raise
-            bundle = str(self._folders.folder(spec.id) / "bundle")
-            argv = self._foreground(spec, runtime, ("run", "--bundle", bundle, spec.id))
+            bundle = self._folders.folder(spec.id) / "bundle"
+            files = Files(str(bundle / "run.pid"), str(bundle / "run.log"))
+            argv = self._foreground(spec, runtime, str(bundle), files)
             if spec.netns is not None:
                 argv = entering(self._how, spec.netns, spec.id, argv)
-            return Launch(argv, environment(), tuple(made["notes"]))
+            notes = tuple(made["notes"])
+            # runsc writes that file before it starts the command.
+            started = "" if self._sentry else files.started
+            return Launch(argv, environment(), notes, started, files.log)
 
     def _foreground(
-        self, spec: BoxSpec, runtime: Runtime, arguments: tuple[str, ...]
+        self, spec: BoxSpec, runtime: Runtime, bundle: str, files: Files
     ) -> tuple[str, ...]:
         """The command that runs a box and passes signals on to it."""
-        del spec
-        return runtime.argv(*arguments)
+        return runtime.starting("run", "--bundle", bundle, spec.id, files=files)
 
     def _make(self, spec: BoxSpec, runtime: Runtime) -> dict[str, Any]:
         folder = self._folders.begin(spec)
@@ -427,7 +431,7 @@ class GvisorBoxes(OciBoxes):
         ]
 
     def _foreground(
-        self, spec: BoxSpec, runtime: Runtime, arguments: tuple[str, ...]
+        self, spec: BoxSpec, runtime: Runtime, bundle: str, files: Files
     ) -> tuple[str, ...]:
         network = "--network=none" if spec.netns is None else "--network=sandbox"
         # runsc passes signals on only with a terminal; a shell does for it. What is in /proc has
@@ -435,7 +439,8 @@ class GvisorBoxes(OciBoxes):
         kill = shlex.join(runtime.argv("kill", spec.id))
         passed = ("TERM", "HUP") if spec.tty else ("TERM", "HUP", "INT", "QUIT", "USR1", "USR2")
         traps = "; ".join(f"trap {shlex.quote(f'{kill} {name}')} {name}" for name in passed)
-        run = shlex.join(runtime.argv(*arguments, options=(network,)))
+        starting = replace(runtime, options=(*runtime.options, network))
+        run = shlex.join(starting.starting("run", "--bundle", bundle, spec.id, files=files))
         script = (
             f'{traps}; {run} <&0 & p=$!; while :; do wait "$p"; s=$?; [ -d "/proc/$p" ] || break; '
             'done; exit "$s"'

@@ -16,7 +16,8 @@ from typing import Any
 
 from bedstone.processes.linux import CLONE_NEWNET, setns
 from bedstone.sandbox.box import Exit, Stdio
-from bedstone.sandbox.oci.runtime import Runtime, environment
+from bedstone.sandbox.failing import ended
+from bedstone.sandbox.oci.runtime import Files, Runtime, environment
 
 
 class OciRunning:
@@ -27,7 +28,7 @@ class OciRunning:
         runtime: Runtime,
         box: str,
         child: asyncio.subprocess.Process,
-        files: tuple[Path, Path],
+        files: tuple[Path, Path, Path],
         terminal: int | None,
         *,
         sentry: bool,
@@ -38,6 +39,7 @@ class OciRunning:
         self._files = files
         self._terminal = terminal
         self._sentry = sentry
+        self._ended: Exit | None = None
 
     @classmethod
     async def start(
@@ -53,11 +55,11 @@ class OciRunning:
     ) -> OciRunning:
         """Start a process, as OCI describes it, from within the box's network namespace."""
         token = secrets.token_hex(8)
-        file, pid = folder / f"exec-{token}.json", folder / f"exec-{token}.pid"
+        file, pid, log = (folder / f"exec-{token}.{end}" for end in ("json", "pid", "log"))
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             json.dump(process, out)
-        option = "--internal-pid-file" if sentry else "--pid-file"
-        argv = runtime.argv("exec", "--process", str(file), option, str(pid), box)
+        said = Files(str(pid), str(log))
+        argv = runtime.starting("exec", "--process", str(file), box, files=said)
         tty = bool(process["terminal"])
 
         def begin() -> None:
@@ -80,14 +82,22 @@ class OciRunning:
             file.unlink(missing_ok=True)
             raise
         return cls(
-            runtime, box, child, (file, pid), os.dup(stdio.stdin) if tty else None, sentry=sentry
+            runtime,
+            box,
+            child,
+            (file, pid, log),
+            os.dup(stdio.stdin) if tty else None,
+            sentry=sentry,
         )
 
     async def wait(self) -> Exit:
         """Its end; see the protocol."""
         status = await self._child.wait()
-        self._close()
-        return Exit(128 - status if status < 0 else status)
+        if self._ended is None:
+            _, pid, log = self._files
+            self._ended = Exit(ended(128 - status if status < 0 else status, str(pid), str(log)))
+            self._close()
+        return self._ended
 
     async def signal(self, number: int) -> None:
         """Signal it; see the protocol."""

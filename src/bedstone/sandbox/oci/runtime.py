@@ -15,6 +15,14 @@ from bedstone.errors import UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """Where a runtime leaves whether it could start a program: see `failing.ended`."""
+
+    started: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A runtime with its global options.
 
@@ -39,6 +47,12 @@ class Runtime:
     def argv(self, *arguments: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
         """A command line; `options` are global ones for this call."""
         return (self.program, "--root", str(self.state), *self.options, *options, *arguments)
+
+    def starting(self, action: str, *arguments: str, files: Files) -> tuple[str, ...]:
+        """A command line that starts a program, and leaves in `files` whether it could."""
+        pid = "--internal-pid-file" if self.platform and action == "exec" else "--pid-file"
+        options = ("--log", files.log, "--log-format", "json")
+        return self.argv(action, pid, files.started, *arguments, options=options)
 
     async def call(self, *arguments: str, timeout: float = 30.0) -> tuple[int, str, str]:
         """Run a subcommand to its end: status, output, errors.
