@@ -1,23 +1,30 @@
 """What every driver keeps of its boxes on disk: one layout, so that all see whose a box is.
 
 `HOME/ID/` has `isolation` and `spec.json`, written first, and `launch.json`, written last: without
-it the box is half made, and is cleared away. `HOME/.state/` has what belongs to no box, and the
-locks of ids while boxes are made.
+it the box is half made, and is cleared away; and `first_id`, if its user ids are others here.
+`HOME/.state/` has what belongs to no box, and the locks of ids while boxes are made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.sandbox.box import BoxSpec, check_id
+
+IDS: Final = 65536
+"""User and group ids that a box has, from 0."""
+FIRST_ID: Final = 2_200_000_000
+"""First of the user ids of boxes, above those of instances (`sandbox.process`)."""
+SLOTS: Final = (2**32 - 1 - FIRST_ID) // IDS
 
 
 class Folders:
@@ -87,6 +94,26 @@ class Folders:
         """The ids of this isolation, sorted."""
         found = [path.parent.name for path in self.home.glob("*/isolation")]
         return sorted(box for box in found if self.owner(box) == self.isolation)
+
+    def take_ids(self, box: str) -> int:
+        """A range of user ids that no other box of this home has, kept by the box's folder.
+
+        Raises:
+            UnavailableError: there is none left.
+        """
+        with self.locked(""):
+            used = set()
+            for file in self.home.glob("*/first_id"):
+                with contextlib.suppress(OSError, ValueError):
+                    used.add(int(file.read_text()))
+            digest = hashlib.sha256(f"{self.home}\0{box}".encode()).digest()
+            slot = int.from_bytes(digest[:4], "big")
+            for step in range(SLOTS):
+                first = FIRST_ID + (slot + step) % SLOTS * IDS
+                if first not in used:
+                    write(self.folder(box) / "first_id", str(first))
+                    return first
+        raise UnavailableError(f"all {SLOTS} ranges of user ids are taken by boxes")
 
     def clear(self, box: str) -> None:
         """Remove all of a box. Idempotent."""

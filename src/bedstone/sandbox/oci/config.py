@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec
+from bedstone.sandbox.folders import IDS
 from bedstone.sandbox.oci.entering import OWN
 from bedstone.sandbox.oci.seccomp import profile
 
-IDS: Final = 65536
-"""User and group ids that a box has, from 0."""
 _PERIOD: Final = 100_000
 
 MASKED: Final = (

@@ -23,8 +23,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from bedstone.sandbox.oci import mounts
-from bedstone.sandbox.oci.alone import standard_python
+from bedstone.sandbox import mounts
+from bedstone.sandbox.alone import standard_python
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000

@@ -34,6 +34,7 @@ from bedstone.processes.linux import (
     unshare,
 )
 from bedstone.sandbox.addresses import BOX, NAMESPACE, PREFIX
+from bedstone.sandbox.alone import standard_python
 from bedstone.sandbox.netlink import (
     ask,
     default_route,
@@ -42,7 +43,6 @@ from bedstone.sandbox.netlink import (
     new_address,
     new_pair,
 )
-from bedstone.sandbox.oci.alone import standard_python
 
 INTERFACE: Final = "eth0"
 PREFIX_OF_ENDS: Final = "box-"

@@ -1,13 +1,11 @@
 """What the drivers over OCI runtimes keep of their boxes on disk, beside what every driver does.
 
-`HOME/ID/` also has `first_id`, if ids are mapped; `mnt/`, the mounts; and `bundle/config.json`. All
+`HOME/ID/` also has `mnt/`, the mounts; and `bundle/config.json`. All
 of it is root's; the box's own group may pass through, and nobody else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,9 +14,8 @@ from bedstone.errors import UnavailableError
 from bedstone.sandbox import folders
 from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.folders import write
-from bedstone.sandbox.oci.config import IDS
-from bedstone.sandbox.oci.mounts import mounted_below
-from bedstone.sandbox.oci.roots import FIRST_ID, SLOTS, release
+from bedstone.sandbox.mounts import mounted_below
+from bedstone.sandbox.oci.roots import release
 
 
 class Folders(folders.Folders):
@@ -41,23 +38,12 @@ class Folders(folders.Folders):
 
     def take_ids(self, box: str) -> int:
         """A range of user ids that no other box of this home has, kept by the box's folder."""
-        with self.locked(""):
-            used = set()
-            for file in self.home.glob("*/first_id"):
-                with contextlib.suppress(OSError, ValueError):
-                    used.add(int(file.read_text()))
-            digest = hashlib.sha256(f"{self.home}\0{box}".encode()).digest()
-            slot = int.from_bytes(digest[:4], "big")
-            for step in range(SLOTS):
-                first = FIRST_ID + (slot + step) % SLOTS * IDS
-                if first not in used:
-                    folder = self.folder(box)
-                    write(folder / "first_id", str(first))
-                    # The runtime goes through it as the box's root user, and nobody else does.
-                    os.chown(folder, 0, first)
-                    folder.chmod(0o710)
-                    return first
-        raise UnavailableError(f"all {SLOTS} ranges of user ids are taken by boxes")
+        first = super().take_ids(box)
+        folder = self.folder(box)
+        # The runtime goes through it as the box's root user, and nobody else does.
+        os.chown(folder, 0, first)
+        folder.chmod(0o710)
+        return first
 
     def clear(self, box: str) -> None:
         """Unmount and remove all of a box. Idempotent."""

@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import InvalidError, UnavailableError
+from bedstone.sandbox import mounts
 from bedstone.sandbox.box import BoxSpec, Mount
-from bedstone.sandbox.oci import mounts
-from bedstone.sandbox.oci.config import IDS
+from bedstone.sandbox.folders import IDS
 
-FIRST_ID: Final = 2_200_000_000
-"""First of the user ids of boxes, above those of instances (`sandbox.process`)."""
-SLOTS: Final = (2**32 - 1 - FIRST_ID) // IDS
 _PLAIN: Final = mounts.MS_NOSUID | mounts.MS_NODEV
 _PLACES: Final = 1 << 20
 _UNMAPPABLE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
