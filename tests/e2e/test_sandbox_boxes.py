@@ -58,7 +58,7 @@ async def clear(home: Path) -> None:
     """Delete what a test that failed has left."""
     standalone = Standalone(home)
     for listed in await standalone.list():
-        await standalone.delete(listed.info.spec.id)
+        await standalone.delete(listed.id)
 
 
 def need(isolation: str, place: Path) -> None:
@@ -255,6 +255,47 @@ def test_a_dead_shim_is_told_and_cleared(command: Command, place: Path) -> None:
     while left := leftovers(home, "orphan"):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+def test_one_box_that_nobody_understands_is_no_harm_to_others(
+    command: Command, place: Path
+) -> None:
+    root, run = str(place / "root"), place / "boxes/.run"
+    for name in ("one", "two"):
+        command.answer("run", "-d", "--name", name, root, "sh", "-c", "echo hello; exec sleep 60")
+    record = run / "two/box.json"
+    whole = record.read_text()
+    record.write_text(whole.replace('"container"', '"broken"'))
+    (run / "three").mkdir()  # a start that was killed at once
+    found = json.loads(command.answer("box", "ps", "-o", "json"))
+    assert [(box["name"], box["state"], box["problem"]) for box in found] == [
+        ("one", "running", None),
+        ("three", "unknown", "its start was cut off"),
+        (
+            "two",
+            "unknown",
+            "no isolation named 'broken', expected one of container, gvisor, microvm",
+        ),
+    ]
+    assert "two: no isolation" in command("box", "ps").stderr
+    assert command.answer("box", "logs", "two") == "hello\n"
+    done = command("box", "rm", "-f", "two", "none", "three", "one")
+    assert (done.returncode, done.stdout) == (2, "three\none\n")
+    assert "no isolation named 'broken'" in done.stderr
+    assert "no box none" in done.stderr
+    record.write_text(whole)
+    assert command.answer("box", "rm", "-f", "two") == "two\n"
+    assert command("run", "-d", "--name", "one", root, "true").returncode == 0
+    command.answer("box", "rm", "-f", "one")
+
+
+def test_a_name_that_is_taken_harms_nothing(command: Command, place: Path) -> None:
+    root = str(place / "root")
+    command.answer("run", "-d", "--name", "taken", root, "sleep", "60")
+    done = command("run", "--name", "taken", "no-such-image", "true")
+    assert (done.returncode, "is there already" in done.stderr) == (125, True)
+    assert command.answer("box", "exec", "taken", "echo", "here") == "here\n"
+    command.answer("box", "rm", "-f", "taken")
 
 
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bedstone.boxes.home import boxes_directory
 from bedstone.boxes.idle import TARGET, idle
-from bedstone.boxes.roots import Root, find_root, find_user, let_go
+from bedstone.boxes.roots import Root, find_root, find_user
 from bedstone.boxes.standalone import Standalone
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats, Stdio
@@ -173,8 +173,7 @@ class Sandbox:
         """
         box = name or new_id()
         standalone = Standalone(home or boxes_directory())
-        boxes = await standalone.driver(isolation)
-        try:
+        async with standalone.making(box, isolation):
             # A microVM's root is made of all of its files at once.
             found = await find_root(root, box, lazy=lazy and isolation != "microvm")
             command, file = await asyncio.to_thread(idle, standalone.home)
@@ -195,15 +194,12 @@ class Sandbox:
                 policy=policy,
             )
             notes = (*found.notes, *await standalone.start(spec, isolation))
-        except BaseException:
-            await asyncio.to_thread(let_go, box)
-            raise
-        try:
             if not await standalone.started(box):
                 text = b"".join([block async for block in standalone.logs(box)])
                 said = text.decode(errors="replace").strip().splitlines()
                 raise UnavailableError(f"box {box} did not start: {said[-1:] or 'it said nothing'}")
-            yield cls(box, boxes, spec, notes)
+        try:
+            yield cls(box, await standalone.driver(isolation), spec, notes)
         finally:
             await standalone.delete(box)
 

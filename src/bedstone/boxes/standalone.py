@@ -1,7 +1,8 @@
 """Boxes without an app: each with a shim that parents it, found again by its id.
 
-`HOME/.run/ID/` has what the shim keeps (`shim` says what), and `box.json` with the isolation. The
-box itself is its driver's.
+`HOME/.run/ID/` has what the shim keeps (`shim` says what), and `box.json` with the isolation. It is
+made first and removed last, so that no box is without it, wherever a start was cut off. The box
+itself is its driver's.
 """
 
 from __future__ import annotations
@@ -20,20 +21,45 @@ from typing import Any, Final
 
 from bedstone.boxes import shim
 from bedstone.boxes.roots import let_go
-from bedstone.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from bedstone.errors import (
+    ConflictError,
+    Error,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from bedstone.sandbox.box import BoxInfo, BoxSpec, check_id
 from bedstone.sandbox.boxes import KIND, Boxes
 from bedstone.sandbox.failing import read
+from bedstone.sandbox.folders import Folders, write
 
 _PATIENCE: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A box of a listing; `code` is its exit status once it has ended."""
+    """A box of a listing.
 
-    info: BoxInfo
+    Attributes:
+        id: the box's.
+        isolation: its driver's name; empty if its start was cut off before that was written.
+        info: what its driver says; None if it says nothing.
+        spec: what it is; None if that is not known.
+        code: its exit status, once it has ended.
+        problem: why its driver says nothing; empty if it does.
+    """
+
+    id: str
+    isolation: str
+    info: BoxInfo | None = None
+    spec: BoxSpec | None = None
     code: int | None = None
+    problem: str = ""
+
+    @property
+    def state(self) -> str:
+        """That of its driver, or `unknown`."""
+        return "unknown" if self.info is None else self.info.state
 
 
 class Standalone:
@@ -55,8 +81,32 @@ class Standalone:
         return self._drivers[isolation]
 
     async def driver_of(self, box: str) -> Boxes:
-        """The driver of a box. Raises NotFoundError."""
-        return await self.driver(self._record(box)["isolation"])
+        """The driver of a box. Raises NotFoundError, UnavailableError."""
+        return await self.driver(self._isolation(box))
+
+    @contextlib.asynccontextmanager
+    async def making(self, box: str, isolation: str) -> AsyncIterator[None]:
+        """Take an id while its box is made; if that fails, everything of it is given back.
+
+        Raises:
+            ConflictError: it is another box's.
+            InvalidError, UnavailableError: as `driver`.
+        """
+        await self.driver(isolation)
+        folder = self._folder(box)
+        if Folders(self.home, isolation).owner(box) is not None:
+            raise _taken(box)
+        try:
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise _taken(box) from error
+        try:
+            write(folder / "box.json", json.dumps({"isolation": isolation}))
+            yield
+        except BaseException:
+            await self.delete(box)
+            raise
 
     async def start(
         self,
@@ -68,7 +118,7 @@ class Standalone:
         attached: bool = False,
         remove: bool = False,
     ) -> tuple[str, ...]:
-        """Run a box under a shim of its own; notes on what could not be applied.
+        """Run a box under a shim of its own, within `making`; notes on what could not be applied.
 
         Args:
             spec: the box.
@@ -79,42 +129,27 @@ class Standalone:
             remove: whether it is deleted when it has ended.
 
         Raises:
-            ConflictError: its id is another box's.
             Error: as `Boxes.prepare`.
         """
         boxes = await self.driver(isolation)
         folder = self._folder(spec.id)
-        if folder.exists():
-            raise ConflictError(
-                f"box {spec.id} is there already",
-                hint=f"choose another name, or `bedstone box rm {spec.id}`",
-            )
         launch = await boxes.prepare(spec)
-        try:
-            folder.parent.mkdir(mode=0o700, exist_ok=True)
-            folder.mkdir(mode=0o700)
-            after = [sys.executable, "-m", "bedstone.boxes.remove", str(self.home), spec.id]
-            starting = {"started": launch.started, "log": launch.log}
-            record = {"isolation": isolation, "notes": launch.notes, **starting}
-            self._write(folder / "box.json", record)
-            self._write(
-                folder / "shim.json",
-                {
-                    "argv": launch.argv,
-                    **starting,
-                    "env": dict(launch.env),
-                    "tty": spec.tty,
-                    "stdin": stdin,
-                    "size": size,
-                    "wait_for_client": attached,
-                    "after": after if remove else [],
-                },
-            )
-            await self._spawn(folder)
-        except BaseException:
-            await boxes.delete(spec.id)
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        starting = {"started": launch.started, "log": launch.log}
+        after = [sys.executable, "-m", "bedstone.boxes.remove", str(self.home), spec.id]
+        config = {
+            "argv": launch.argv,
+            "env": dict(launch.env),
+            "tty": spec.tty,
+            "stdin": stdin,
+            "size": size,
+            "wait_for_client": attached,
+            "after": after if remove else [],
+            **starting,
+        }
+        write(folder / "shim.json", json.dumps(config))
+        record = {"isolation": isolation, "notes": launch.notes, **starting}
+        write(folder / "box.json", json.dumps(record))
+        await self._spawn(folder)
         return launch.notes
 
     async def attach(self, box: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -156,21 +191,25 @@ class Standalone:
     async def started(self, box: str) -> bool:
         """Wait until its command runs, or has run; False if it ended and never did."""
         record = self._record(box)
-        file = record["started"]
-        boxes = await self.driver_of(box)
+        file = record.get("started", "")
 
         async def there() -> bool:
-            if file:
-                return Path(file).exists()
-            return any(b.state != "stopped" for b in await boxes.list() if b.spec.id == box)
+            return Path(file).exists() if file else await self.runs(box)
 
         while not await there():
             if not self._folder(box).exists():
                 return True  # it is removed at its end, which it has reached
             if self.code(box) is not None or not self._alive(box):
-                return await there() or (not file and not read(record["log"]))
+                return await there() or (not file and not read(record.get("log", "")))
             await asyncio.sleep(0.01)
         return True
+
+    async def runs(self, box: str) -> bool:
+        """Whether anything of it runs, paused or not. Raises NotFoundError, UnavailableError."""
+        if not self._isolation(box):
+            return False
+        infos = await (await self.driver_of(box)).list()
+        return any(info.state != "stopped" for info in infos if info.spec.id == box)
 
     async def gone(self, box: str, patience: float = 10.0) -> None:
         """Wait until a box that is removed at its end is away, for so many seconds at most."""
@@ -207,27 +246,37 @@ class Standalone:
                 await asyncio.sleep(0.1)
 
     async def list(self) -> list[Listed]:
-        """Every stand-alone box, sorted by id."""
+        """Every stand-alone box, sorted by id; also those that no driver can say anything of."""
         wanted: dict[str, list[str]] = {}
-        for file in self.home.glob(".run/*/box.json"):
-            with contextlib.suppress(OSError, ValueError):
-                wanted.setdefault(json.loads(file.read_text())["isolation"], []).append(
-                    file.parent.name
-                )
+        for folder in self.home.glob(".run/*/"):
+            with contextlib.suppress(NotFoundError):  # deleted meanwhile
+                wanted.setdefault(self._isolation(folder.name), []).append(folder.name)
         found = []
         for isolation, ids in wanted.items():
-            boxes = await self.driver(isolation)
-            found += [
-                Listed(info, self.code(info.spec.id))
-                for info in await boxes.list()
-                if info.spec.id in ids
-            ]
-        return sorted(found, key=lambda listed: listed.info.spec.id)
+            problem = "its start was cut off"
+            told = {}
+            try:
+                if isolation:
+                    boxes = await self.driver(isolation)
+                    told = {info.spec.id: info for info in await boxes.list()}
+            except Error as error:
+                problem = error.message
+            found += [self._listed(box, isolation, told.get(box), problem) for box in ids]
+        return sorted(found, key=lambda listed: listed.id)
+
+    def _listed(self, box: str, isolation: str, info: BoxInfo | None, problem: str) -> Listed:
+        code = self.code(box)
+        if info is not None:
+            return Listed(box, isolation, info, info.spec, code)
+        spec = None
+        with contextlib.suppress(Error):
+            spec = Folders(self.home, isolation).spec(box)
+        return Listed(box, isolation, None, spec, code, problem)
 
     async def delete(self, box: str) -> None:
-        """End it and forget it: box, shim, output. Raises NotFoundError."""
-        boxes = await self.driver_of(box)
-        await boxes.delete(box)
+        """End it and forget it: box, shim, output. Raises NotFoundError, UnavailableError."""
+        if isolation := self._isolation(box):
+            await (await self.driver(isolation)).delete(box)
         pid = self._pid(box)
         if pid is not None and pid != os.getppid():
             # It ends by itself now; who deletes for it must not wait for it.
@@ -272,10 +321,18 @@ class Standalone:
         try:
             value: dict[str, Any] = json.loads((self._folder(box) / "box.json").read_text())
         except (OSError, ValueError) as error:
-            raise NotFoundError(
-                f"no box {box}", hint="`bedstone box ps` shows those that are there"
-            ) from error
+            raise _nothing(box) from error
         return value
+
+    def _isolation(self, box: str) -> str:
+        """The name of its driver; empty if a start was cut off before there was any."""
+        with contextlib.suppress(NotFoundError, KeyError):
+            return str(self._record(box)["isolation"])
+        if isolation := Folders(self.home, "").owner(box):
+            return isolation
+        if self._folder(box).is_dir():
+            return ""
+        raise _nothing(box)
 
     def _pid(self, box: str) -> int | None:
         with contextlib.suppress(OSError, ValueError):
@@ -290,7 +347,13 @@ class Standalone:
             return pid is not None and str(self._folder(box)).encode() in text
         return False
 
-    @staticmethod
-    def _write(path: Path, value: object) -> None:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(value, file)
+
+def _nothing(box: str) -> NotFoundError:
+    return NotFoundError(f"no box {box}", hint="`bedstone box ps` shows those that are there")
+
+
+def _taken(box: str) -> ConflictError:
+    return ConflictError(
+        f"box {box} is there already",
+        hint=f"choose another name, or `bedstone box rm {box}`",
+    )

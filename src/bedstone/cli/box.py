@@ -8,16 +8,16 @@ import os
 import posixpath
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bedstone.cli.failures import Failed
+from bedstone.cli.failures import Failed, report
 from bedstone.cli.options import CONTEXT, AsProgram, output_option, teach
 from bedstone.cli.terminal import Terminal, columns, paint, seconds
-from bedstone.errors import ConflictError, InvalidError
+from bedstone.errors import ConflictError, Error, InvalidError
 
 if TYPE_CHECKING:
     from bedstone.boxes.standalone import Listed, Standalone
@@ -64,35 +64,41 @@ def ps(*, as_json: bool) -> None:
         return
     rows = [
         (
-            listed.info.spec.id,
-            paint(_state(listed), "ok" if listed.code is None else "pending"),
-            listed.info.isolation,
-            listed.info.spec.labels.get("image", ""),
-            " ".join(listed.info.spec.command)[:40],
-            seconds(time.time() - listed.info.spec.created_at),
+            listed.id,
+            _state(listed),
+            listed.isolation,
+            listed.spec.labels.get("image", "") if listed.spec else "",
+            " ".join(listed.spec.command)[:40] if listed.spec else "",
+            seconds(time.time() - listed.spec.created_at) if listed.spec else "",
         )
         for listed in found
     ]
     for line in columns([("NAME", "STATE", "ISOLATION", "ROOT", "COMMAND", "AGE"), *rows]):
         terminal.answer(line)
+    for listed in found:
+        if listed.problem:
+            terminal.complain(f"{listed.id}: {listed.problem}")
 
 
 def _state(listed: Listed) -> str:
-    return listed.info.state if listed.code is None else f"exited {listed.code}"
+    if listed.code is not None:
+        return paint(f"exited {listed.code}", "pending")
+    return paint(listed.state, "warn" if listed.problem else "ok")
 
 
 def _described(listed: Listed) -> dict[str, Any]:
-    spec = listed.info.spec
+    spec, info = listed.spec, listed.info
     return {
-        "name": spec.id,
-        "state": listed.info.state,
+        "name": listed.id,
+        "state": listed.state,
+        "problem": listed.problem or None,
         "exit_code": listed.code,
-        "isolation": listed.info.isolation,
-        "root": spec.labels.get("image", ""),
-        "command": list(spec.command),
-        "pid": listed.info.pid,
-        "created_at": spec.created_at,
-        "notes": list(listed.info.notes),
+        "isolation": listed.isolation,
+        "root": spec.labels.get("image", "") if spec else None,
+        "command": list(spec.command) if spec else None,
+        "pid": info.pid if info else None,
+        "created_at": spec.created_at if spec else None,
+        "notes": list(info.notes) if info else [],
     }
 
 
@@ -186,7 +192,11 @@ def stats(names: tuple[str, ...], *, as_json: bool) -> None:
 
     async def work() -> dict[str, dict[str, Any]]:
         standalone = _standalone()
-        running = [listed.info.spec.id for listed in await standalone.list() if listed.code is None]
+        running = [
+            listed.id
+            for listed in await standalone.list()
+            if listed.code is None and listed.info is not None
+        ]
         return {
             name: asdict(await (await standalone.driver_of(name)).stats(name))
             for name in names or running
@@ -290,17 +300,12 @@ async def _blocks(data: bytes) -> AsyncIterator[bytes]:
 def rm(names: tuple[str, ...], *, force: bool) -> None:
     """See `bedstone box rm --help`."""
 
-    async def work() -> None:
-        standalone = _standalone()
-        for name in names:
-            boxes = await standalone.driver_of(name)
-            states = [info.state for info in await boxes.list() if info.spec.id == name]
-            if not force and states and states[0] != "stopped":
-                raise ConflictError(f"box {name} runs", hint="stop it first, or use -f")
-            await standalone.delete(name)
-            Terminal().answer(name)
+    async def work(standalone: Standalone, name: str) -> None:
+        if not force and await standalone.runs(name):
+            raise ConflictError(f"box {name} runs", hint="stop it first, or use -f")
+        await standalone.delete(name)
 
-    asyncio.run(work())
+    _each(names, work)
 
 
 @box.command(
@@ -316,13 +321,10 @@ def rm(names: tuple[str, ...], *, force: bool) -> None:
 def stop(names: tuple[str, ...], grace: float) -> None:
     """See `bedstone box stop --help`."""
 
-    async def work() -> None:
-        standalone = _standalone()
-        for name in names:
-            await standalone.stop(name, grace)
-            Terminal().answer(name)
+    async def work(standalone: Standalone, name: str) -> None:
+        await standalone.stop(name, grace)
 
-    asyncio.run(work())
+    _each(names, work)
 
 
 @box.command(
@@ -336,12 +338,10 @@ def stop(names: tuple[str, ...], grace: float) -> None:
 def pause(names: tuple[str, ...]) -> None:
     """See `bedstone box pause --help`."""
 
-    async def work() -> None:
-        standalone = _standalone()
-        for name in names:
-            await (await standalone.driver_of(name)).pause(name)
+    async def work(standalone: Standalone, name: str) -> None:
+        await (await standalone.driver_of(name)).pause(name)
 
-    asyncio.run(work())
+    _each(names, work)
 
 
 @box.command(
@@ -355,9 +355,29 @@ def pause(names: tuple[str, ...]) -> None:
 def resume(names: tuple[str, ...]) -> None:
     """See `bedstone box resume --help`."""
 
-    async def work() -> None:
+    async def work(standalone: Standalone, name: str) -> None:
+        await (await standalone.driver_of(name)).resume(name)
+
+    _each(names, work)
+
+
+def _each(
+    names: tuple[str, ...], work: Callable[[Standalone, str], Coroutine[Any, Any, None]]
+) -> None:
+    """Do something with each box, whatever becomes of the others."""
+    terminal = Terminal()
+    failures: list[int] = []
+
+    async def all_of_them() -> None:
         standalone = _standalone()
         for name in names:
-            await (await standalone.driver_of(name)).resume(name)
+            try:
+                await work(standalone, name)
+            except Error as error:
+                failures.append(report(error))
+            else:
+                terminal.answer(name)
 
-    asyncio.run(work())
+    asyncio.run(all_of_them())
+    if failures:
+        raise Failed(failures[0])

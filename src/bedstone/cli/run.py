@@ -100,7 +100,7 @@ def run(
     """See `bedstone run --help`."""
     from bedstone.boxes.api import CAPABILITIES, new_id, specify
     from bedstone.boxes.home import boxes_directory
-    from bedstone.boxes.roots import find_root, let_go
+    from bedstone.boxes.roots import find_root
     from bedstone.boxes.standalone import Standalone
     from bedstone.cli.box_terminal import demand_terminal, follow, terminal_size
     from bedstone.sandbox.box import BoxLimits
@@ -138,8 +138,7 @@ def run(
         )
 
     async def work() -> int:
-        await standalone.driver(isolation)
-        try:
+        async with standalone.making(box, isolation):
             notes = await standalone.start(
                 await prepared(),
                 isolation,
@@ -148,9 +147,6 @@ def run(
                 attached=not detach,
                 remove=remove,
             )
-        except BaseException:
-            await asyncio.to_thread(let_go, box)
-            raise
         _say_notes(terminal, notes)
         if detach:
             return await _left_running(standalone, box, terminal)
