@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bedstone.cli.options import CONTEXT, app_option, output_option, targeted, teach, timeout_option
+from bedstone.cli.options import (
+    CONTEXT,
+    app_option,
+    gateway_port_option,
+    output_option,
+    targeted,
+    teach,
+    timeout_option,
+)
 from bedstone.cli.progress import change_lines
 from bedstone.cli.target import STATE_NAME, Target, choose_app
 from bedstone.cli.terminal import Terminal, paint
@@ -17,6 +25,7 @@ if TYPE_CHECKING:
     from bedstone.cli.following import Feed
     from bedstone.client.api import Client
     from bedstone.model.api import ApplyResult
+    from bedstone.model.manifest import Manifest
 
 
 @click.command(
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
         ("bedstone apply -f bedstone.yaml", "apply it; instances roll"),
         ("bedstone apply -f bedstone.yaml --dry-run", "only show the difference"),
         ("bedstone apply -f bedstone.yaml --wait", "return when all of it is ready"),
+        ("bedstone apply -f bedstone.yaml --gateway-port 9000", "as `up` was started"),
     ),
 )
 @click.option(
@@ -39,25 +49,36 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Change nothing.")
 @click.option("--wait", is_flag=True, help="Return when all of it is ready.")
 @timeout_option
+@gateway_port_option
 @targeted
 @output_option
 def apply(
-    *, file: Path, dry_run: bool, wait: bool, timeout: float, target: Target, as_json: bool
+    *,
+    file: Path,
+    dry_run: bool,
+    wait: bool,
+    timeout: float,
+    gateway_port: int | None,
+    target: Target,
+    as_json: bool,
 ) -> None:
     """See `bedstone apply --help`."""
-    asyncio.run(_apply(file, target, Terminal(answers=as_json), (dry_run, wait, timeout, as_json)))
+    from bedstone.cli.request import load
+
+    manifest = load(file, gateway_port)
+    if target.url is None and target.state_dir is None:
+        target = Target(file, manifest.root / STATE_NAME)
+    options = (dry_run, wait, timeout, as_json)
+    asyncio.run(_apply(manifest, target, Terminal(answers=as_json), options))
 
 
 async def _apply(
-    file: Path, target: Target, terminal: Terminal, options: tuple[bool, bool, float, bool]
+    manifest: Manifest, target: Target, terminal: Terminal, options: tuple[bool, bool, float, bool]
 ) -> None:
-    from bedstone.cli.request import load, request_of
+    from bedstone.cli.request import request_of
 
     dry_run, wait, timeout, as_json = options
-    manifest = load(file)
     request = request_of(manifest)
-    if target.url is None and target.state_dir is None:
-        target = Target(file, manifest.root / STATE_NAME)
     async with target.connect() as client:
         feed = await feed_of(client, terminal, manifest.spec.app) if wait else None
         result = await (client.plan(request) if dry_run else client.apply(request))

@@ -114,6 +114,16 @@ def timeout_option(function: Function) -> Function:
     )(function)
 
 
+def gateway_port_option(function: Function) -> Function:
+    """Adds `--gateway-port`, for commands that read a manifest."""
+    return click.option(
+        "--gateway-port",
+        type=click.IntRange(1, 65535),
+        metavar="N",
+        help="Instead of the manifest's.",
+    )(function)
+
+
 def output_option(function: Function) -> Function:
     """Adds `-o json`; passes `as_json`."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from bedstone.cli.options import CONTEXT, output_option, teach, timeout_option
+from bedstone.cli.options import CONTEXT, gateway_port_option, output_option, teach, timeout_option
 from bedstone.cli.target import MANIFEST_NAME, nearest
 from bedstone.cli.terminal import Terminal
 from bedstone.errors import NotFoundError
@@ -58,12 +58,7 @@ class Options:
 @click.option("--wait", is_flag=True, help="With --detach: return when all is ready.")
 @timeout_option
 @click.option("--no-watch", is_flag=True, help="Do not roll out what is saved.")
-@click.option(
-    "--gateway-port",
-    type=click.IntRange(1, 65535),
-    metavar="N",
-    help="Instead of the manifest's.",
-)
+@gateway_port_option
 @click.option(
     "--api-listen",
     metavar="HOST:PORT",

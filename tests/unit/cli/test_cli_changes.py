@@ -32,6 +32,8 @@ def test_apply_shows_the_difference(server: FakeApi, app: Path, command: Command
     body = server.asked[-1].body
     assert body["root"] == str(app)
     assert set(body["sources"]) == {"web", "risk"}
+    command("apply", "-f", "bedstone.yaml", "--gateway-port", "9000")
+    assert server.asked[-1].body["spec"]["gateway"]["port"] == 9000
     ended = command("apply", "-f", "bedstone.yaml", "--dry-run")
     assert "nothing was changed" in ended.out
     assert server.asked[-1].method == "POST"
