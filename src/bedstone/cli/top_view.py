@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _HEALTH = {"ok": "ready", "warning": "warn", "error": "fail", "unknown": "pending"}
 _WORKLOADS: Final = (
     *("WORKLOAD", "STATE", "READY", "RATE/S", "ERRORS", "P50", "P99"),
-    *("CPU", "MEMORY", "RESTARTS", "WHY"),
+    *("CPU", "MEMORY", "RESTARTS"),
 )
-_NODES: Final = ("NODE", "STATE", "INSTANCES", "CPU", "MEMORY", "WHY")
+_NODES: Final = ("NODE", "STATE", "INSTANCES", "CPU", "MEMORY")
 _MISSING_SHOWN = 3
 
 ORDERS: Final[dict[str, Callable[[WorkloadLine], float]]] = {
@@ -35,10 +35,22 @@ ORDERS: Final[dict[str, Callable[[WorkloadLine], float]]] = {
 def view(overview: Overview, workloads: Sequence[WorkloadLine], order: str = "name") -> list[str]:
     """The whole of one second."""
     lines = [headline(overview), ""]
-    rows = [workload_row(line, len(overview.apps) > 1) for line in ordered(workloads, order)]
+    several = len(overview.apps) > 1
+    rows = [workload_row(line, several) for line in ordered(workloads, order)]
     lines += columns([_WORKLOADS, *rows]) if rows else ["no app is applied"]
     if overview.nodes:
         lines += ["", *columns([_NODES, *map(node_row, overview.nodes)])]
+    # Below the tables, since they leave no room in a terminal of 80 columns.
+    reasons: list[tuple[str, WorkloadLine | NodeLine]] = [
+        *((_name(line, several), line) for line in ordered(workloads)),
+        *((line.node, line) for line in overview.nodes),
+    ]
+    told = [
+        f"{clean(name)} {paint(line.health, _HEALTH[line.health])}: {brief(line.reason)}"
+        for name, line in reasons
+        if line.reason
+    ]
+    lines += ["", *told] if told else []
     if overview.findings:
         lines.append("")
     for finding in overview.findings:
@@ -62,7 +74,7 @@ def headline(overview: Overview) -> str:
     return line + paint("incomplete", "warn") + (f": {clean(words)}" if words else "")
 
 
-def ordered(workloads: Sequence[WorkloadLine], order: str) -> list[WorkloadLine]:
+def ordered(workloads: Sequence[WorkloadLine], order: str = "name") -> list[WorkloadLine]:
     """The workloads by name, or the most of something first."""
     named = sorted(workloads, key=lambda line: (line.app, line.name))
     key = ORDERS.get(order)
@@ -74,7 +86,7 @@ def workload_row(line: WorkloadLine, several: bool) -> tuple[str, ...]:  # noqa:
     signals = line.signals
     errors = share(signals.errors)
     return (
-        f"{line.app}/{line.name}" if several else line.name,
+        _name(line, several),
         paint(line.health, _HEALTH[line.health]),
         f"{line.ready}/{line.wanted}",
         number(signals.rate),
@@ -84,8 +96,11 @@ def workload_row(line: WorkloadLine, several: bool) -> tuple[str, ...]:  # noqa:
         "-" if signals.cpu is None else f"{signals.cpu:.2f}",
         size(signals.memory),
         str(line.restarts),
-        brief(line.reason, 60),
     )
+
+
+def _name(line: WorkloadLine, several: bool) -> str:  # noqa: FBT001
+    return f"{line.app}/{line.name}" if several else line.name
 
 
 def node_row(line: NodeLine) -> tuple[str, ...]:
@@ -98,7 +113,6 @@ def node_row(line: NodeLine) -> tuple[str, ...]:
         str(line.instances),
         cpu if line.cores is None else f"{cpu}/{line.cores:g}",
         memory if line.memory_total is None else f"{memory}/{size(line.memory_total)}",
-        brief(line.reason, 60),
     )
 
 
