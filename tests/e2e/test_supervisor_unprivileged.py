@@ -71,6 +71,7 @@ def python(folder: Path) -> str:
     "file",
     [
         "e2e/test_supervisor.py",
+        "e2e/test_process_confinement.py",
         "e2e/test_supervisor_limits.py",
         "e2e/test_supervisor_runs.py",
         "faults/test_process_kill.py",

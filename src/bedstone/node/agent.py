@@ -119,6 +119,7 @@ class Agent:
                 config.enforce,
                 runtime.MODULES,
                 runtime.libraries(),
+                (config.state_dir,),
             )
             sandbox = KIND.load("process")(host)
             await sandbox.open()

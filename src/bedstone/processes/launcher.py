@@ -4,7 +4,8 @@ The order matters. The supervisor's descriptors go first: one of them tells the 
 supervisor lives. The death signal is set at once, for a step that hangs. Namespaces and mounts need
 root, so they come before the credentials change; that change clears the death signal (prctl(2)),
 so it is set again after, and the parent is checked once more because it may have died in between.
-Whatever fails is written to the report pipe as one JSON line; a successful exec closes that pipe.
+What was applied is written to the report pipe as a JSON line, and so is whatever fails; a
+successful exec closes that pipe.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bedstone.processes import linux
+from bedstone.processes import confinement, linux
 from bedstone.processes.cgroups import Membership
 from bedstone.processes.spec import ProcessSpec
 
@@ -45,19 +46,23 @@ def launch(
         spec: what to become.
         env: its complete environment, markers included.
         parent: pid of the supervisor, to notice its death.
-        report: write end of a close-on-exec pipe for the failure.
+        report: write end of a close-on-exec pipe for what was applied, and for a failure.
         membership: the control groups to join.
         channel: the end of the channel that a zygote is asked on; it becomes `CHANNEL`.
     """
+    applied: list[str] = []
+    limited = membership.memory_limited
     steps: Steps = (
         ("bind to the supervisor's life", lambda: bind_life(spec, parent)),
         ("open a session", os.setsid),
         ("reset signals", _reset_signals),
         ("join the control group", lambda: join(membership, 0)),
         ("enter the network namespace", lambda: enter(spec)),
-        ("mount", lambda: mount(spec)),
         ("open the output", lambda: _redirect(spec)),
-        *restrictions(spec, parent, memory_limited=membership.memory_limited),
+        ("separate it from others", lambda: applied.extend(_separate(spec))),
+        ("mount", lambda: mount(spec)),
+        *restrictions(spec, parent, applied, memory_limited=limited),
+        ("say what was applied", lambda: os.write(report, _applied(applied))),
     )
     step = "start"
     try:
@@ -75,8 +80,31 @@ def launch(
     os._exit(FAILED)
 
 
-def restrictions(spec: ProcessSpec, parent: int, *, memory_limited: bool) -> Steps:
-    """The last steps, which take away: those of every program, however it is started."""
+def _separate(spec: ProcessSpec) -> list[str]:
+    """Namespaces and mounts of its own. Only root can make them."""
+    given = spec.confinement
+    if given is None or os.geteuid() != 0:
+        return []
+    notes = confinement.separate(given)
+    own = notes[0].startswith("own")
+    return [*notes, confinement.hide_processes()] if own else notes
+
+
+def _applied(notes: Sequence[str]) -> bytes:
+    return json.dumps({"applied": [*notes]}).encode() + b"\n"
+
+
+def restrictions(
+    spec: ProcessSpec, parent: int, applied: list[str], *, memory_limited: bool
+) -> Steps:
+    """The last steps, which take away: those of every program, however it is started.
+
+    Args:
+        spec: what it is to be.
+        parent: pid of the supervisor.
+        applied: takes notes on what came of it.
+        memory_limited: whether a control group limits its memory.
+    """
     return (
         ("set the limits", lambda: _limit(spec, memory_limited=memory_limited)),
         ("change the user", lambda: _become(spec)),
@@ -84,7 +112,13 @@ def restrictions(spec: ProcessSpec, parent: int, *, memory_limited: bool) -> Ste
         ("give up new privileges", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)),
         ("enter the working directory", lambda: os.chdir(spec.cwd)),
         ("set the mask of files", lambda: os.umask(spec.umask)),
+        ("confine it", lambda: applied.extend(_confine(spec))),
     )
+
+
+def _confine(spec: ProcessSpec) -> Iterable[str]:
+    given = spec.confinement
+    return () if given is None or spec.forks else confinement.restrict(given)
 
 
 def _lost(program: str) -> str:
@@ -122,7 +156,7 @@ def _lasts(step: str, error: BaseException) -> bool:
 def failure(step: str, spec: ProcessSpec, error: BaseException) -> bytes:
     """What is reported of a step that failed."""
     message = _explain(step, spec, error)[:1000]
-    return json.dumps({"message": message, "lasting": _lasts(step, error)}).encode()
+    return json.dumps({"message": message, "lasting": _lasts(step, error)}).encode() + b"\n"
 
 
 def _reset_signals() -> None:
@@ -191,7 +225,12 @@ def _limit(spec: ProcessSpec, *, memory_limited: bool) -> None:
     # merely reserves, as Go, Java and Envoy do.
     if limits.memory is not None and not memory_limited:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    confined = spec.confinement is not None
+    hard = 0 if confined else resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    if spec.confinement is not None and spec.confinement.alone:
+        most = limits.processes or confinement.PROCESSES
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     if spec.nice:
         os.nice(spec.nice)
     if spec.oom_score_adj is not None:
@@ -204,6 +243,9 @@ def _become(spec: ProcessSpec) -> None:
     if spec.userns is not None and not os.path.samefile(spec.userns, "/proc/self/ns/user"):  # noqa: PTH121
         linux.setns(spec.userns, linux.CLONE_NEWUSER)
     if spec.uid is None:
+        if spec.confinement is not None and os.geteuid() == 0 and not spec.forks:
+            linux.bar_capabilities(confinement.ROOT_KEPT)
+            linux.drop_capabilities(confinement.ROOT_KEPT)
         return
     gid = spec.gid if spec.gid is not None else spec.uid
     if spec.uid != 0:

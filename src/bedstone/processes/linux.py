@@ -17,6 +17,8 @@ PR_SET_DUMPABLE = 4
 _PR_SET_MM = 35
 _PR_SET_MM_MAP = 14
 PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_SECCOMP = 22
+_SECCOMP_MODE_FILTER = 2
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -31,6 +33,7 @@ CLONE_NEWUSER = 0x10000000
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
+MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
@@ -62,23 +65,56 @@ def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
 
 
-def bar_capabilities() -> None:
-    """Let no program that is run from here on gain a capability; without CAP_SETPCAP do nothing."""
+def bar_capabilities(kept: int = 0) -> None:
+    """Let no program that is run from here on gain a capability; without CAP_SETPCAP do nothing.
+
+    Args:
+        kept: those that it may, a bit each.
+    """
     try:
         for capability in range(_CAPABILITIES):
-            prctl(PR_CAPBSET_DROP, capability)
+            if not kept >> capability & 1:
+                prctl(PR_CAPBSET_DROP, capability)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM):  # EINVAL: past the kernel's last one
             raise
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, those that a program would inherit included (capabilities(7))."""
+def drop_capabilities(kept: int = 0) -> None:
+    """Give up every capability, those that a program would inherit included (capabilities(7)).
+
+    Args:
+        kept: those of root's that stay, a bit each.
+    """
     with contextlib.suppress(OSError):  # a kernel before 4.3 has none that are ambient
         prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    _check(_libc.capset(header, nothing), "capset")
+    data = (ctypes.c_uint32 * 6)()
+    if kept:
+        _check(_libc.capget(header, data), "capget")
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    # Effective, permitted and inheritable of the first 32, then of the others.
+    data[:] = [data[0] & low, data[1] & low, 0, data[3] & high, data[4] & high, 0]
+    _check(_libc.capset(header, data), "capset")
+
+
+def filter_calls(program: bytes) -> None:
+    """Let a filter decide on every system call from here on; needs no new privileges to be set.
+
+    Args:
+        program: an array of `struct sock_filter`.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    described = _Program(len(program) // 8, ctypes.addressof(code))
+    mode, zero = ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.c_ulong(0)
+    result = _libc.prctl(_PR_SET_SECCOMP, mode, ctypes.byref(described), zero, zero)
+    _check(result, "prctl(PR_SET_SECCOMP)")
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog` of <linux/filter.h>."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
 def unshare(flags: int) -> None:
@@ -95,13 +131,13 @@ def setns(path: str, kind: int) -> None:
         os.close(handle)
 
 
-def mount(source: str | None, target: str, flags: int) -> None:
-    """Bind, remount, or set propagation: what needs no file system type and no data."""
-    from_path = source.encode() if source is not None else None
-    _check(
-        _libc.mount(from_path, target.encode(), None, ctypes.c_ulong(flags), None),
-        f"mount {target}",
-    )
+def mount(
+    source: str | None, target: str, flags: int, kind: str | None = None, data: str | None = None
+) -> None:
+    """Mount a file system of that kind; or without a kind bind, remount, or set propagation."""
+    texts = [None if text is None else text.encode() for text in (source, target, kind, data)]
+    result = _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
+    _check(result, f"mount {target}")
 
 
 def umount(target: str) -> None:

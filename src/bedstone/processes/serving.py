@@ -16,18 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from bedstone.processes import launcher, linux, preloading, python_command, renewal
-from bedstone.processes.spec import ProcessSpec
+from bedstone.processes import confinement, launcher, linux, preloading, python_command, renewal
+from bedstone.processes.spec import Confinement, ProcessSpec
 
 _REQUEST = 1 << 16
 _ORDER = 1 << 20
 _REHEARSALS = 16
 """CPython specialises what has run some eight times (PEP 659)."""
-_ISOLATION = (
-    ("mount", linux.CLONE_NEWNS),
-    ("ipc", linux.CLONE_NEWIPC),
-    ("uts", linux.CLONE_NEWUTS),
-)
 
 
 def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
@@ -51,6 +46,7 @@ def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
     reason = preloading.preload(config["modules"])
     gc.unfreeze()  # what the zygote above has frozen is to be found as well
     found = renewal.sources()
+    hides = confinement.hides_processes()
     _rehearse(found)
     gc.collect()
     gc.freeze()
@@ -59,7 +55,7 @@ def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
     link = _serve(channel, reason)
     if link is None:
         sys.exit(0)
-    command = _become(link, found)
+    command = _become(link, found, hides=hides)
     python_command.run(command, search)
 
 
@@ -127,7 +123,15 @@ def _refuse(link: socket.socket, why: str) -> None:
         link.send(json.dumps({"refused": why[:1000]}).encode())
 
 
-def _become(link: socket.socket, found: renewal.Sources) -> python_command.PythonCommand:
+def _separate(spec: ProcessSpec, *, hides: bool) -> list[str]:
+    """Namespaces of its own; its view of processes is the zygote's."""
+    notes = confinement.separate(spec.confinement or Confinement())
+    return [*notes, confinement.HIDES] if hides else notes
+
+
+def _become(
+    link: socket.socket, found: renewal.Sources, *, hides: bool
+) -> python_command.PythonCommand:
     """Take the order, and do to this process what it says; returns what is left to be run."""
     link.send(b"{}")
     data, handles, _, _ = socket.recv_fds(link, _ORDER, 3)
@@ -140,14 +144,15 @@ def _become(link: socket.socket, found: renewal.Sources) -> python_command.Pytho
     command = python_command.parse(spec.argv)
     step = "start"
     applied: list[str] = []
+    limited = bool(order["memory_limited"])
     steps: launcher.Steps = (
         ("bind to the supervisor's life", lambda: launcher.bind_life(spec, parent)),
         ("open a session", os.setsid),
         ("take the output", lambda: _take(handles)),
-        ("leave the zygote's namespaces", lambda: applied.extend(_isolate())),
         ("enter the network namespace", lambda: launcher.enter(spec)),
+        ("separate it from others", lambda: applied.extend(_separate(spec, hides=hides))),
         ("mount", lambda: launcher.mount(spec)),
-        *launcher.restrictions(spec, parent, memory_limited=bool(order["memory_limited"])),
+        *launcher.restrictions(spec, parent, applied, memory_limited=limited),
         # No program is run, which would have made it so: /proc/self is its own again.
         ("own its entry in /proc", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 1)),
         ("own its title", lambda: linux.retitle(spec.argv, env)),
@@ -176,18 +181,3 @@ def _take(handles: Sequence[int]) -> None:
     for handle in handles:
         if handle not in kept:
             os.close(handle)
-
-
-def _isolate() -> list[str]:
-    """Namespaces of its own, all or none; what came of it."""
-    names = ", ".join(name for name, _ in _ISOLATION)
-    flags = 0
-    for _, flag in _ISOLATION:
-        flags |= flag
-    try:
-        linux.unshare(flags)
-        # What is mounted later outside is seen, and nothing that is mounted inside is seen outside.
-        linux.mount(None, "/", linux.MS_REC | linux.MS_SLAVE)
-    except OSError as error:
-        return [f"no {names} namespaces of its own: {error.strerror}"]
-    return [f"own {names} namespaces"]

@@ -61,6 +61,35 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Confinement:
+    """What a process is kept to, as far as the machine can; `ProcessInfo.applied` says what came.
+
+    It comes with a filter of system calls, no capability that could reach others, and, where root
+    starts it, namespaces of its own. Mounts are made where root starts it, too.
+
+    Args:
+        writable: files and folders that it may write to, and below; what its user may not, it may
+            not either.
+        visible: folders that stay in those that are hidden.
+        hidden: folders that look empty to it.
+        temporary: folder that it sees as /tmp.
+        alone: nobody else runs as its user, so that processes of its user are its own.
+    """
+
+    writable: tuple[str, ...] = ()
+    visible: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    temporary: str | None = None
+    alone: bool = False
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Confinement:
+        """The reverse of `dataclasses.asdict`."""
+        lists = {name: tuple(value[name]) for name in ("writable", "visible", "hidden")}
+        return cls(**{**value, **lists})
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process to run. `env` is the complete environment; the markers are added to it.
 
@@ -79,6 +108,8 @@ class ProcessSpec:
         userns: path of a user namespace to enter last, which `uid` and `gid` are then numbers of.
         mounts: bind mounts in a private mount namespace; need root.
         limits: resource limits.
+        confinement: what it is kept to; None for what is part of Bedstone. A zygote is kept apart
+            by it, and each of its children to its own.
         umask: file mode mask.
         nice: added to the supervisor's.
         oom_score_adj: -1000 to 1000; lowering needs root, and is left alone without.
@@ -105,6 +136,7 @@ class ProcessSpec:
     userns: str | None = None
     mounts: tuple[Mount, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    confinement: Confinement | None = None
     umask: int = 0o077
     nice: int = 0
     oom_score_adj: int | None = None
@@ -135,6 +167,7 @@ class ProcessSpec:
     def from_json(cls, value: Mapping[str, Any]) -> ProcessSpec:
         """The reverse of `to_json`; raises InvalidError for anything else."""
         try:
+            kept = value.get("confinement")
             return cls(
                 **{
                     **value,
@@ -142,6 +175,7 @@ class ProcessSpec:
                     "groups": tuple(value.get("groups", ())),
                     "mounts": tuple(Mount(**mount) for mount in value.get("mounts", ())),
                     "limits": Limits(**value.get("limits", {})),
+                    "confinement": None if kept is None else Confinement.from_json(kept),
                 }
             )
         except (TypeError, KeyError) as error:

@@ -20,9 +20,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bedstone.processes import forks, warden
 from bedstone.processes.cgroups import ControlGroups, Membership
@@ -50,6 +51,8 @@ class Process:
     info: ProcessInfo
     launch: int = 0
     report: int = -1
+    said: bytes = b""
+    """What was read from that so far, where it was launched."""
     stopping: bool = False
     delay: float = 0.0
     membership: Membership = field(default_factory=Membership)
@@ -164,6 +167,7 @@ class ProcessTable:
             if theirs is not None:
                 theirs.close()
         process.report = read
+        process.said = b""
         self._begun(process, pid, notes)
 
     def _open_channel(self, process: Process) -> socket.socket | None:
@@ -206,19 +210,29 @@ class ProcessTable:
             return True
         if process.fork is not None:
             return self._read_fork(process, process.fork)
-        try:
-            text = os.read(process.report, 8192)
-        except BlockingIOError:
-            return False
-        self._close_report(process)
-        if text:
+        while True:
             try:
-                report = json.loads(text)
-                message, lasting = report["message"], report["lasting"]
-            except (ValueError, KeyError):
-                message, lasting = "the launcher failed", False
-            process.info = replace(process.info, message=message, lasting=lasting)
+                chunk = os.read(process.report, 8192)
+            except BlockingIOError:
+                return False
+            if not chunk:
+                break
+            process.said += chunk
+        self._close_report(process)
+        for line in process.said.splitlines():
+            try:
+                self._take_report(process, json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                process.info = replace(process.info, message="the launcher failed", lasting=False)
         return True
+
+    def _take_report(self, process: Process, report: Mapping[str, Any]) -> None:
+        if "applied" in report:
+            applied = (*process.info.applied, *map(str, report["applied"]))
+            process.info = replace(process.info, applied=applied)
+        else:
+            message, lasting = str(report["message"]), report["lasting"] is True
+            process.info = replace(process.info, message=message, lasting=lasting)
 
     def _read_fork(self, process: Process, fork: Fork) -> bool:
         """Take the next step of a start from a zygote."""

@@ -18,13 +18,13 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
-from bedstone.processes.spec import COLD_START, Limits, ProcessInfo, ProcessSpec
+from bedstone.processes.spec import COLD_START, Confinement, Limits, ProcessInfo, ProcessSpec
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
 from bedstone.sandbox.commands import command_line
 from bedstone.sandbox.environment import credential, environment
@@ -41,6 +41,9 @@ WORKLOAD_UIDS: Final = 256
 """Users of one workload that is warm: the first is its zygotes', the others its instances'."""
 _WORKLOAD_BLOCKS: Final = 170_000
 """So many of them follow, up to the last number that is positive in 32 bits."""
+
+
+_TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 
 
 class ProcessSandbox:
@@ -176,7 +179,8 @@ class ProcessSandbox:
         """Give the network back; see the protocol."""
         await self._host.processes.forget(process_name(instance))
         await self._zygotes.release(instance.path)
-        shutil.rmtree(self._folder(instance), ignore_errors=True)
+        for folder in (self._folder(instance), _temporary(self._folder(instance))):
+            shutil.rmtree(folder, ignore_errors=True)
         if plumbing is None:
             return
         self._host.ports.free(plumbing.inbound.port)
@@ -241,6 +245,7 @@ class ProcessSandbox:
                 write_identity(folder, unit.identity, owner)
                 env["GRPC_XDS_BOOTSTRAP"] = str(write_bootstrap(folder, node, unit.xds, owner))
         limits = declared.limits
+        kept, more = self._confinement(source, interpreter, folder, env, uid)
         spec = ProcessSpec(
             name=name or process_name(unit.instance),
             argv=command_line(self._host, unit, interpreter, command, unit.plumbing.app.host),
@@ -253,10 +258,45 @@ class ProcessSandbox:
             limits=Limits(limits.files, limits.memory, limits.cpu, limits.processes)
             if limits is not None
             else Limits(),
+            confinement=kept,
             umask=0o022,
             stop_grace=declared.stop_timeout,
         )
-        return spec, notes
+        return spec, (*notes, *more)
+
+    def _confinement(
+        self,
+        source: Path,
+        interpreter: str,
+        folder: Path,
+        env: Mapping[str, str],
+        uid: int | None,
+    ) -> tuple[Confinement, tuple[str, ...]]:
+        """What the process of an instance is kept to, and what is to be said about it.
+
+        It writes where programs do that nobody has changed: in its source's folder, which its user
+        may or may not, in temporary folders, and in the cache of whoever runs it.
+        """
+        writable = [str(source), str(folder), *_TEMPORARY]
+        for place in (env.get("TMPDIR"), os.path.join(env.get("HOME", "/"), ".cache")):  # noqa: PTH118
+            if place is not None and place not in writable:
+                writable.append(place)
+        needed = [source.resolve(), *_homes(interpreter)]
+        if uid is not None and uid >= FIRST_UID:
+            if any(path.is_relative_to(place) for path in needed for place in _TEMPORARY):
+                note = ("shares /tmp: its code or its interpreter lies there",)
+                return Confinement(tuple(writable), alone=True), note
+            # Not in its own folder, where it could put a link to anywhere in its place.
+            temporary = _temporary(folder)
+            with _writing(temporary):
+                make_folder(temporary, uid)
+            return Confinement(tuple(writable), temporary=str(temporary), alone=True), ()
+        if uid is not None or os.geteuid() != 0:
+            return Confinement(tuple(writable)), ()
+        # Root reads whatever it sees.
+        hidden = [str(path.resolve()) for path in (*self._host.private, self._host.run_dir)]
+        visible = [str(path) for path in (folder.resolve(), *needed) if path.exists()]
+        return Confinement(tuple(writable), tuple(visible), tuple(hidden)), ()
 
     def _user(
         self, unit: Unit, source: Path, interpreter: str
@@ -288,6 +328,17 @@ def _listeners(plumbing: Plumbing) -> list[Address]:
     """Where the proxy listens for the instance itself, but for its databases."""
     found = [plumbing.outbound, *plumbing.services.values()]
     return found if plumbing.telemetry is None else [*found, plumbing.telemetry]
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.tmp")
+
+
+def _homes(interpreter: str) -> Iterator[Path]:
+    """The folders that an interpreter's files lie in: an environment's, and its own."""
+    if "/" in interpreter:
+        yield Path(interpreter).parents[1].resolve()
+        yield Path(os.path.realpath(interpreter)).parents[1]
 
 
 @contextlib.contextmanager

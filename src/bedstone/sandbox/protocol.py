@@ -72,6 +72,7 @@ class Host:
         enforce: `auto` uses what privileges allow, `never` does without.
         runtime: the modules that `serve` loads, for interpreters that are forked.
         libraries: a path list, searched last by an interpreter that has not those modules.
+        private: folders of Bedstone's own, which no instance needs to see.
     """
 
     processes: Processes
@@ -82,6 +83,7 @@ class Host:
     enforce: Literal["auto", "never"] = "auto"
     runtime: Sequence[str] = ()
     libraries: str = ""
+    private: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Final
 import bedstone.processes
 from bedstone.processes.python_command import parse
 from bedstone.processes.renewal import THREAD_VARIABLES
-from bedstone.processes.spec import COLD_START, ProcessSpec
+from bedstone.processes.spec import COLD_START, Confinement, ProcessSpec
 from bedstone.sandbox.protocol import Processes, Unit
 
 PREFIX: Final = "zygote/"
@@ -169,6 +169,7 @@ class Zygotes:
             uid=policy.uid,
             gid=policy.gid,
             userns=policy.userns,
+            confinement=Confinement(),
             umask=spec.umask,
             stop_grace=1.0,
             zygote=parent,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bedstone.errors import InvalidError
-from bedstone.processes.spec import Limits, Mount, ProcessInfo, ProcessSpec
+from bedstone.processes.spec import Confinement, Limits, Mount, ProcessInfo, ProcessSpec
 
 SPEC = ProcessSpec(
     "web",
@@ -15,6 +15,7 @@ SPEC = ProcessSpec(
     groups=(1, 2),
     mounts=(Mount("/a", "/b", readonly=True),),
     limits=Limits(open_files=10, cpu=0.5),
+    confinement=Confinement(("/a",), temporary="/tmp"),
 )
 
 
@@ -63,6 +64,7 @@ def test_the_digest_covers_every_field_and_no_order_of_variables() -> None:
         "userns": "/x",
         "mounts": (Mount("/a", "/b"),),
         "limits": Limits(open_files=11),
+        "confinement": Confinement(alone=True),
         "umask": 0,
         "nice": 1,
         "oom_score_adj": 1,

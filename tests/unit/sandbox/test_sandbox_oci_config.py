@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from bedstone.processes.calls import ALLOWED, CLONE_NAMESPACES
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec
 from bedstone.sandbox.oci.config import MASKED, Place, config, process, unapplied
-from bedstone.sandbox.oci.seccomp import ALLOWED, CLONE_NAMESPACES, profile
+from bedstone.sandbox.oci.seccomp import profile
 
 SPEC = BoxSpec(
     id="a",
