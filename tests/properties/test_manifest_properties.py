@@ -76,6 +76,7 @@ common = {
     "path": words,
     "python": words,
     "env": st.dictionaries(words, words, max_size=2),
+    "writes": st.lists(words, max_size=2),
     "prepare": commands,
     "replicas": st.sampled_from([0, 1.0, 1000]),
     "isolation": st.just("process"),

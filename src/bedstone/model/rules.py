@@ -188,6 +188,14 @@ class Rules:
                 f"got warm with the command {program!r}, expected run, or a command of python",
                 "remove it, or start the program with python",
             )
+        isolation = workload.get("isolation")
+        if workload.get("writes") and isolation in ("container", "gvisor", "microvm"):
+            yield self.key_problem(
+                (*location, "writes"),
+                f"got writes with isolation {isolation}, expected process: a box has files of its "
+                "own",
+                "remove one of the two",
+            )
         yield from self._uses(name, workload)
         yield from self._env(name, workload)
         for index, word in enumerate(list_of(workload.get("command"))):

@@ -153,6 +153,11 @@ class WorkloadSpec(Spec):
         default_factory=dict,
         description="Environment; `${databases.NAME.url}` and `${env.NAME}` are replaced.",
     )
+    writes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        default=(),
+        description="Files and folders that it may write to, beside its source directory and "
+        "temporary ones; relative to the manifest, or `~/…`.",
+    )
     prepare: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="A command run once per revision before it starts."
     )

@@ -245,7 +245,8 @@ class ProcessSandbox:
                 write_identity(folder, unit.identity, owner)
                 env["GRPC_XDS_BOOTSTRAP"] = str(write_bootstrap(folder, node, unit.xds, owner))
         limits = declared.limits
-        kept, more = self._confinement(source, interpreter, folder, env, uid)
+        more = _declared(Path(unit.revision.root), declared.writes, env)
+        kept, said = self._confinement([source, *more], interpreter, folder, env, uid)
         spec = ProcessSpec(
             name=name or process_name(unit.instance),
             argv=command_line(self._host, unit, interpreter, command, unit.plumbing.app.host),
@@ -262,11 +263,11 @@ class ProcessSandbox:
             umask=0o022,
             stop_grace=declared.stop_timeout,
         )
-        return spec, (*notes, *more)
+        return spec, (*notes, *said)
 
     def _confinement(
         self,
-        source: Path,
+        declared: Sequence[Path],
         interpreter: str,
         folder: Path,
         env: Mapping[str, str],
@@ -275,13 +276,14 @@ class ProcessSandbox:
         """What the process of an instance is kept to, and what is to be said about it.
 
         It writes where programs do that nobody has changed: in its source's folder, which its user
-        may or may not, in temporary folders, and in the cache of whoever runs it.
+        may or may not, in temporary folders, and in the cache of whoever runs it; and where the
+        manifest says so.
         """
-        writable = [str(source), str(folder), *_TEMPORARY]
+        writable = [*map(str, declared), str(folder), *_TEMPORARY]
         for place in (env.get("TMPDIR"), os.path.join(env.get("HOME", "/"), ".cache")):  # noqa: PTH118
             if place is not None and place not in writable:
                 writable.append(place)
-        needed = [source.resolve(), *_homes(interpreter)]
+        needed = [*(path.resolve() for path in declared), *_homes(interpreter)]
         if uid is not None and uid >= FIRST_UID:
             if any(path.is_relative_to(place) for path in needed for place in _TEMPORARY):
                 note = ("shares /tmp: its code or its interpreter lies there",)
@@ -328,6 +330,24 @@ def _listeners(plumbing: Plumbing) -> list[Address]:
     """Where the proxy listens for the instance itself, but for its databases."""
     found = [plumbing.outbound, *plumbing.services.values()]
     return found if plumbing.telemetry is None else [*found, plumbing.telemetry]
+
+
+def _declared(root: Path, writes: Sequence[str], env: Mapping[str, str]) -> list[Path]:
+    """The paths of `writes`, made absolute.
+
+    Raises:
+        InvalidError: one of them is not there.
+    """
+    found = []
+    for text in writes:
+        home = text == "~" or text.startswith("~/")
+        path = Path(env.get("HOME", "/"), text[2:]) if home else Path(root, text).absolute()
+        if not path.exists():
+            raise InvalidError(
+                f"its `writes` names {path}, which does not exist", hint="make it, or remove it"
+            )
+        found.append(path)
+    return found
 
 
 def _temporary(folder: Path) -> Path:

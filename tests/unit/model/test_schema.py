@@ -30,6 +30,7 @@ workloads:
     path: .
     python: .venv/bin/python
     env: {A: "${databases.ledger.url}", B: "${env.HOME:-x}"}
+    writes: [../data, ~/models]
     prepare: [python, migrate.py]
     replicas: 0
     isolation: process

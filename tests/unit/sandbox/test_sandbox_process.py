@@ -1,11 +1,12 @@
 """The process sandbox where its files cannot be written: an error that its caller expects."""
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import InvalidError, UnavailableError
 from bedstone.model.resources import Address, Instance, Plumbing, Revision
 from bedstone.model.spec import WorkloadSpec
 from bedstone.sandbox.ports import Ports
@@ -62,3 +63,49 @@ def test_a_program_may_be_a_path(tmp_path: Path, program: str) -> None:
     )
     spec, _ = ProcessSandbox(host).specification(unit)
     assert spec.argv == (program, "-v")
+
+
+def test_where_a_program_may_write_is_where_its_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source, its own and temporary folders, its user's cache, and what `writes` names."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    (tmp_path / "app" / "web").mkdir(parents=True)
+    private = tmp_path / "state"
+    host = Host(
+        cast("Any", None),
+        Ports(21000, 31000),
+        "127.0.0.1",
+        tmp_path / "run",
+        lambda *_: (),
+        private=(private,),
+    )
+    address = Address(host="127.0.0.1", port=1)
+
+    def unit(*writes: str) -> Unit:
+        spec = WorkloadSpec(command=("x",), path="web", writes=writes)
+        root = str(tmp_path / "app")
+        return Unit(
+            instance=Instance(app="bank", workload="web", name="w1", revision="r", node="n"),
+            revision=Revision(app="bank", workload="web", name="r", spec=spec, root=root),
+            plumbing=Plumbing(app=address, inbound=address, outbound=address),
+        )
+
+    with pytest.raises(InvalidError, match=r"`writes` names .*/home/data, which does not exist"):
+        ProcessSandbox(host).specification(unit("~/data"))
+    for path in (tmp_path / "home" / "data", tmp_path / "app" / "shared"):
+        path.mkdir(parents=True)
+    spec, _ = ProcessSandbox(host).specification(unit("~/data", "shared"))
+    kept = spec.confinement
+    assert kept is not None
+    found = {path.removeprefix(str(tmp_path)) for path in kept.writable}
+    own = {path for path in found if path.startswith("/run/instances/")}
+    assert len(own) == 1
+    assert found - own == {
+        *("/app/web", "/home/data", "/app/shared", "/home/.cache"),
+        *("/tmp", "/var/tmp", "/dev/shm"),
+    }
+    if os.geteuid() == 0:
+        assert kept.hidden == (str(private), str(tmp_path / "run"))
+        assert str(tmp_path / "app" / "web") in kept.visible
