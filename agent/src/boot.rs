@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
-use crate::config::Config;
+use crate::config::{Config, Mount, What};
 use crate::network;
 use crate::process::Surroundings;
 use crate::sys::{self, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT};
@@ -143,49 +143,87 @@ fn mount_root(config: &Config) -> Result<()> {
         MS_NODEV,
         "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work",
     )?;
-    for folder in ["proc", "sys", "dev", "tmp"] {
-        point(folder)?;
-    }
-    for mount in &config.tmpfs {
-        point(mount.target.trim_start_matches('/'))?;
+    for folder in ["/proc", "/sys", "/dev", "/tmp"] {
+        point(folder, true)?;
     }
     if config.upper.is_none() {
-        sys::mount_at("overlay", "/sysroot", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
-        sys::mount_at(
-            "tmpfs",
-            "/sysroot/tmp",
-            "tmpfs",
-            MS_NOSUID | MS_NODEV,
-            "size=64m,mode=1777",
-        )?;
+        mount_tmpfs("/sysroot/tmp", false, 64 << 20)?;
     }
-    for mount in &config.tmpfs {
-        let flags = MS_NOSUID | MS_NODEV | if mount.readonly { MS_RDONLY } else { 0 };
-        sys::mount_at(
-            "tmpfs",
-            &format!("/sysroot{}", mount.target),
-            "tmpfs",
-            flags,
-            &format!("size={},mode=1777", mount.size),
-        )?;
+    mount_all(&config.mounts)?;
+    if config.upper.is_none() {
+        sys::mount_at("overlay", "/sysroot", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
     }
     sys::mount_at("sysfs", "/sysroot/sys", "sysfs", PLAIN | MS_RDONLY, "")?;
     mount_proc()?;
     mount_dev()
 }
 
-/// A folder of the root to mount on; in an image it may be a link, which must not be followed here.
-fn point(path: &str) -> Result<()> {
-    let mut at = std::path::PathBuf::from("/sysroot");
-    for part in path.split('/') {
-        at.push(part);
-        match fs::symlink_metadata(&at) {
-            Ok(known) if known.is_dir() => {}
-            Ok(_) => return Err(Error::other(format!("{} is no folder", at.display()))),
-            Err(_) => fs::create_dir(&at)?,
+fn mount_all(mounts: &[Mount]) -> Result<()> {
+    if mounts
+        .iter()
+        .any(|mount| matches!(mount.what, What::Share { .. }))
+    {
+        fs::create_dir("/shares")?;
+        sys::mount_at("shares", "/shares", "virtiofs", MS_NOSUID | MS_NODEV, "")?;
+    }
+    for mount in mounts {
+        match &mount.what {
+            What::Tmpfs(size) => {
+                let place = point(&mount.target, true)?;
+                mount_tmpfs(&descriptor(&place), mount.readonly, *size)?;
+            }
+            What::Share { name, folder } => {
+                let place = point(&mount.target, *folder)?;
+                sys::mount_at(&format!("/shares/{name}"), &descriptor(&place), "", MS_BIND, "")?;
+                // What is mounted there now is not what the descriptor is.
+                let readonly = if mount.readonly { MS_RDONLY } else { 0 };
+                let flags = MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | readonly;
+                sys::mount_at("", &descriptor(&point(&mount.target, *folder)?), "", flags, "")?;
+            }
         }
     }
     Ok(())
+}
+
+fn mount_tmpfs(target: &str, readonly: bool, size: i64) -> Result<()> {
+    let flags = MS_NOSUID | MS_NODEV | if readonly { MS_RDONLY } else { 0 };
+    sys::mount_at("tmpfs", target, "tmpfs", flags, &format!("size={size},mode=1777"))
+}
+
+/// A place in the root to mount on, made where it is missing. A link in the way leads where a
+/// program in the box would see it lead.
+fn point(path: &str, folder: bool) -> Result<OwnedFd> {
+    let named = |error: Error| Error::new(error.kind(), format!("{path}: {error}"));
+    let root = sys::open_at(-100, "/sysroot", sys::O_PATH | sys::O_DIRECTORY, 0, 0)?;
+    let open = |path: &str, flags| {
+        let flags = sys::O_PATH | flags;
+        sys::open_at(root.as_raw_fd(), path, flags, 0, sys::IN_ROOT)
+    };
+    let path = path.trim_matches('/');
+    let mut at = open(".", sys::O_DIRECTORY).map_err(named)?;
+    for (index, _) in path.match_indices('/').chain([(path.len(), "")]) {
+        let (part, last) = (&path[..index], index == path.len());
+        let kind = if last && !folder { 0 } else { sys::O_DIRECTORY };
+        at = match open(part, kind) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let name = part.rsplit('/').next().unwrap_or(part);
+                if last && !folder {
+                    let flags = sys::O_WRONLY | sys::O_CREAT | sys::O_EXCL;
+                    sys::open_at(at.as_raw_fd(), name, flags, 0o644, sys::BENEATH).map_err(named)?;
+                } else {
+                    sys::make_folder(at.as_raw_fd(), name.as_bytes(), 0o755).map_err(named)?;
+                }
+                open(part, kind)
+            }
+            found => found,
+        }
+        .map_err(named)?;
+    }
+    Ok(at)
+}
+
+fn descriptor(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 fn mount_proc() -> Result<()> {

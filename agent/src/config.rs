@@ -4,10 +4,18 @@ use crate::fields::{Fields, Refusal};
 use crate::network::Interface;
 use crate::policy::{AllowedMount, Policy};
 
-pub struct Tmpfs {
+/// What is mounted over the root.
+pub struct Mount {
     pub target: String,
     pub readonly: bool,
-    pub size: i64,
+    pub what: What,
+}
+
+pub enum What {
+    /// An empty file system in memory, of so many bytes.
+    Tmpfs(i64),
+    /// A folder or file of the host, by its name in what the host shares.
+    Share { name: String, folder: bool },
 }
 
 pub struct Config {
@@ -17,7 +25,8 @@ pub struct Config {
     pub root: String,
     /// Block device with an ext4 file system that takes writes; without it the root is read-only.
     pub upper: Option<String>,
-    pub tmpfs: Vec<Tmpfs>,
+    /// Each after those that it is mounted on.
+    pub mounts: Vec<Mount>,
     pub interface: Option<Interface>,
     pub pids: Option<i64>,
     pub files: Option<i64>,
@@ -34,30 +43,38 @@ impl Config {
             .map(Policy::read)
             .transpose()?
             .unwrap_or_default();
-        let mut tmpfs = Vec::new();
         let mut mounts = Vec::new();
-        for mut mount in fields.objects("tmpfs")? {
-            let size = mount.needed_number("size", 4096, i64::MAX)?;
+        let mut asked = Vec::new();
+        for mut mount in fields.objects("mounts")? {
+            let source = mount.needed_text("source")?;
             let target = mount.needed_text("target")?;
-            let readonly = mount.flag("readonly", false)?;
+            let readonly = mount.flag("readonly", true)?;
+            let what = match mount.text("share")? {
+                Some(name) => What::Share {
+                    name,
+                    folder: mount.flag("folder", true)?,
+                },
+                None => What::Tmpfs(mount.needed_number("size", 4096, i64::MAX)?),
+            };
             mount.done()?;
-            mounts.push(AllowedMount {
-                source: "tmpfs".to_string(),
+            asked.push(AllowedMount {
+                source,
                 target: target.clone(),
                 readonly,
             });
-            tmpfs.push(Tmpfs {
+            mounts.push(Mount {
                 target,
                 readonly,
-                size,
+                what,
             });
         }
+        mounts.sort_by(|one, other| one.target.cmp(&other.target));
         let config = Config {
             policy,
             hostname: fields.text("hostname")?.unwrap_or_default(),
             root: fields.text("root")?.unwrap_or_default(),
             upper: fields.text("upper")?,
-            tmpfs,
+            mounts,
             interface: fields.object("interface")?.map(Interface::read).transpose()?,
             pids: fields.number("pids", 1, 1 << 22)?,
             files: fields.number("files", 16, 1 << 30)?,
@@ -65,7 +82,7 @@ impl Config {
         fields.done()?;
         config
             .policy
-            .check_box(&mounts, &[], config.interface.is_some(), config.upper.is_some())?;
+            .check_box(&asked, &[], config.interface.is_some(), config.upper.is_some())?;
         Ok(config)
     }
 }
@@ -78,9 +95,21 @@ mod tests {
     fn a_guest_that_its_policy_does_not_allow_is_refused() {
         let bytes = br#"{"version":1,"policy":{"version":1},"upper":"/dev/vdb"}"#;
         assert_eq!(Config::read(bytes).err().unwrap().field, "writable_root");
-        let bytes = br#"{"version":1,"policy":{"version":1},"tmpfs":[{"target":"/a","size":4096}]}"#;
+        let bytes = br#"{"version":1,"policy":{"version":1},
+            "mounts":[{"source":"/srv","target":"/a","share":"0"}]}"#;
         assert_eq!(Config::read(bytes).err().unwrap().field, "mounts");
         assert!(Config::read(br#"{"version":1,"policy":{"version":1}}"#).is_ok());
+    }
+
+    #[test]
+    fn mounts_come_after_what_they_are_mounted_on() {
+        let bytes = br#"{"version":1,"policy":{"version":1,"mounts":[
+            {"source":"tmpfs","target":"/a/b"},{"source":"/srv","target":"/a"}]},
+            "mounts":[{"source":"tmpfs","target":"/a/b","size":4096},
+            {"source":"/srv","target":"/a","share":"0"}]}"#;
+        let config = Config::read(bytes).ok().unwrap();
+        let targets: Vec<&str> = config.mounts.iter().map(|mount| mount.target.as_str()).collect();
+        assert_eq!(targets, ["/a", "/a/b"]);
     }
 
     #[test]

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from bedstone.errors import InvalidError, UnavailableError
-from bedstone.sandbox.box import BoxSpec, Mount
+from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.microvm.driver import MicrovmBoxes
-from bedstone.sandbox.policy import AllowedMount
 from bedstone.testing.box_checks import CHECKS
 from bedstone.testing.box_escapes import CHECKS as ESCAPES
 from bedstone.testing.box_links import CHECKS as LINKS
@@ -33,6 +32,8 @@ SHARED = (
     "gives_everything_back",
     "system_calls_are_refused",
     "is_linked_to_its_namespace",
+    "mounts_what_is_declared",
+    "links_in_mounts_lead_nowhere_else",
 )
 
 
@@ -118,7 +119,6 @@ def test_what_a_guest_cannot_have_is_refused_before_anything_is_made(place: Path
     async def use() -> None:
         boxes = MicrovmBoxes(place / "home")
         await boxes.open()
-        mounting = replace(PERMISSIVE, mounts=(AllowedMount("/srv", "/srv"),))
         spec = BoxSpec(
             "refused",
             str(place / "root"),
@@ -129,7 +129,6 @@ def test_what_a_guest_cannot_have_is_refused_before_anything_is_made(place: Path
             replace(spec, write="direct"),
             replace(spec, devices=("/dev/fuse",)),
             replace(spec, root=str(place / "none")),
-            replace(spec, mounts=(Mount("/srv", "/srv"),), policy=mounting),
         ):
             with pytest.raises(InvalidError, match="box refused"):
                 await boxes.prepare(changed)

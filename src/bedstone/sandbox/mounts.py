@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+
+UNMAPPABLE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
+"""What `view` raises where owners cannot be mapped."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,6 +136,13 @@ def view(source: Path, target: Path, *, owner: int | None, size: int, readonly: 
     Raises:
         OSError: the kernel or the file system has no such mounts.
     """
+    with viewed(source, owner=owner, size=size, readonly=readonly) as tree:
+        attach(tree, target)
+
+
+@contextlib.contextmanager
+def viewed(source: Path, *, owner: int | None, size: int, readonly: bool) -> Iterator[int]:
+    """What `view` mounts, not attached anywhere. Raises OSError."""
     origin = open_exactly(source)
     try:
         tree = clone(origin, "")
@@ -155,7 +166,7 @@ def view(source: Path, target: Path, *, owner: int | None, size: int, readonly: 
                 ),
                 f"view of {source}",
             )
-        attach(tree, target)
+        yield tree
     finally:
         os.close(tree)
 

@@ -167,6 +167,31 @@ async def links_do_not_lead_mounts_out(world: World) -> None:
     assert not list(outside.iterdir())
 
 
+async def links_in_mounts_lead_nowhere_else(world: World) -> None:
+    """A link in a mounted folder, of this machine or of the box, leads to the box's files only."""
+    outside, shared = world.folder / "outside", world.folder / "shared"
+    outside.mkdir()
+    (outside / "secret").write_text("of this machine")
+    shared.mkdir()
+    (shared / "far").symlink_to(outside)
+    (shared / "up").symlink_to("../outside")
+    mount = Mount(str(shared), "/data", readonly=False)
+    policy = replace(
+        PERMISSIVE,
+        mounts=(AllowedMount(mount.source, mount.target, False),),  # noqa: FBT003
+    )
+    _, output = await world.run(
+        f"cd /data; ln -s {outside} mine; ln -s / top; mkdir -p {outside} /outside; exec 2>&1; "
+        "for l in far up mine; do cat $l/secret; echo in > $l/written; done; "
+        "cat ../outside/secret top/outside/secret; mknod node c 1 3",
+        mounts=(mount,),
+        policy=policy,
+    )
+    assert "of this machine" not in output
+    assert [path.name for path in outside.iterdir()] == ["secret"], output
+    assert not (shared / "node").exists()
+
+
 async def _refused(world: World, spec: object) -> None:
     try:
         await world.boxes.prepare(spec)  # type: ignore[arg-type]
@@ -233,6 +258,7 @@ CHECKS: Final[dict[str, Check]] = {
         its_disk_is_bounded,
         its_memory_is_bounded,
         links_do_not_lead_mounts_out,
+        links_in_mounts_lead_nowhere_else,
         links_do_not_lead_copies_out,
         users_are_not_this_machines,
     )

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from bedstone.errors import InvalidError, UnavailableError
-from bedstone.sandbox.box import BoxSpec
-from bedstone.sandbox.folders import write
-from bedstone.sandbox.microvm import guest, network
+from bedstone.sandbox import mounts
+from bedstone.sandbox.box import BoxSpec, Mount
+from bedstone.sandbox.folders import IDS, write
+from bedstone.sandbox.microvm import guest, network, sharing
+from bedstone.sandbox.microvm.folders import Folders
 from bedstone.sandbox.microvm.qemu import PORTS
+from bedstone.sandbox.sources import look
 
 EROFS_PACKAGE: Final = "erofs-utils"
 EXT4_PACKAGE: Final = "e2fsprogs"
+SHARING_PACKAGE: Final = "qemu-system-common, or virtiofsd"
 DISK: Final = 1 << 30
 """Bytes for writes where the box has no limit of its own; the file is sparse."""
 
@@ -55,11 +59,8 @@ def check(spec: BoxSpec) -> None:
     where = f"box {spec.id}"
     if spec.write == "direct":
         raise InvalidError(f"{where}: a microvm does not write to this machine's folder itself")
-    if any(mount.kind == "bind" for mount in spec.mounts):
-        raise InvalidError(
-            f"{where}: a microvm mounts no folder of this machine",
-            hint="copy files in, or choose another isolation",
-        )
+    for mount in binds(spec):
+        look(spec.id, Path(mount.source))
     if spec.devices:
         raise InvalidError(f"{where}: a microvm has no device of this machine")
     if spec.limits.memory is not None and spec.limits.memory < 96 << 20:
@@ -80,32 +81,85 @@ def is_image(path: Path) -> bool:
         return False
 
 
+def binds(spec: BoxSpec) -> list[Mount]:
+    """What of this machine the box has."""
+    return [mount for mount in spec.mounts if mount.kind == "bind"]
+
+
 def config(spec: BoxSpec) -> dict[str, Any]:
     """What the guest's agent is told before it starts, sealed into the initial file system."""
-    mounts = [mount for mount in spec.mounts if mount.kind == "tmpfs"]
+    wanted: list[dict[str, Any]] = [
+        {"source": "tmpfs", "target": each.target, "readonly": each.readonly, "size": each.size}
+        for each in spec.mounts
+        if each.kind == "tmpfs"
+    ]
+    wanted += [
+        {
+            "source": each.source,
+            "target": each.target,
+            "readonly": each.readonly,
+            "share": str(number),
+            "folder": stat.S_ISDIR(look(spec.id, Path(each.source)).st_mode),
+        }
+        for number, each in enumerate(binds(spec))
+    ]
     return {
         "version": 1,
         "policy": None if spec.policy is None else spec.policy.to_json(),
         "hostname": spec.hostname,
         "root": "/dev/vda",
         "upper": "/dev/vdb" if spec.write == "overlay" else None,
-        "tmpfs": [
-            {"target": mount.target, "readonly": mount.readonly, "size": mount.size}
-            for mount in mounts
-        ],
+        "mounts": wanted,
         "interface": None if spec.netns is None else network.interface(),
         "pids": spec.limits.pids,
         "files": spec.limits.files,
     }
 
 
-def base_initrd(tools: Tools, state: Path) -> bytes:
-    """The part that all guests share, kept in `state`."""
-    kept = state / f"initrd-{tools.key()}"
+def share(spec: BoxSpec, folders: Folders) -> tuple[dict[str, Any] | None, list[str]]:
+    """How the guest's mounts are served (see `sharing`), and what could not be applied.
+
+    Raises:
+        UnavailableError: they cannot be, here.
+    """
+    if not binds(spec):
+        return None, []
+    if os.geteuid() != 0:
+        raise UnavailableError(
+            f"box {spec.id}: a microvm's mounts need root", hint="run it as root, or with sudo"
+        )
+    program = next((place for place in sharing.PLACES if Path(place).exists()), None)
+    if program is None:
+        raise UnavailableError(
+            "virtiofsd is missing, which gives folders to microVMs",
+            hint=f"install it (Debian: {SHARING_PACKAGE})",
+        )
+    view = folders.folder(spec.id) / "shares"
+    view.mkdir(mode=0o755)
+    owner = folders.take_ids(spec.id)
+    shares, notes = [], []
+    for each in binds(spec):
+        mapped, source = True, Path(each.source)
+        try:
+            with mounts.viewed(source, owner=owner, size=IDS, readonly=each.readonly):
+                pass
+        except OSError as error:
+            if error.errno not in mounts.UNMAPPABLE:
+                raise UnavailableError(f"box {spec.id}: {error}") from error
+            notes.append(f"owners of {each.target} are not mapped: {error.strerror}")
+            mapped = False
+        shares.append((each.source, each.readonly, mapped))
+    wanted = {"program": program, "view": str(view), "shares": shares, "owner": owner, "size": IDS}
+    return wanted, notes
+
+
+def base_initrd(tools: Tools, state: Path, extra: tuple[str, ...]) -> bytes:
+    """The part that all guests with the same modules share, kept in `state`."""
+    kept = state / "-".join(("initrd", tools.key(), *extra))
     try:
         return kept.read_bytes()
     except FileNotFoundError:
-        modules = guest.module_order(tools.kernel, (*guest.MODULES, *guest.NETWORK_MODULES))
+        modules = guest.module_order(tools.kernel, (*guest.MODULES, *extra))
         data = guest.cpio(guest.base_files(tools.agent.read_bytes(), modules))
         write(kept, data)
         return data
@@ -117,7 +171,9 @@ def initrd(tools: Tools, state: Path, spec: BoxSpec) -> bytes:
         "config.json": (0o100600, json.dumps(config(spec)).encode()),
         "ports": (0o100600, str(PORTS).encode()),
     }
-    return base_initrd(tools, state) + guest.cpio(own)
+    extra: tuple[str, ...] = () if spec.netns is None else guest.NETWORK_MODULES
+    extra += guest.SHARING_MODULES if binds(spec) else ()
+    return base_initrd(tools, state, extra) + guest.cpio(own)
 
 
 def pack_root(tools: Tools, source: Path, image: Path) -> None:

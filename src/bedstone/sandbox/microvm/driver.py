@@ -35,7 +35,7 @@ from bedstone.sandbox.microvm.agent import Agent, Program
 from bedstone.sandbox.microvm.archive import to_records, to_tar
 from bedstone.sandbox.microvm.build import Tools
 from bedstone.sandbox.microvm.folders import ISOLATION, Folders
-from bedstone.sandbox.microvm.qemu import PORTS, Accelerator, Machine, port_socket, qmp
+from bedstone.sandbox.microvm.qemu import PORTS, RUN, Accelerator, Machine, port_socket, qmp
 from bedstone.sandbox.microvm.stdio import Pump
 from bedstone.sandbox.policy import ANY_USER, Policy, check_copy, check_exec, check_start
 
@@ -207,6 +207,7 @@ class MicrovmBoxes:
 
     def _make(self, spec: BoxSpec, tools: Tools, folder: Path) -> None:
         state = self._folders.state
+        shares, notes = build.share(spec, self._folders)
         build.place_kernel(tools, folder, state)
         write(folder / "initrd", build.initrd(tools, state, spec))
         root = Path(spec.root)
@@ -239,8 +240,11 @@ class MicrovmBoxes:
         }
         with self._folders.locked(""):
             user = self._user()
+            (folder / RUN).mkdir(mode=0o700)
             if user is not None:
-                for name in (".", "initrd", "upper"):
+                os.chown(folder / "initrd", 0, user)
+                (folder / "initrd").chmod(0o640)
+                for name in (RUN, "upper"):
                     if (folder / name).exists():
                         os.chown(folder / name, user, user)
             value = {
@@ -249,6 +253,8 @@ class MicrovmBoxes:
                 "netns": spec.netns,
                 "root": str(root),
                 "user": user,
+                "shares": shares,
+                "notes": notes,
             }
             write(folder / "launch.json", json.dumps(value))
 
@@ -267,8 +273,10 @@ class MicrovmBoxes:
         if self._accelerator == "tcg":
             notes.append("the processor is emulated: no guest started with KVM here")
         launch = self._folders.launch(spec.id)
-        if launch is not None and launch["user"] is None:
-            notes.append("QEMU has no user of its own")
+        if launch is not None:
+            notes += launch["notes"]
+            if launch["user"] is None:
+                notes.append("QEMU has no user of its own")
         env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
         if path := os.environ.get("PYTHONPATH"):
             env["PYTHONPATH"] = path
@@ -438,7 +446,7 @@ class MicrovmBoxes:
             if _holder(folder / monitor.LOCK) is None:
                 raise ConflictError(f"box {box} does not run")
             for number in range(2, PORTS + 1):
-                path = folder / f"{port_socket(number)}.lock"
+                path = folder / f"port{number}.lock"
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,8 @@
 """What the driver keeps of its boxes on disk, beside what every driver does.
 
-`HOME/ID/` also has the machine's files: `kernel`, `initrd`, `upper`, sockets and logs.
+`HOME/ID/` also has the machine's files: `kernel`, `initrd`, `upper`, `qemu.log`, and `run/` with
+sockets and the guest's console. QEMU's user owns `upper` and `run/` and can change nothing else, so
+that what a start reads is what `prepare` wrote.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 MODULES: Final = ("virtio_mmio", "virtio_console", "virtio_blk", "erofs", "overlay", "virtio-rng")
 """In the order of loading, each after what it needs."""
 NETWORK_MODULES: Final = ("virtio_net",)
+SHARING_MODULES: Final = ("virtiofs",)
 
 _NEEDS: Final = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import sys
 import termios
@@ -28,9 +29,9 @@ from typing import Any, Final
 from bedstone.errors import DeniedError, Error, NotFoundError, UnavailableError
 from bedstone.sandbox.box import Stdio
 from bedstone.sandbox.failing import FAILED
-from bedstone.sandbox.microvm import network
+from bedstone.sandbox.microvm import network, sharing
 from bedstone.sandbox.microvm.agent import Agent, Program
-from bedstone.sandbox.microvm.qemu import CONSOLE, Machine, port_socket
+from bedstone.sandbox.microvm.qemu import CONSOLE, RUN, Machine, port_socket
 from bedstone.sandbox.microvm.stdio import Pump
 
 BOOT_PATIENCE: Final = 60.0
@@ -69,6 +70,7 @@ class Guest:
         self._lock = lock
         self.launch: dict[str, Any] = json.loads((folder / "launch.json").read_text())
         self.process: asyncio.subprocess.Process | None = None
+        self.server: asyncio.subprocess.Process | None = None
 
     async def start(self) -> Agent:
         """Start QEMU and wait for the agent.
@@ -76,29 +78,29 @@ class Guest:
         Raises:
             UnavailableError: it did not come up; with the last of what the kernel said.
         """
-        for socket in self.folder.glob("*.sock"):
-            socket.unlink()  # of an earlier run
+        for path in (self.folder / RUN).glob("*"):
+            path.unlink()  # of an earlier run
         machine = Machine(**self.launch["machine"])
-        root = os.open(self.launch["root"], os.O_RDONLY | os.O_CLOEXEC)
-        tap = None
-        if self.launch["netns"] is not None:
-            tap = network.open_tap(self.launch["netns"])
-        inherited = [root, self._lock] + ([] if tap is None else [tap])
-        user, parent = self.launch["user"], os.getpid()
-        with (self.folder / "qemu.log").open("wb") as log:
+        with contextlib.ExitStack() as stack:
+            root = _closed_by(stack, os.open(self.launch["root"], os.O_RDONLY | os.O_CLOEXEC))
+            tap = shares = None
+            if self.launch["netns"] is not None:
+                tap = _closed_by(stack, network.open_tap(self.launch["netns"]))
+            log = stack.enter_context((self.folder / "qemu.log").open("wb"))
+            if self.launch["shares"] is not None:
+                shares = _closed_by(stack, await self._share(log.fileno()))
+            user, parent = self.launch["user"], os.getpid()
             self.process = await asyncio.create_subprocess_exec(
-                *machine.argv(root, tap),
+                *machine.argv(root, tap, shares),
                 cwd=self.folder,
                 env={"PATH": "/usr/bin:/bin"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=inherited,
+                pass_fds=[each for each in (root, self._lock, tap, shares) if each is not None],
                 start_new_session=True,
                 preexec_fn=lambda: confine(user, parent, unshare=os.geteuid() == 0),
             )
-        for descriptor in inherited[:1] + inherited[2:]:
-            os.close(descriptor)
         connecting = asyncio.ensure_future(
             Agent.connect(self.folder / port_socket(1), BOOT_PATIENCE)
         )
@@ -116,12 +118,45 @@ class Guest:
             await asyncio.gather(connecting, ended, return_exceptions=True)
         raise UnavailableError(f"{problem}{self.said()}")
 
+    async def _share(self, log: int) -> int:
+        """Start the server of the guest's mounts; a connection to it, for QEMU."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
+            try:
+                # A socket's path has at most 107 bytes.
+                path = f"/proc/self/fd/{folder}/shares.sock"
+                (self.folder / "shares.sock").unlink(missing_ok=True)
+                listener.bind(path)
+                listener.listen(1)
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.connect(path)
+                    descriptor = connection.detach()
+                (self.folder / "shares.sock").unlink()
+            finally:
+                os.close(folder)
+            wanted = {"socket": listener.fileno(), "parent": os.getpid()}
+            self.server = await asyncio.create_subprocess_exec(
+                *sharing.command(self.launch["shares"] | wanted),
+                env={},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(listener.fileno(), self._lock),
+                start_new_session=True,
+            )
+        return descriptor
+
     def said(self) -> str:
         """The end of what QEMU and the guest's kernel said."""
         text = ""
         for name in ("qemu.log", CONSOLE):
             with contextlib.suppress(OSError):
-                text += (self.folder / name).read_bytes()[-2000:].decode(errors="replace")
+                # QEMU could have put anything into its own folder.
+                descriptor = os.open(
+                    self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                )
+                with os.fdopen(descriptor, "rb") as file:
+                    text += file.read()[-2000:].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return "".join(f"\n  {line}" for line in lines[-5:])
 
@@ -131,6 +166,13 @@ class Guest:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             await self.process.wait()
+        if self.server is not None:
+            # It ends by itself once QEMU has.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.server.wait(), 2)
+            if self.server.returncode is None:
+                self.server.kill()
+                await self.server.wait()
 
 
 def unstarted(error: Error) -> int | None:
@@ -139,6 +181,11 @@ def unstarted(error: Error) -> int | None:
         return 127
     # What the policy refuses has a hint.
     return 126 if isinstance(error, DeniedError) and error.hint is None else None
+
+
+def _closed_by(stack: contextlib.ExitStack, descriptor: int) -> int:
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 async def fresh(agent: Agent) -> None:

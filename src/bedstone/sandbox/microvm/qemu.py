@@ -21,15 +21,17 @@ PACKAGE: Final = "qemu-system-x86"
 PROGRAM: Final = "qemu-system-x86_64"
 PORTS: Final = 8
 """Connections at once: one for the box's command, the others for `exec`, copies and statistics."""
-CONSOLE: Final = "console.log"
-QMP: Final = "qmp.sock"
+RUN: Final = "run"
+"""The folder in a box's that is QEMU's own: all else in there is not for it to change."""
+CONSOLE: Final = f"{RUN}/console.log"
+QMP: Final = f"{RUN}/qmp.sock"
 
 Accelerator = Literal["kvm", "tcg"]
 
 
 def port_socket(number: int) -> str:
     """The name of a port's socket in the box's folder; ports count from 1."""
-    return f"port{number}.sock"
+    return f"{RUN}/port{number}.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,24 @@ class Machine:
     io_read: int | None = None
     io_write: int | None = None
 
-    def argv(self, root: int, tap: int | None) -> list[str]:
-        """The command line; `root` and `tap` are descriptors that it inherits."""
+    def argv(self, root: int, tap: int | None, shares: int | None = None) -> list[str]:
+        """The command line.
+
+        Args:
+            root: a descriptor that it inherits, as the others are: of the image.
+            tap: of the network interface.
+            shares: connected with virtiofsd.
+        """
         kernel = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "random.trust_cpu=on"]
         if self.accelerator == "tcg":
             # This machine type has no other timer to measure the processor's counter with.
             kernel += ["no_timer_check", f"tsc_early_khz={self.tsc_kilohertz}"]
         argv = [self.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        argv += ["-M", "microvm,acpi=on,rtc=on", "-m", f"{self.memory >> 20}M"]
+        # virtiofsd reads and writes in the guest's memory.
+        memory = "memory-backend-memfd,share=on" if shares is not None else "memory-backend-ram"
+        argv += ["-object", f"{memory},id=memory,size={self.memory >> 20}M"]
+        argv += ["-M", "microvm,acpi=on,rtc=on,memory-backend=memory"]
+        argv += ["-m", f"{self.memory >> 20}M", "-global", "virtio-mmio.force-legacy=false"]
         argv += ["-accel", "kvm" if self.accelerator == "kvm" else "tcg,thread=multi"]
         argv += ["-cpu", "host" if self.accelerator == "kvm" else "max", "-smp", str(self.cpus)]
         argv += ["-kernel", "kernel", "-initrd", "initrd", "-append", " ".join(kernel)]
@@ -82,6 +94,9 @@ class Machine:
         if tap is not None:
             argv += ["-netdev", f"tap,id=net,fd={tap}"]
             argv += ["-device", f"virtio-net-device,netdev=net,mac={self.mac}"]
+        if shares is not None:
+            argv += ["-chardev", f"socket,id=shares,fd={shares}"]
+            argv += ["-device", "vhost-user-fs-device,chardev=shares,tag=shares"]
         argv += ["-sandbox"]
         argv += ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
         return argv

@@ -9,7 +9,6 @@ this machine; `release` unmounts them, in whatever state a start left them.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -23,10 +22,10 @@ from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox import mounts
 from bedstone.sandbox.box import BoxSpec, Mount
 from bedstone.sandbox.folders import IDS
+from bedstone.sandbox.sources import look
 
 _PLAIN: Final = mounts.MS_NOSUID | mounts.MS_NODEV
 _PLACES: Final = 1 << 20
-_UNMAPPABLE = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
     place.mkdir(mode=0o711)
     with _refusals(spec):
         source = Path(spec.root)
-        if not stat.S_ISDIR(_look(spec, source).st_mode):
+        if not stat.S_ISDIR(look(spec.id, source).st_mode):
             raise InvalidError(f"box {spec.id}: its root {spec.root} is not a folder")
         direct = spec.write == "direct"
         lower = place / ("root" if direct else "lower")
@@ -72,7 +71,7 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
         try:
             mounts.view(source, lower, owner=first_id, size=IDS, readonly=not direct)
         except OSError as error:
-            if first_id is None or error.errno not in _UNMAPPABLE:
+            if first_id is None or error.errno not in mounts.UNMAPPABLE:
                 raise
             notes.append(f"user ids are not mapped: {error.strerror}")
             first_id = None
@@ -173,7 +172,7 @@ def _mount(
         data = f"size={mount.size},mode=1777,uid={owner},gid={owner}"
         mounts.mount("tmpfs", "box", shown, _PLAIN, data)
         return
-    if stat.S_ISDIR(_look(spec, Path(mount.source)).st_mode):
+    if stat.S_ISDIR(look(spec.id, Path(mount.source)).st_mode):
         shown.mkdir()
     else:
         shown.touch(mode=0o600)
@@ -181,26 +180,10 @@ def _mount(
     try:
         mounts.view(source, shown, owner=first_id, size=IDS, readonly=mount.readonly)
     except OSError as error:
-        if first_id is None or error.errno not in _UNMAPPABLE:
+        if first_id is None or error.errno not in mounts.UNMAPPABLE:
             raise
         notes.append(f"owners of {mount.target} are not mapped: {error.strerror}")
         mounts.view(source, shown, owner=None, size=IDS, readonly=mount.readonly)
-
-
-def _look(spec: BoxSpec, path: Path) -> os.stat_result:
-    try:
-        descriptor = mounts.open_exactly(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise InvalidError(
-                f"box {spec.id}: a part of {path} is a symbolic link",
-                hint=f"declare the place that it leads to: {os.path.realpath(path)}",
-            ) from error
-        raise InvalidError(f"box {spec.id}: cannot open {path}: {error.strerror}") from error
-    try:
-        return os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
