@@ -11,11 +11,13 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,10 @@ def test_what_is_wrong_is_said(command: Command, place: Path) -> None:
         (("run", "-m", "much", root, "x"), 125, "expected such as 512m"),
         (("run", "-v", "/none:/x", root, "x"), 125, "nothing is at"),
         (("run", "--none"), 125, "No such option"),
+        (("run", "-p", "53:53/udp", root, "x"), 125, "UDP is not relayed"),
+        (("run", "-p", "192.0.2.1:0:53", root, "x"), 125, "cannot publish 192.0.2.1:0"),
+        (("run", "--egress", "a/b", root, "x"), 125, "neither a name nor an address"),
+        (("run", "--net", "host", root, "x"), 125, "publish its ports with -p"),
         (("box", "exec", "nothing", "x"), 125, "no box nothing"),
         (("box", "logs", "nothing"), 3, "no box nothing"),
     ):
@@ -255,6 +261,86 @@ def test_a_dead_shim_is_told_and_cleared(command: Command, place: Path) -> None:
     while left := leftovers(home, "orphan"):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("isolation", ["container", "gvisor", "microvm"])
+def test_a_network_is_what_was_asked_for_and_nothing_else(
+    isolation: str, command: Command, place: Path
+) -> None:
+    """Its port is reached here, what is named is reached from it, and when it is gone all is."""
+    need(isolation, place)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as named,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        inside, outside = (each.getsockname()[1] for each in (named, other))
+        command.answer(
+            *("run", "-d", "--name", "net-box", "--isolation", isolation, "-p", "80"),
+            *("--egress", f"127.0.0.1:{inside}", str(place / "root"), "sh", "-c"),
+            "mkdir /w; echo page >/w/index.html; exec httpd -f -p 80 -h /w",
+        )
+        (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
+        (port,) = found["ports"]
+        assert (port["address"], port["box"]) == ("127.0.0.1", 80)
+        assert f"127.0.0.1:{port['port']}->80/tcp" in command.answer("box", "ps")
+        deadline = time.monotonic() + 20
+        while (page := fetched(port["port"])) is None:
+            assert time.monotonic() < deadline
+        assert page == b"page\n"
+        relay = next(
+            process.parent
+            for process in Path("/proc").glob("[0-9]*/cmdline")
+            if b"bedstone.boxes.relay" in process.read_bytes()
+            and b"net-box" in process.read_bytes()
+        )
+        status = (relay / "status").read_text().splitlines()
+        rights = {line.split()[1] for line in status if line.startswith(("Uid", "Gid", "CapPrm"))}
+        assert rights == {"65534", "0000000000000000"}
+        taken = command("run", "-p", f"{port['port']}:80", str(place / "root"), "true")
+        assert (taken.returncode, "cannot publish 127.0.0.1:" in taken.stderr) == (125, True)
+        ask = "unset no_proxy; wget -q -O - http://127.0.0.1:"
+        asking = subprocess.Popen(
+            [*command.argv, "box", "exec", "net-box", "sh", "-c", f"{ask}{inside}/x"],
+            env=command.env, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        named.settimeout(20)
+        with named.accept()[0] as link:
+            assert link.recv(4096).startswith(b"GET /x HTTP/1.1\r\n")
+            link.sendall(b"HTTP/1.0 200 OK\r\n\r\nfrom here")
+        assert asking.communicate(timeout=20)[0] == b"from here"
+        done = command("box", "exec", "net-box", "sh", "-c", f"{ask}{outside}/")
+        assert "403 Forbidden" in done.stderr
+        assert f"127.0.0.1:{outside} is not allowed" in command.answer("box", "logs", "net-box")
+        # By itself it reaches nothing of this machine, whatever address it tries.
+        for address in ("127.0.0.1", "10.107.0.1", "10.0.2.2"):
+            script = f"nc -w 2 {address} {outside} </dev/null && echo reached"
+            assert "reached" not in command("box", "exec", "net-box", "sh", "-c", script).stdout
+    command.answer("box", "rm", "-f", "net-box")
+    assert fetched(port["port"]) is None
+    assert not relay.exists()
+    assert not leftovers(place / "boxes", "net-box")
+    assert not list(Path("/run/bedstone/boxes").glob("*-net-box"))
+
+
+def fetched(port: int) -> bytes | None:
+    """The page of a published port; None if nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            page: bytes = answer.read()
+            return page
+    except OSError:
+        return None
+
+
+def test_the_ports_of_a_box_whose_shim_was_killed_are_free(command: Command, place: Path) -> None:
+    command.answer("run", "-d", "--name", "lost", "-p", "80", str(place / "root"), "sleep", "60")
+    (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
+    port = found["ports"][0]["port"]
+    os.kill(int((place / "boxes/.run/lost/pid").read_text()), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while command("run", "--rm", "-p", f"{port}:80", str(place / "root"), "true").returncode:
+        assert time.monotonic() < deadline
+    command.answer("box", "rm", "-f", "lost")
 
 
 def test_one_box_that_nobody_understands_is_no_harm_to_others(

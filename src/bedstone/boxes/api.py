@@ -18,12 +18,14 @@ from pathlib import Path
 
 from bedstone.boxes.home import boxes_directory
 from bedstone.boxes.idle import TARGET, idle
+from bedstone.boxes.network import parse_egress, parse_port
 from bedstone.boxes.roots import Root, find_root, find_user
 from bedstone.boxes.standalone import Standalone
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats, Stdio
 from bedstone.sandbox.boxes import Boxes
 from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
+from bedstone.sandbox.policy import Network as PolicyNetwork
 
 CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE",
@@ -56,6 +58,7 @@ def specify(
     tty: bool = False,
     capabilities: Sequence[str] = CAPABILITIES,
     policy: Policy | None = None,
+    network: PolicyNetwork = "none",
 ) -> BoxSpec:
     """A box for a root, as the image's author and the arguments say; the arguments win.
 
@@ -74,6 +77,7 @@ def specify(
         capabilities: of its command.
         policy: what it may be and do; by default exactly what these arguments say, and any `exec`
             and copy.
+        network: what its own policy allows it.
     """
     uid, gid = find_user(root.path, root.user if user is None else user)
     allowed = tuple(
@@ -94,6 +98,7 @@ def specify(
             capabilities=tuple(capabilities),
             users=(ANY_USER,),
             tty=True,
+            network=network,
             writable_root=not readonly,
             copy_in=("/",),
             copy_out=("/",),
@@ -146,6 +151,8 @@ class Sandbox:
         disk: int | None = 1 << 30,
         readonly: bool = False,
         policy: Policy | None = None,
+        ports: Sequence[str] = (),
+        egress: Sequence[str] = (),
         lazy: bool = True,
         home: Path | None = None,
     ) -> AsyncIterator[Sandbox]:
@@ -165,6 +172,9 @@ class Sandbox:
             disk: bytes that it may write.
             readonly: whether nothing can be written but to mounts and /tmp.
             policy: what it may be and do; by default what these arguments say.
+            ports: what is published of it, as `8080:80` or `127.0.0.1:8080:80`; `Sandbox.ports`
+                has the real numbers.
+            egress: what it may reach through a proxy, as `pypi.org`, `db.example:5432` or `*`.
             lazy: whether an image may be mounted before all of it is here, where that works.
             home: where boxes are kept.
 
@@ -173,6 +183,8 @@ class Sandbox:
         """
         box = name or new_id()
         standalone = Standalone(home or boxes_directory())
+        published = [parse_port(text) for text in ports]
+        rules = [parse_egress(text) for text in egress]
         async with standalone.making(box, isolation):
             # A microVM's root is made of all of its files at once.
             found = await find_root(root, box, lazy=lazy and isolation != "microvm")
@@ -192,8 +204,10 @@ class Sandbox:
                 limits=BoxLimits(memory, cpus, pids, disk),
                 readonly=readonly,
                 policy=policy,
+                network="given" if published or rules else "none",
             )
-            notes = (*found.notes, *await standalone.start(spec, isolation))
+            started = await standalone.start(spec, isolation, ports=published, egress=rules)
+            notes = (*found.notes, *started)
             if not await standalone.started(box):
                 text = b"".join([block async for block in standalone.logs(box)])
                 said = text.decode(errors="replace").strip().splitlines()

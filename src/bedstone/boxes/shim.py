@@ -41,6 +41,7 @@ LIMIT = 16 << 20
 _WAITING = 1 << 20
 _FRAME = 1 << 20
 _PATIENCE = 10.0
+_LINGER = 3.0
 _BLOCK = 1 << 16
 
 
@@ -58,6 +59,7 @@ class Shim:
         self._given = bytearray()
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
+        self._relay: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         """Start the box and serve until it ends."""
@@ -77,11 +79,13 @@ class Shim:
         if self._config["wait_for_client"]:
             while not self._clients:
                 self._turn(wake, None)
+        self._start_relay()
         child = self._start()
         while child.poll() is None or self._sources:
             self._turn(wake, child)
             if child.poll() is not None:
                 self._flush_sources()
+        self._stop_relay()
         code = child.returncode
         self._end(self._status(128 - code if code < 0 else code))
 
@@ -94,6 +98,34 @@ class Shim:
                 continue
             callback: Callable[[int], None] = key.data
             callback(events)
+
+    def _start_relay(self) -> None:
+        """Start what serves the box's ports and its proxy; what it says is kept with the output."""
+        if self._config["relay"]:
+            self._relay = subprocess.Popen(
+                self._config["relay"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=self._config["descriptors"],
+                start_new_session=True,
+            )
+            if self._relay.stderr is not None:
+                self._source(os.dup(self._relay.stderr.fileno()), ERRORS)
+                self._relay.stderr.close()
+        for descriptor in self._config["descriptors"]:
+            os.close(descriptor)
+
+    def _stop_relay(self) -> None:
+        """Free the box's ports. It ends with its input, also where this process is killed."""
+        if self._relay is None or self._relay.stdin is None:
+            return
+        self._relay.stdin.close()
+        try:
+            self._relay.wait(_LINGER)
+        except subprocess.TimeoutExpired:
+            self._relay.kill()
+            self._relay.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
         options: dict[str, Any] = {"env": self._config["env"], "start_new_session": True}

@@ -14,12 +14,21 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from bedstone.boxes import shim
+from bedstone.boxes.egress import Rule
+from bedstone.boxes.network import (
+    Network,
+    Port,
+    make,
+    make_namespace,
+    path_of,
+    remove_namespace,
+)
 from bedstone.boxes.roots import let_go
 from bedstone.errors import (
     ConflictError,
@@ -46,6 +55,7 @@ class Listed:
         info: what its driver says; None if it says nothing.
         spec: what it is; None if that is not known.
         code: its exit status, once it has ended.
+        ports: what is published of it.
         problem: why its driver says nothing; empty if it does.
     """
 
@@ -54,6 +64,7 @@ class Listed:
     info: BoxInfo | None = None
     spec: BoxSpec | None = None
     code: int | None = None
+    ports: tuple[Port, ...] = ()
     problem: str = ""
 
     @property
@@ -117,6 +128,8 @@ class Standalone:
         size: tuple[int, int] = (24, 80),
         attached: bool = False,
         remove: bool = False,
+        ports: Sequence[Port] = (),
+        egress: Sequence[Rule] = (),
     ) -> tuple[str, ...]:
         """Run a box under a shim of its own, within `making`; notes on what could not be applied.
 
@@ -127,11 +140,41 @@ class Standalone:
             size: rows and columns of its terminal.
             attached: whether it waits for `attach` before it starts, so that nothing is missed.
             remove: whether it is deleted when it has ended.
+            ports: what is published of it.
+            egress: what it may reach.
 
         Raises:
-            Error: as `Boxes.prepare`.
+            UnavailableError: a port is taken.
+            Error: as `Boxes.link` and `Boxes.prepare`.
         """
         boxes = await self.driver(isolation)
+        network = None
+        if ports or egress:
+            network = await self._network(boxes, spec.id, ports, egress)
+            spec = replace(spec, netns=network.netns, env={**network.env, **spec.env})
+        try:
+            return await self._start(
+                boxes,
+                spec,
+                network,
+                {"stdin": stdin, "size": size, "wait_for_client": attached, "remove": remove},
+            )
+        finally:
+            if network is not None:
+                network.close()
+
+    async def _network(
+        self, boxes: Boxes, box: str, ports: Sequence[Port], rules: Sequence[Rule]
+    ) -> Network:
+        path = path_of(self.home, box)
+        await asyncio.to_thread(make_namespace, path)
+        link = await boxes.link(str(path))
+        return await asyncio.to_thread(make, path, link, ports, rules)
+
+    async def _start(
+        self, boxes: Boxes, spec: BoxSpec, network: Network | None, how: dict[str, Any]
+    ) -> tuple[str, ...]:
+        folder = self._folder(spec.id)
         folder = self._folder(spec.id)
         launch = await boxes.prepare(spec)
         starting = {"started": launch.started, "log": launch.log}
@@ -140,16 +183,21 @@ class Standalone:
             "argv": launch.argv,
             "env": dict(launch.env),
             "tty": spec.tty,
-            "stdin": stdin,
-            "size": size,
-            "wait_for_client": attached,
-            "after": after if remove else [],
+            "after": after if how.pop("remove") else [],
+            "relay": network.command("\r\n" if spec.tty else "\n") if network else [],
+            "descriptors": network.descriptors if network else [],
+            **how,
             **starting,
         }
         write(folder / "shim.json", json.dumps(config))
-        record = {"isolation": isolation, "notes": launch.notes, **starting}
+        record = {
+            "isolation": boxes.isolation,
+            "notes": launch.notes,
+            "ports": [asdict(port) for port in network.ports] if network else [],
+            **starting,
+        }
         write(folder / "box.json", json.dumps(record))
-        await self._spawn(folder)
+        await self._spawn(folder, network.descriptors if network else ())
         return launch.notes
 
     async def attach(self, box: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -167,6 +215,12 @@ class Standalone:
             raise ConflictError(f"box {box} does not run") from error
         finally:
             os.close(folder)
+
+    def ports(self, box: str) -> tuple[Port, ...]:
+        """What is published of it, with the real numbers."""
+        with contextlib.suppress(NotFoundError):
+            return tuple(Port(**port) for port in self._record(box).get("ports", ()))
+        return ()
 
     def code(self, box: str) -> int | None:
         """How it ended; None if it has not."""
@@ -267,11 +321,11 @@ class Standalone:
     def _listed(self, box: str, isolation: str, info: BoxInfo | None, problem: str) -> Listed:
         code = self.code(box)
         if info is not None:
-            return Listed(box, isolation, info, info.spec, code)
+            return Listed(box, isolation, info, info.spec, code, self.ports(box))
         spec = None
         with contextlib.suppress(Error):
             spec = Folders(self.home, isolation).spec(box)
-        return Listed(box, isolation, None, spec, code, problem)
+        return Listed(box, isolation, None, spec, code, self.ports(box), problem)
 
     async def delete(self, box: str) -> None:
         """End it and forget it: box, shim, output. Raises NotFoundError, UnavailableError."""
@@ -286,10 +340,11 @@ class Standalone:
             with contextlib.suppress(OSError):
                 if self._alive(box):
                     os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(remove_namespace, self.home, box)
         await asyncio.to_thread(let_go, box)
         shutil.rmtree(self._folder(box), ignore_errors=True)
 
-    async def _spawn(self, folder: Path) -> None:
+    async def _spawn(self, folder: Path, descriptors: Sequence[int]) -> None:
         with (folder / "shim.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -302,6 +357,7 @@ class Standalone:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
         await process.wait()
         text = ""

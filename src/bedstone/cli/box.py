@@ -9,6 +9,7 @@ import posixpath
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def box() -> None:
     context_settings=CONTEXT,
     help=teach(
         "Show all boxes, those that have ended included.",
-        ("bedstone box ps", "name, state, isolation, root, command"),
+        ("bedstone box ps", "name, state, isolation, root, ports, command"),
         ("bedstone box ps -o json", "for programs"),
     ),
 )
@@ -68,12 +69,14 @@ def ps(*, as_json: bool) -> None:
             _state(listed),
             listed.isolation,
             listed.spec.labels.get("image", "") if listed.spec else "",
+            ", ".join(map(str, listed.ports)),
             " ".join(listed.spec.command)[:40] if listed.spec else "",
             seconds(time.time() - listed.spec.created_at) if listed.spec else "",
         )
         for listed in found
     ]
-    for line in columns([("NAME", "STATE", "ISOLATION", "ROOT", "COMMAND", "AGE"), *rows]):
+    heads = ("NAME", "STATE", "ISOLATION", "ROOT", "PORTS", "COMMAND", "AGE")
+    for line in columns([heads, *rows]):
         terminal.answer(line)
     for listed in found:
         if listed.problem:
@@ -96,6 +99,7 @@ def _described(listed: Listed) -> dict[str, Any]:
         "isolation": listed.isolation,
         "root": spec.labels.get("image", "") if spec else None,
         "command": list(spec.command) if spec else None,
+        "ports": [asdict(port) for port in listed.ports],
         "pid": info.pid if info else None,
         "created_at": spec.created_at if spec else None,
         "notes": list(info.notes) if info else [],
@@ -188,7 +192,6 @@ def logs(name: str, *, follow: bool) -> None:
 @output_option
 def stats(names: tuple[str, ...], *, as_json: bool) -> None:
     """See `bedstone box stats --help`."""
-    from dataclasses import asdict
 
     async def work() -> dict[str, dict[str, Any]]:
         standalone = _standalone()

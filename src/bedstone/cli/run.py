@@ -29,13 +29,14 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
     cls=AsProgram,
     context_settings={**CONTEXT, "allow_interspersed_args": False},
     help=teach(
-        "Run a program in a box: a root file system, limits, no network, and nothing of this "
-        "machine but what is mounted. ROOT is a directory (with a leading / or .) or an image, "
+        "Run a program in a box: a root file system, limits, and nothing of this machine or of any "
+        "network but what is named. ROOT is a directory (with a leading / or .) or an image, "
         "which is pulled if it is not here. Ends as the program does; with 127 if there is no such "
         "program, 126 if it cannot be executed, 125 for anything else that kept it from running.",
         ("bedstone run --rm -it python:3.12", "a shell of an image, gone afterwards"),
         ("bedstone run --rm ./rootfs /bin/sh -c 'id'", "a directory, which is not changed"),
         ("bedstone run -d --name db -m 1g -v /srv/db:/data postgres:17", "in the background"),
+        ("bedstone run -d -p 8080:80 nginx:1.27", "reached at 127.0.0.1:8080"),
         ("bedstone run --isolation gvisor --rm alpine uname -a", "on a kernel in user space"),
     ),
 )
@@ -58,9 +59,9 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 @click.option("--pids-limit", type=int, default=512, show_default=True, help="Processes.")
 @click.option("--disk", default="1g", show_default=True, metavar="SIZE", help="What it may write.")
 @click.option("--read-only", is_flag=True, help="Only mounts and /tmp can be written to.")
-@click.option(
-    "--net", type=click.Choice(["none"]), default="none", help="Loopback alone; the only one yet."
-)
+@click.option("-p", "--publish", multiple=True, metavar="[[IP:]PORT:]PORT", help="A port.")
+@click.option("--egress", multiple=True, metavar="HOST[:PORT]", help="What it may reach; * is any.")
+@click.option("--net", default="none", show_default=True, help="Only none: no network but these.")
 @click.option(
     "--no-lazy", is_flag=True, help="Fetch and unpack all of an image before the program starts."
 )
@@ -86,6 +87,8 @@ def run(
     cpus: float | None,
     pids_limit: int,
     disk: str,
+    publish: tuple[str, ...],
+    egress: tuple[str, ...],
     net: str,
     cap_drop: str | None,
     policy: Path | None,
@@ -100,12 +103,15 @@ def run(
     """See `bedstone run --help`."""
     from bedstone.boxes.api import CAPABILITIES, new_id, specify
     from bedstone.boxes.home import boxes_directory
+    from bedstone.boxes.network import parse_egress, parse_port
     from bedstone.boxes.roots import find_root
     from bedstone.boxes.standalone import Standalone
     from bedstone.cli.box_terminal import demand_terminal, follow, terminal_size
     from bedstone.sandbox.box import BoxLimits
 
-    del net
+    demand_no_network(net)
+    ports = [parse_port(text) for text in publish]
+    rules = [parse_egress(text) for text in egress]
     if tty and not detach:
         demand_terminal()
     terminal = Terminal(answers=True)
@@ -135,6 +141,7 @@ def run(
             tty=tty,
             capabilities=() if cap_drop == "ALL" else CAPABILITIES,
             policy=read_policy(policy) if policy is not None else None,
+            network="given" if ports or rules else "none",
         )
 
     async def work() -> int:
@@ -146,6 +153,8 @@ def run(
                 size=terminal_size(),
                 attached=not detach,
                 remove=remove,
+                ports=ports,
+                egress=rules,
             )
         _say_notes(terminal, notes)
         if detach:
@@ -173,6 +182,15 @@ async def _left_running(standalone: Standalone, box: str, terminal: Terminal) ->
     async for block in standalone.logs(box):
         os.write(2, block)
     return await standalone.wait(box)
+
+
+def demand_no_network(name: str) -> None:
+    """Raises InvalidError for the networks that container engines have beside `none`."""
+    if name != "none":
+        raise InvalidError(
+            f"no network {name!r}: a box reaches nothing, and nothing reaches it, by itself",
+            hint="publish its ports with -p, and name what it may reach with --egress ('*': any)",
+        )
 
 
 def parse_size(text: str) -> int:

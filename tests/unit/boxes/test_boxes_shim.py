@@ -35,6 +35,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "after": [],
             "started": "",
             "log": "",
+            "relay": [],
+            "descriptors": [],
         }
         (tmp_path / "shim.json").write_text(json.dumps(config | change))
         process = subprocess.Popen([sys.executable, "-I", "-S", shim.__file__, str(tmp_path)])
