@@ -27,7 +27,11 @@ _OBJECTS = (
     ("The top level", "", ""),
     ("`gateway`", "Gateway", ""),
     ("`gateway.routes[]`", "Route", ""),
-    ("`workloads.NAME`", "WorkloadSpec", "It has one of `run` and `command`."),
+    (
+        "`workloads.NAME`",
+        "WorkloadSpec",
+        "It has `run`, `command`, or `image`, beside which `command` may be.",
+    ),
     ("`ready` and `live`", "Probe", "The mapping is of one of the three kinds below."),
     ("A probe over HTTP", "HttpProbe", ""),
     ("A probe of the port", "TcpProbe", ""),
@@ -79,7 +83,7 @@ def manifest() -> Iterator[str]:
     yield "| key | answer |\n|---|---|"
     for location, reason in UNBUILT.items():
         yield f"| `{'.'.join('NAME' if part == '*' else part for part in location)}` | {reason} |"
-    yield "| `workloads.NAME.isolation` other than `process` | not built yet |"
+    yield "| `workloads.NAME.isolation: enclave` | enclaves are not built yet |"
 
 
 def _row(key: str, value: dict[str, Any], required: bool) -> str:  # noqa: FBT001 - a column

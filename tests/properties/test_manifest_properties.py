@@ -73,13 +73,10 @@ limits = {
     "processes": st.integers(1, 5),
 }
 common = {
-    "path": words,
-    "python": words,
     "env": st.dictionaries(words, words, max_size=2),
     "writes": st.lists(words, max_size=2),
     "prepare": commands,
     "replicas": st.sampled_from([0, 1.0, 1000]),
-    "isolation": st.just("process"),
     "protocol": st.sampled_from(["http", "http2", "grpc"]),
     "uses": st.lists(names, max_size=2),
     "ready": probes,
@@ -88,8 +85,14 @@ common = {
     "timeout": durations,
     "limits": st.fixed_dictionaries({}, optional=limits),
 }
-workloads = st.fixed_dictionaries({"run": st.just("a.b:c")}, optional=common) | (
-    st.fixed_dictionaries({"command": commands}, optional=common)
+boxes = st.sampled_from(["container", "gvisor", "microvm"])
+own = {"path": words, "python": words, "isolation": st.just("process") | boxes, **common}
+workloads = st.one_of(
+    st.fixed_dictionaries({"run": st.just("a.b:c")}, optional=own),
+    st.fixed_dictionaries({"command": commands}, optional=own),
+    st.fixed_dictionaries(
+        {"image": st.just("x:1")}, optional={**common, "command": commands, "isolation": boxes}
+    ),
 )
 routes = st.fixed_dictionaries(
     {"to": names},

@@ -26,6 +26,7 @@ class Root:
         user: `NAME[:GROUP]` or numbers; empty is root.
         image: its name; empty for a directory.
         notes: why an image was not mounted lazily, if it was not.
+        digest: of what that name means; empty for a directory.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Root:
     user: str = ""
     image: str = ""
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 async def find_root(
@@ -81,6 +83,7 @@ async def find_root(
         run.user,
         wanted.familiar,
         started.notes,
+        started.image.root.digest,
     )
 
 

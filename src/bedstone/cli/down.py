@@ -67,7 +67,7 @@ def _confirm(state_dir: Path, *, yes: bool) -> None:
 
 
 async def _down(state_dir: Path, terminal: Terminal) -> None:
-    from bedstone.cli.embedded import exclusive, shut_down
+    from bedstone.cli.embedded import clear_boxes, exclusive, shut_down
     from bedstone.processes.client import cleanup_stale
     from bedstone.processes.state import read_run
 
@@ -83,11 +83,15 @@ async def _down(state_dir: Path, terminal: Terminal) -> None:
         dead = read_run(state_dir)
         run = await asyncio.to_thread(cleanup_stale, state_dir)
         if run is None:
+            if dead:
+                await clear_boxes(state_dir)
             what = "cleared away what a dead run had left of" if dead else "nothing runs for"
             terminal.say(f"{what} {name}")
             return
         with terminal.waiting(f"stopping {name}"):
             stopped = await shut_down(run)
+        for failure in await clear_boxes(state_dir):
+            terminal.complain(f"{failure}; `bedstone down` tries again")
     names = ", ".join(process.rpartition("/")[2] for process in stopped)
     terminal.say(f"stopped {name}: {names or 'its supervisor'}")
     terminal.say(f"data stays in {shown(state_dir)}")

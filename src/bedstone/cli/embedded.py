@@ -34,6 +34,8 @@ _LOOPBACK = "127.0.0.1"
 _SESSION_PORTS = range(20000, 32000)
 """Below the ports that Linux gives to outgoing connections (ip_local_port_range), which could take
 the server's while it restarts."""
+_PASSED_ON = ("BEDSTONE_HOME", "BEDSTONE_GUEST", "BEDSTONE_REGISTRY_MIRRORS")
+"""Where boxes and images of the machine are, and where images come from."""
 _TAIL = 5
 _PATIENCE = 3
 """Restarts after which the server or the node is believed to be broken, if it does not last."""
@@ -267,7 +269,26 @@ def _size(path: Path) -> int:
         return 0
 
 
+async def clear_boxes(state_dir: Path) -> list[str]:
+    """Delete the boxes that the last run of a state has left; why some stay.
+
+    Nothing of the run may run any more.
+    """
+    folder = _read(state_dir / "node.json")
+    home, run_dir = Path(folder.get("boxes", "")), Path(folder.get("run_dir", ""))
+    if not home.is_absolute() or not run_dir.is_absolute() or not home.is_dir():
+        return []
+    from bedstone.node.images import MachineImages
+    from bedstone.sandbox.boxed import clear_away, prefix
+
+    own = f"{prefix(run_dir)}*"
+    if not any(home.glob(own)) and not any((home / ".workloads").glob(own)):
+        return []
+    return await clear_away(home, run_dir, MachineImages())
+
+
 def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[ProcessSpec]:
+    from bedstone.boxes.home import boxes_directory
     from bedstone.processes.spec import STAGE_NODE, STAGE_SERVER, ProcessSpec
 
     server: dict[str, Any] = {
@@ -290,8 +311,13 @@ def _processes(state_dir: Path, run_dir: Path, options: Options) -> list[Process
         "api": str(run_dir / "api.sock"),
         "supervisor": str(run_dir / "supervisor.sock"),
         "enforce": options.isolate,
+        "boxes": str(boxes_directory()),
     }
-    env = {key: value for key, value in os.environ.items() if not key.startswith("BEDSTONE_")}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("BEDSTONE_") or key in _PASSED_ON
+    }
     return [
         ProcessSpec(
             name=name,
@@ -424,6 +450,7 @@ async def force(run: RunInfo, patience: float = 5.0) -> None:
     from bedstone.processes.client import cleanup_stale
 
     await asyncio.to_thread(cleanup_stale, Path(run.state_dir))
+    await clear_boxes(Path(run.state_dir))
 
 
 async def _end_of(run: RunInfo, patience: float) -> None:
@@ -448,6 +475,7 @@ async def shut_down(run: RunInfo, timeout: float = 120.0) -> list[str]:
             patience.reschedule(asyncio.get_running_loop().time() + timeout)
             await supervisor.shutdown()
             await _end_of(run, timeout)  # it answers just before
+            await clear_boxes(Path(run.state_dir))
     except (Error, TimeoutError):
         # It ended while it was asked, or it does not react.
         await force(run)

@@ -227,6 +227,7 @@ class InstanceStatus(Resource):
     name: str
     node: str
     revision: str
+    isolation: str = "process"
     phase: Phase
     reason: str = ""
     plumbing: Plumbing | None = None

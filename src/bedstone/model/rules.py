@@ -26,6 +26,16 @@ _FREE_VARIABLES: Final = frozenset({"BEDSTONE_BROKER_URL"})
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_BOXES: Final = ("container", "gvisor", "microvm")
+_NOT_WITH_IMAGE: Final = {
+    "run": (
+        "it has programs of its own, and not what serves an ASGI app here",
+        "start the server that is in the image with command",
+    ),
+    "path": ("its files are its own, and none of this machine are added", "remove it"),
+    "python": ("its interpreter is its own", "remove it"),
+    "warm": ("nothing is forked into it", "remove it"),
+}
 _SCHEMES: Final = ("postgres://", "postgresql://")
 
 
@@ -164,7 +174,7 @@ class Rules:
         if not ways and isinstance(mapping_of(self.data["workloads"])[name], dict):
             yield self.key_problem(
                 location,
-                f"workload {name!r} has neither run nor command, expected one of them",
+                f"workload {name!r} has none of run, command and image, expected one of them",
                 "write run: module:attribute, or command: [program, argument]",
             )
         if "run" in ways and "command" in ways:
@@ -188,19 +198,41 @@ class Rules:
                 f"got warm with the command {program!r}, expected run, or a command of python",
                 "remove it, or start the program with python",
             )
-        isolation = workload.get("isolation")
-        if workload.get("writes") and isolation in ("container", "gvisor", "microvm"):
-            yield self.key_problem(
-                (*location, "writes"),
-                f"got writes with isolation {isolation}, expected process: a box has files of its "
-                "own",
-                "remove one of the two",
-            )
+        yield from self._isolation(name, workload)
         yield from self._uses(name, workload)
         yield from self._env(name, workload)
         for index, word in enumerate(list_of(workload.get("command"))):
             if word == "" and index == 0:
                 yield self.problem((*location, "command", 0), "got '', expected a program")
+
+    def _isolation(self, name: str, workload: Mapping[str, Any]) -> Iterator[Problem]:
+        """What a workload in a box cannot be, and one of an image."""
+        location: Location = ("workloads", name)
+        isolation = workload.get("isolation")
+        if "warm" in workload and isolation in _BOXES:
+            yield self.key_problem(
+                (*location, "warm"),
+                f"got warm with isolation {isolation}, expected process: a box has a kernel's "
+                "namespaces of its own, into which nothing is forked",
+                "remove one of the two",
+            )
+        if workload.get("writes") and (isolation in _BOXES or "image" in workload):
+            yield self.key_problem(
+                (*location, "writes"),
+                "got writes for a box, expected isolation process: a box has files of its own",
+                "remove one of the two",
+            )
+        if "image" not in workload:
+            return
+        if isolation == "process":
+            yield self.problem(
+                (*location, "isolation"),
+                "got isolation process with an image, expected container, gvisor or microvm",
+                "remove it, and the image is run in a container",
+            )
+        for key, (reason, hint) in _NOT_WITH_IMAGE.items():
+            if key in workload:
+                yield self.key_problem((*location, key), f"got {key} with an image: {reason}", hint)
 
     def _uses(self, name: str, workload: Mapping[str, Any]) -> Iterator[Problem]:
         seen: set[str] = set()

@@ -15,7 +15,13 @@ from typing import Any, Final, cast
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from bedstone.model.fields import KIND_TAG, NAME_PATTERN, PATH_PATTERN, RUN_PATTERN
+from bedstone.model.fields import (
+    IMAGE_PATTERN,
+    KIND_TAG,
+    NAME_PATTERN,
+    PATH_PATTERN,
+    RUN_PATTERN,
+)
 from bedstone.model.monitoring_spec import ALERT_KEYS, LABEL_PATTERN, URL_PATTERN, alert_kind
 from bedstone.model.positions import Location
 from bedstone.model.spec import UNBUILT, AppSpec, expand_probe, probe_kind
@@ -40,6 +46,7 @@ _PATTERNS: Final = {
     NAME_PATTERN: "a name of at most 40 lower-case letters, digits and hyphens, from a letter",
     PATH_PATTERN: "a path such as /healthz",
     RUN_PATTERN: "an ASGI application as module:attribute",
+    IMAGE_PATTERN: "an image such as python:3.12 or ghcr.io/acme/app:1",
     DURATION_PATTERN: "a duration such as 500ms, 2s, 5m or 1h",
     SIZE_PATTERN: "a size such as 256MiB or 1GB",
     SPAN_PATTERN: "a duration such as 30s, 6h, 3d or 1w",
@@ -87,12 +94,12 @@ def json_schema() -> Schema:
     for part in (schema, *definitions.values()):
         _strip_null(part)
     workload = definitions["WorkloadSpec"]
-    workload["properties"]["isolation"] = {
-        "const": "process",
-        "default": "process",
-        "description": workload["properties"]["isolation"]["description"],
-    }
-    workload["oneOf"] = [{"required": ["run"]}, {"required": ["command"]}]
+    workload["properties"]["isolation"]["enum"].remove("enclave")
+    workload["oneOf"] = [
+        {"required": ["run"], "not": {"required": ["image"]}},
+        {"required": ["command"], "not": {"required": ["image"]}},
+        {"required": ["image"], "not": {"required": ["run"]}},
+    ]
     for name, (pattern, description) in _SHORT_FORMS.items():
         shared: Schema = {}
         for part in definitions.values():

@@ -231,11 +231,12 @@ def _unbuilt(document: Document) -> Iterator[Problem]:
             )
     for location in _matches(document.data, ("workloads", "*", "isolation")):
         value = _lookup(document.data, location)
-        if value in ("container", "gvisor", "microvm", "enclave"):
+        if value == "enclave":
             yield Problem(
                 document.position(location),
-                f"got isolation {value!r}, expected process: isolation by {value} is not built yet",
-                "remove it",
+                "got isolation 'enclave', expected process, container, gvisor or microvm: "
+                "enclaves are not built yet",
+                "microvm is the strongest that there is",
                 location,
             )
 

@@ -10,9 +10,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from bedstone.model.fields import (
+    IMAGE_PATTERN,
     KIND_TAG,
     MODULE_PATTERN,
     RUN_PATTERN,
@@ -139,7 +147,9 @@ class WorkloadSpec(Spec):
     command: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="A program that listens on `$PORT`."
     )
-    image: str | None = None
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN)] | None = Field(
+        default=None, description="An OCI image to run: its own command, or `command` in it."
+    )
     path: str = Field(default=".", description="Its source directory, relative to the manifest.")
     python: str | None = Field(
         default=None,
@@ -165,7 +175,8 @@ class WorkloadSpec(Spec):
         default=1, ge=0, le=1000, strict=True, description="How many instances run."
     )
     isolation: Literal["process", "container", "gvisor", "microvm", "enclave"] = Field(
-        default="process", description="What separates it from the rest of the machine."
+        default="process",
+        description="What separates it from the rest of the machine; `container` for an image.",
     )
     protocol: Literal["http", "http2", "grpc"] = Field(
         default="http",
@@ -190,6 +201,14 @@ class WorkloadSpec(Spec):
     )
     limits: Limits | None = Field(default=None, description="What one instance may use at most.")
     per_cell: Flag = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _image_is_contained(cls, value: Any) -> Any:
+        """An image runs in a container, unless something else is said."""
+        if isinstance(value, dict) and value.get("image") and "isolation" not in value:
+            return {**value, "isolation": "container"}
+        return value
 
 
 class DatabaseSpec(Spec):
@@ -244,10 +263,9 @@ class AppSpec(Spec):
 UNBUILT: dict[tuple[str, ...], str] = {
     ("cells",): "cells are not built yet",
     ("secrets",): "secrets are not built yet",
-    ("workloads", "*", "image"): "images are not built yet",
     ("workloads", "*", "per_cell"): "cells are not built yet",
     ("databases", "*", "per_cell"): "cells are not built yet",
     ("databases", "*", "standby"): "standby databases are not built yet",
 }
-"""Keys of the design that this version refuses, with the reason. `isolation` other than `process`
-is refused likewise."""
+"""Keys of the design that this version refuses, with the reason. `isolation: enclave` is refused
+likewise."""

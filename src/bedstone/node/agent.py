@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
+from bedstone.boxes.home import boxes_directory
 from bedstone.errors import Error, UnavailableError
 from bedstone.model.messages import (
     Assignments,
@@ -37,6 +38,7 @@ from bedstone.node.collector.sampling import Sampling
 from bedstone.node.commands import Commands
 from bedstone.node.config import NodeConfig
 from bedstone.node.databases import DatabaseManager
+from bedstone.node.images import MachineImages
 from bedstone.node.instances import Instances
 from bedstone.node.join import Membership, join, load_membership
 from bedstone.node.journal import Journal
@@ -120,10 +122,13 @@ class Agent:
                 runtime.MODULES,
                 runtime.libraries(),
                 (config.state_dir,),
+                config.boxes or boxes_directory(),
+                MachineImages(),
             )
-            sandbox = KIND.load("process")(host)
-            await sandbox.open()
-            self._sandboxes["process"] = sandbox
+            for name in KIND.names():
+                self._sandboxes[name] = KIND.load(name)(host)
+                await self._sandboxes[name].open()
+            sandbox = self._sandboxes["process"]
             self._reports = Reports(
                 Node(
                     name=config.name,

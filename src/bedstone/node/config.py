@@ -29,6 +29,7 @@ class NodeConfig(BaseModel):
         gateway: whether its proxy opens gateways.
         lease: seconds without a sign of life after which the server gives the node up.
         run_id: identity of the supervisor's run.
+        boxes: the folder of the boxes of this machine; None for the usual one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class NodeConfig(BaseModel):
     gateway: bool = True
     lease: float = Field(default=10.0, gt=0)
     run_id: str = ""
+    boxes: Path | None = None
 
     @property
     def private(self) -> Path:

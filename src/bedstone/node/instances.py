@@ -95,7 +95,7 @@ class Instances:
             revision=old.revision,
             node=old.node,
         )
-        sandbox = self._around.sandbox("process")
+        sandbox = self._around.sandbox(old.isolation)
         self._leaving.add(old.path)
         await insist("stop", old.path, lambda: sandbox.stop(instance, 10.0))
         await insist("release", old.path, lambda: sandbox.release(instance, old.plumbing))

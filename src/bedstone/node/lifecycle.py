@@ -152,7 +152,14 @@ class Probed:
     message: str = ""
 
 
-Event = Look | Spawned | Exited | Probed
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What its start waits for, for people."""
+
+    reason: str
+
+
+Event = Look | Spawned | Exited | Probed | Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,8 @@ def _absorb(state: State, event: Event, facts: Facts, now: float) -> State:
             return _spawned(state, pid, started_at, now, adopted=adopted)
         case Exited(ending, lasting):
             return _exited(state, ending, now, lasting=lasting)
+        case Told(reason) if state.stage is Stage.SPAWN:
+            return replace(state, reason=reason)
         case Probed() if event.pid == state.pid:
             if event.kind == "ready":
                 return _probed(state, event, facts.timing, now)

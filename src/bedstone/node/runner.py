@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from bedstone.errors import Error, InvalidError, NotFoundError
+from bedstone.errors import DeniedError, Error, InvalidError, NotFoundError
 from bedstone.model.resources import Desired, Instance, InstanceStatus, Phase, Plumbing, Revision
 from bedstone.model.spec import ExecProbe, TcpProbe
 from bedstone.node import lifecycle
@@ -34,6 +34,7 @@ from bedstone.node.lifecycle import (
     State,
     Stop,
     Timing,
+    Told,
 )
 from bedstone.node.preparations import Preparations, tail
 from bedstone.node.probes import Outcome, accepts, probe
@@ -47,6 +48,10 @@ from bedstone.trust.spiffe import workload_id
 
 LISTEN_POLL = 0.01
 LISTEN_POLL_LATER = 0.25
+FETCH_LOOK = 0.5
+"""Seconds after which it is looked whether what is being fetched is still wanted."""
+_LASTING = (InvalidError, DeniedError, NotFoundError)
+"""What does not pass by itself."""
 LISTEN_PATIENCE = 5.0
 """Seconds without its proxy's listeners after which ports that others hold are given up."""
 _log = logging.getLogger(__name__)
@@ -349,9 +354,12 @@ class Runner:
             self._tell(Exited(f"port {plumbing.app.port} is taken; it gets another one"))
             return
         try:
+            if not await self._fetched():
+                self._tell(Exited("stopped before it was started"))
+                return
             started = await self.sandbox.start(self.unit())
         except Error as error:
-            self._tell(Exited(error.message, lasting=isinstance(error, InvalidError)))
+            self._tell(Exited(error.message, lasting=isinstance(error, _LASTING)))
             return
         info = started.info
         self._enforced = started.enforced
@@ -362,6 +370,26 @@ class Runner:
         self._tell(Spawned(info.pid, info.started_at or self._around.clock()))
         if info.pid in self._ended:
             self._tell(Exited(self._ended.pop(info.pid)))
+
+    async def _fetched(self) -> bool:
+        """Have what it is started from, or False if it is not wanted any more meanwhile.
+
+        It takes as long as it takes: the time to become ready begins with the process.
+        """
+        fetching = asyncio.ensure_future(self.sandbox.fetch(self.unit(), self._say))
+        try:
+            while not fetching.done():
+                if self.instance.desired is not Desired.RUNNING:
+                    return False
+                await asyncio.wait((fetching,), timeout=FETCH_LOOK)
+            await fetching
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+        return True
+
+    def _say(self, text: str) -> None:
+        self._tell(Told(text))
 
     async def _probe(self, kind: str) -> None:
         pid = self.state.pid
@@ -462,6 +490,7 @@ class Runner:
             name=instance.name,
             node=self._around.node,
             revision=instance.revision,
+            isolation=self.revision.spec.isolation,
             phase=state.phase,
             reason=reason,
             plumbing=self.plumbing,

@@ -21,12 +21,18 @@ def write_identity(folder: Path, identity: tuple[str, str, str], owner: int | No
         _write(folder / name, text, owner)
 
 
-def write_bootstrap(folder: Path, node: str, xds: str, owner: int | None) -> Path:
-    """Write the bootstrap file of the client `node`, and answer with its path."""
+def write_bootstrap(
+    folder: Path, node: str, xds: str, owner: int | None, *, seen: Path | None = None
+) -> Path:
+    """Write the bootstrap file of the client `node`, and answer with its path.
+
+    `seen` is where the client sees the folder, if elsewhere.
+    """
+    place = folder if seen is None else seen
     files = {
-        "certificate_file": str(folder / _CHAIN),
-        "private_key_file": str(folder / _KEY),
-        "ca_certificate_file": str(folder / _BUNDLE),
+        "certificate_file": str(place / _CHAIN),
+        "private_key_file": str(place / _KEY),
+        "ca_certificate_file": str(place / _BUNDLE),
     }
     value = {
         "xds_servers": [

@@ -95,6 +95,10 @@ class BoxSpec:
         limits: of the whole box.
         netns: path of the network namespace that it gets; None gives it loopback only.
         tty: whether its command has a terminal.
+        init: whether a small program of ours is its first process, which reaps what is left to it
+            and passes signals on; one that is first itself is not ended by a signal that it does
+            not handle. The command is a path then. Where a driver's first process does so anyway,
+            it makes no difference.
         capabilities: Linux capabilities, as `CAP_CHOWN`; none by default.
         created_at: Unix time, for listings.
         labels: anything that its owner wants to find again.
@@ -116,6 +120,7 @@ class BoxSpec:
     limits: BoxLimits = field(default_factory=BoxLimits)
     netns: str | None = None
     tty: bool = False
+    init: bool = False
     capabilities: tuple[str, ...] = ()
     created_at: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -131,6 +136,8 @@ class BoxSpec:
             _check_mount(where, mount)
             if targets.count(mount.target) > 1:
                 raise InvalidError(f"{where}: two mounts on {mount.target}")
+        if self.init and not self.command[0].startswith("/"):
+            raise InvalidError(f"{where}: with init, its command is a path, got {self.command[0]}")
         for name in self.capabilities:
             if not _CAPABILITY.fullmatch(name):
                 raise InvalidError(f"{where}: got capability {name!r}, expected CAP_CHOWN or such")

@@ -45,7 +45,9 @@ def environment(unit: Unit, base: Mapping[str, str] | None = None) -> dict[str, 
     proxy = proxy_url(plumbing)
     for name in ("HTTP_PROXY", "ALL_PROXY"):
         result[name] = result[name.lower()] = proxy
-    result["NO_PROXY"] = result["no_proxy"] = NO_PROXY
+    direct = plumbing.outbound.host
+    own = NO_PROXY if direct.startswith("127.") else f"{NO_PROXY},{direct}"
+    result["NO_PROXY"] = result["no_proxy"] = own
     for name, address in plumbing.services.items():
         result[f"{variable(name)}_URL"] = f"http://{_host_port(address)}"
     for name, url in unit.databases.items():

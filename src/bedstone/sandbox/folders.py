@@ -37,8 +37,11 @@ class Folders:
 
     def open(self) -> None:
         """Make the home. Raises UnavailableError."""
+        made = [folder for folder in (self.home, *self.home.parents) if not folder.exists()]
         try:
             self.home.mkdir(mode=0o711, parents=True, exist_ok=True)
+            for folder in made:
+                folder.chmod(0o711)  # whatever the umask: users of boxes have to pass
             self.state.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise UnavailableError(

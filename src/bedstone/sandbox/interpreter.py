@@ -53,10 +53,15 @@ def obstacle(path: Path) -> str | None:
         for folder in place.parents:
             if not _allows(folder, stat.S_IXOTH):
                 return str(folder)
-        blocked = _inside(place) if place.is_dir() else _unreadable(place)
+        blocked = closed(place)
         if blocked is not None:
             return blocked
     return None
+
+
+def closed(path: Path) -> str | None:
+    """As `obstacle`, whatever the folders above are: what of `path` itself is not open."""
+    return _inside(path) if path.is_dir() else _unreadable(path)
 
 
 def _inside(folder: Path) -> str | None:

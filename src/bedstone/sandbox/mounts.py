@@ -12,7 +12,9 @@ import ctypes
 import errno
 import os
 import re
-import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +37,15 @@ _MOUNT_ATTR_IDMAP = 0x100000
 _MS_PRIVATE = 1 << 18
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 _MNT_DETACH = 2
-_CLONE_NEWUSER = 0x10000000
+_HOLDER = """
+import ctypes, os
+os.write(1, bytes([ctypes.CDLL(None).unshare(0x10000000) != 0]))
+os.read(0, 1)
+"""
+_kept: dict[tuple[int, int], int] = {}
+"""Descriptors of the user namespaces that were used last: all views of one box need the same."""
+_keeping = threading.Lock()
+_MOST = 4
 
 
 class _Attributes(ctypes.Structure):
@@ -197,27 +207,39 @@ def attach(tree: int, target: str | Path) -> None:
 
 @contextlib.contextmanager
 def user_namespace(owner: int, size: int) -> Iterator[int]:
-    """The descriptor of a user namespace where `owner` is 0; a child holds it meanwhile."""
-    ready, done = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:  # only system calls from here on: other threads may hold any lock
-        status = 1 if _libc.unshare(_CLONE_NEWUSER) != 0 else 0
-        os.write(ready[1], bytes([status]))
-        os.read(done[0], 1)
-        os._exit(0)
+    """The descriptor of a user namespace where `owner` is 0, and which has `size` users."""
+    with _keeping:
+        kept = _kept.pop((owner, size), None)
+        if kept is None:
+            kept = _make_namespace(f"0 {owner} {size}")
+        _kept[owner, size] = kept
+        if len(_kept) > _MOST:
+            os.close(_kept.pop(next(iter(_kept))))
+        mine = os.dup(kept)
     try:
-        if os.read(ready[0], 1) != b"\0":
-            raise OSError(0, "no user namespace can be made")
-        text = f"0 {owner} {size}"
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{child}/{name}").write_text(text)
-        descriptor = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        yield mine
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        for end in (*ready, *done):
-            os.close(end)
+        os.close(mine)
+
+
+def _make_namespace(mapping: str) -> int:
+    """A user namespace; the program that is in it first need not stay.
+
+    A program of its own and no fork: this process may have threads that hold locks.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _HOLDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={},
+    ) as holder:
+        assert holder.stdin is not None  # noqa: S101 - it was made with pipes
+        assert holder.stdout is not None  # noqa: S101
+        try:
+            if holder.stdout.read(1) != b"\0":
+                raise OSError(0, "no user namespace can be made")
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{holder.pid}/{name}").write_text(mapping)
+            return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            holder.kill()

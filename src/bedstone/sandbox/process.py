@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -120,6 +120,9 @@ class ProcessSandbox:
     ) -> Plumbing:
         netns = str(await self._host.processes.create_netns(namespace_name(instance), userns))
         return plumb(self._host, netns, LOOPBACK, workloads, databases, previous)
+
+    async def fetch(self, unit: Unit, tell: Callable[[str], None]) -> None:
+        """Nothing: what it runs is here; see the protocol."""
 
     async def start(self, unit: Unit) -> Started:
         """Start the process; see the protocol."""

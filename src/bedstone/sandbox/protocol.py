@@ -23,6 +23,85 @@ from bedstone.processes.spec import ProcessInfo, ProcessSpec
 from bedstone.sandbox.ports import Ports
 
 
+class ImageRoot(Protocol):
+    """The root file system of an image, and how its author wants programs in it to be run."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory, which nobody writes to."""
+        ...
+
+    @property
+    def entrypoint(self) -> tuple[str, ...]:
+        """What comes before the command."""
+        ...
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What runs when nothing else is asked for."""
+        ...
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Variables."""
+        ...
+
+    @property
+    def cwd(self) -> str:
+        """Working directory."""
+        ...
+
+    @property
+    def user(self) -> str:
+        """`NAME[:GROUP]` or numbers; empty is root."""
+        ...
+
+    @property
+    def image(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the content that the name means here."""
+        ...
+
+
+class Images(Protocol):
+    """What a sandbox needs of the images of this machine."""
+
+    async def find(
+        self, image: str, holder: str, tell: Callable[[str], None], *, lazy: bool
+    ) -> ImageRoot:
+        """The root of an image, fetched if it is not here, and kept for `holder`.
+
+        May be cancelled.
+
+        Args:
+            image: its name.
+            holder: who needs it, until `let_go`.
+            tell: is told, for people, what is waited for.
+            lazy: whether it may be there before all of it is.
+
+        Raises:
+            Error: it cannot be had, or a policy refuses it.
+        """
+        ...
+
+    async def let_go(self, holder: str) -> None:
+        """The holder needs its image no longer. Idempotent."""
+        ...
+
+    def user(self, root: ImageRoot) -> tuple[int, int]:
+        """The user and group that the image's author wants. Raises InvalidError."""
+        ...
+
+
 class Processes(Protocol):
     """What a sandbox and a node need of the supervisor."""
 
@@ -73,6 +152,8 @@ class Host:
         runtime: the modules that `serve` loads, for interpreters that are forked.
         libraries: a path list, searched last by an interpreter that has not those modules.
         private: folders of Bedstone's own, which no instance needs to see.
+        boxes: the folder of all boxes of this machine.
+        images: its images; None where there are none.
     """
 
     processes: Processes
@@ -84,6 +165,8 @@ class Host:
     runtime: Sequence[str] = ()
     libraries: str = ""
     private: Sequence[Path] = ()
+    boxes: Path = Path("/var/lib/bedstone/boxes")
+    images: Images | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +241,16 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def fetch(self, unit: Unit, tell: Callable[[str], None]) -> None:
+        """Have here what the instance is started from; may take long, and may be cancelled.
+
+        `tell` is told, for people, what is waited for.
+
+        Raises:
+            Error: it cannot be had, or a policy refuses it.
+        """
+        ...
+
     async def start(self, unit: Unit) -> Started:
         """Start the instance's process; the one that runs already, if it is the same.
 
@@ -199,7 +292,15 @@ class Sandbox(Protocol):
         ...
 
 
-KIND: Kind[Sandbox] = Kind("sandbox", {"process": "bedstone.sandbox.process:ProcessSandbox"})
+KIND: Kind[Sandbox] = Kind(
+    "sandbox",
+    {
+        "process": "bedstone.sandbox.process:ProcessSandbox",
+        "container": "bedstone.sandbox.boxed:container",
+        "gvisor": "bedstone.sandbox.boxed:gvisor",
+        "microvm": "bedstone.sandbox.boxed:microvm",
+    },
+)
 """Sandboxes by the name that `isolation:` gives them; each is constructed with a `Host`."""
 
 

@@ -63,12 +63,16 @@ RUN = "    run: accounts:app\n"
                 "did you mean 'host'?"
             ),
         ),
-        (RUN, RUN + "    zzz: 1\n", "8:5: unknown key 'zzz', expected one of run, command, path"),
+        (
+            RUN,
+            RUN + "    zzz: 1\n",
+            "8:5: unknown key 'zzz', expected one of run, command, image, path",
+        ),
         ("ledger: {}", "ledger: {size: 1}", "12:12: unknown key 'size', expected one of engine"),
         (
             RUN,
             RUN + "    environment: {}\n",
-            "8:5: unknown key 'environment', expected one of run, command, path, python, warm, env",
+            "8:5: unknown key 'environment', expected one of run, command, image, path, python,",
         ),
         # types and bounds
         ("app: bank\n", "", "1:1: missing key 'app', expected a name of at most 40"),
@@ -166,26 +170,36 @@ RUN = "    run: accounts:app\n"
         # what is not built yet
         ("databases:", "cells: {}\ndatabases:", "11:1: the key 'cells' cannot be used: cells are"),
         ("databases:", "secrets: {}\ndatabases:", "11:1: the key 'secrets' cannot be used"),
-        ("[python, risk.py]", "[x]\n    image: x", "11:5: the key 'image' cannot be used: images"),
         (RUN, RUN + "    per_cell: false\n", "8:5: the key 'per_cell' cannot be used: cells are"),
         ("ledger: {}", "ledger: {standby: sync}", "12:12: the key 'standby' cannot be used"),
+        (RUN, RUN + "    isolation: enclave\n", "8:16: got isolation 'enclave', expected process,"),
         (
             RUN,
-            RUN + "    isolation: microvm\n",
-            (
-                "8:16: got isolation 'microvm', expected process: isolation by microvm is not "
-                "built yet; remove it"
-            ),
+            RUN + "    isolation: jail\n",
+            "8:16: got 'jail', expected one of process, container",
         ),
-        (RUN, RUN + "    isolation: jail\n", "8:16: got 'jail', expected process"),
         # exactly one way to run
-        (RUN, "", "6:3: workload 'accounts' has neither run nor command, expected one of them"),
+        (RUN, "", "6:3: workload 'accounts' has none of run, command and image, expected"),
         (RUN, RUN + "    command: [x]\n", "8:5: workload 'accounts' has both run and command"),
         (RUN, RUN + "    protocol: grpc\n", "8:15: got protocol grpc with run, expected http"),
         (
             RUN,
             "    command: [serve]\n    warm: [json]\n",
             "8:5: got warm with the command 'serve', expected run, or a command of python",
+        ),
+        (
+            RUN,
+            RUN + "    isolation: gvisor\n    warm: [json]\n",
+            "9:5: got warm with isolation gvisor, expected process",
+        ),
+        # images
+        ("[python, risk.py]", "[x]\n    image: /", "11:12: got '/', expected an image such as"),
+        ("[python, risk.py]", "[x]\n    image: x\n    path: .", "12:5: got path with an image"),
+        (RUN, RUN + "    image: x\n", "7:5: got run with an image: it has programs of its own"),
+        (
+            RUN,
+            "    image: x\n    isolation: process\n",
+            "8:16: got isolation process with an image, expected container, gvisor or microvm",
         ),
         (RUN, RUN + "    warm: [no-module]\n", "8:12: got 'no-module', expected"),
         # names

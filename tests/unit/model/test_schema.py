@@ -47,7 +47,11 @@ workloads:
     protocol: grpc
     ready: tcp
     live: {command: [x], interval: 1s}
+  own:
+    image: ghcr.io/acme/app:1
   other:
+    image: python:3.12
+    isolation: microvm
     command: [x]
     ready: {tcp: true, interval: 1s}
     limits: {memory: 1000000}
@@ -107,7 +111,7 @@ def test_every_key_is_described() -> None:
 
 def test_keys_that_are_not_built_are_absent() -> None:
     text = json.dumps(json_schema())
-    for key in ("image", "per_cell", "standby", "microvm", "cells", "secrets", "null"):
+    for key in ("per_cell", "standby", "enclave", "cells", "secrets", "null"):
         assert f'"{key}"' not in text
 
 
@@ -151,8 +155,9 @@ WORKLOAD = {"command": ["x"]}
         {"workloads": {"web": {**WORKLOAD, "replica": 1}}},
         {"workloads": {"web": {**WORKLOAD, "replicas": 1001}}},
         {"workloads": {"web": {**WORKLOAD, "replicas": True}}},
-        {"workloads": {"web": {**WORKLOAD, "isolation": "microvm"}}},
-        {"workloads": {"web": {**WORKLOAD, "image": "x"}}},
+        {"workloads": {"web": {**WORKLOAD, "isolation": "enclave"}}},
+        {"workloads": {"web": {**WORKLOAD, "image": "./root"}}},
+        {"workloads": {"web": {"run": "web:app", "image": "x"}}},
         {"workloads": {"web": {**WORKLOAD, "per_cell": False}}},
         {"workloads": {"web": {**WORKLOAD, "timeout": "5"}}},
         {"workloads": {"web": {**WORKLOAD, "timeout": "0s"}}},

@@ -196,7 +196,8 @@ class MicrovmBoxes:
                 raise ConflictError(f"box {spec.id} is another one")
             self._folders.clear(spec.id)
             try:
-                folder.mkdir(mode=0o711)
+                folder.mkdir()
+                folder.chmod(0o711)  # whatever the umask: QEMU's user has to pass
                 write(folder / "isolation", ISOLATION)
                 write(folder / "spec.json", json.dumps(spec.to_json()))
                 self._make(spec, tools, folder)

@@ -19,6 +19,8 @@ from bedstone.sandbox.oci.entering import OWN
 from bedstone.sandbox.oci.seccomp import profile
 
 _PERIOD: Final = 100_000
+INIT: Final = "/dev/init"
+"""Where the box has the program that is its first process."""
 
 MASKED: Final = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg",
@@ -43,6 +45,7 @@ class Place:
         device: (major, minor) of the disk that it writes to.
         sentry: whether a kernel in user space runs it, which has namespaces and filters of its own.
         open_files: the most that a process may have here, which no box can exceed.
+        init: the program that is to be its first process, on this machine; None for its command.
     """
 
     root: str
@@ -53,6 +56,7 @@ class Place:
     device: tuple[int, int] | None = None
     sentry: bool = False
     open_files: int | None = None
+    init: str | None = None
 
 
 def config(spec: BoxSpec, place: Place) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def config(spec: BoxSpec, place: Place) -> dict[str, Any]:
         "root": {"path": place.root, "readonly": spec.write == "readonly"},
         "process": process(
             Exec(
-                spec.command,
+                spec.command if place.init is None else (INIT, *spec.command),
                 spec.env,
                 spec.cwd,
                 spec.user,
@@ -201,7 +205,8 @@ def _mounts(spec: BoxSpec, place: Place) -> list[dict[str, Any]]:
         found.append(_mount("/sys", "sysfs", (*_TIGHT, "ro")))
         if not place.sentry and place.cgroup is not None:
             found.append(_mount("/sys/fs/cgroup", "cgroup", (*_TIGHT, "relatime", "ro")))
-    for source, target, readonly in sorted(place.binds, key=lambda bind: bind[1]):
+    binds = place.binds if place.init is None else (*place.binds, (place.init, INIT, True))
+    for source, target, readonly in sorted(binds, key=lambda bind: bind[1]):
         options = ("bind", "private", "nosuid", "nodev", "ro" if readonly else "rw")
         found.append(_mount(target, "bind", options, source))
     return found

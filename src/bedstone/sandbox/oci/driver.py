@@ -41,6 +41,7 @@ from bedstone.sandbox.box import (
 )
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.links import inside, link_shared, link_stacks
+from bedstone.sandbox.oci import first
 from bedstone.sandbox.oci.config import Place, config, process, unapplied
 from bedstone.sandbox.oci.copying import command as copying
 from bedstone.sandbox.oci.entering import How, end_name, remove
@@ -304,7 +305,10 @@ class OciBoxes:
             device=disk(folder),
             sentry=self._sentry,
             open_files=open_files(),
+            init=None if self._sentry or not spec.init else first.place(folder / "mnt"),
         )
+        if spec.init and not self._sentry and place.init is None:
+            notes.append("its command is its first process: none of ours is for this processor")
         notes += [*tree.notes, *unapplied(spec.limits, place)]
         write(folder / "bundle" / "config.json", json.dumps(config(spec, place), indent=1))
         made = {

@@ -60,7 +60,8 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
     """
     notes: list[str] = []
     place = folder / "mnt"
-    place.mkdir(mode=0o711)
+    place.mkdir()
+    place.chmod(0o711)  # whatever the umask: the users of the box have to pass
     with _refusals(spec):
         source = Path(spec.root)
         if not stat.S_ISDIR(look(spec.id, source).st_mode):
@@ -107,7 +108,8 @@ def _overlay(spec: BoxSpec, lower: Path, root: Path, notes: list[str]) -> None:
     the right to write away.
     """
     scratch = root.with_name("scratch")
-    scratch.mkdir(mode=0o711)
+    scratch.mkdir()
+    scratch.chmod(0o711)
     if spec.write == "readonly":
         mounts.mount("tmpfs", "box", scratch, _PLAIN, f"size={_PLACES},mode=711")
     elif spec.limits.disk is not None:

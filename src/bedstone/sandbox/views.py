@@ -1,0 +1,233 @@
+"""What of this machine a box without an image sees: what its program needs, and nothing else.
+
+An empty root with read-only mounts, each at the path that it has here: the system's programs and
+libraries, the interpreter with what is installed for it, the workload's source. A path's parents
+are made in the root, so that it makes no difference whether they are open to others here.
+
+Rules:
+- No file is run to find out what is needed: `pyvenv.cfg` and `.pth` files are read.
+- What is hidden, such as the state of the run, is not shown either where a mount would contain it.
+- Of /etc, only what libraries cannot do without; its users are the box's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from bedstone.errors import InvalidError
+from bedstone.sandbox.box import Mount
+
+SYSTEM: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_ETC_FOLDERS: Final = ("alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted")
+_ETC_FILES: Final = (
+    "ld.so.cache", "localtime", "timezone", "os-release", "mime.types", "protocols", "services",
+    "ssl/openssl.cnf",
+)  # fmt: skip
+_INSTALLED: Final = ("bin", "lib", "lib64", "libexec", "share", "ssl", "etc")
+"""What of an interpreter's prefix is shown: the prefix itself may be somebody's home."""
+_HIDDEN: Final = 4096
+_PEOPLE: Final = {
+    "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\n"
+    "{user}:x:{uid}:{gid}:{user}:/tmp:/usr/sbin/nologin\n"
+    "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "group": "root:x:0:\n{user}:x:{gid}:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+}
+USER: Final = "app"
+
+
+def compose(
+    root: Path,
+    shown: Iterable[Path],
+    hidden: Iterable[Path],
+    user: tuple[int, int],
+    extra: Sequence[Mount] = (),
+) -> tuple[Mount, ...]:
+    """Make the root of a box, and say what is mounted over it.
+
+    Args:
+        root: the folder to make; what was there is removed.
+        shown: absolute paths that it has beside the system's; those that are not there are left
+            out.
+        hidden: absolute paths of folders whose content it never has.
+        user: the box's user and group.
+        extra: mounts beside those.
+
+    Raises:
+        InvalidError: something that is to be shown is hidden.
+        OSError: the root cannot be written.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(mode=0o755, parents=True)
+    root.chmod(0o755)
+    wanted: dict[str, Path] = {}
+    for name in SYSTEM:
+        path = Path("/", name)
+        if path.is_symlink():
+            (root / name).symlink_to(path.readlink())
+        elif path.is_dir():
+            wanted[str(path)] = path
+    for name in _ETC_FOLDERS:
+        path = Path("/etc", name)
+        if path.is_dir() and Path(os.path.realpath(path)) == path:
+            wanted[str(path)] = path
+    _write_etc(root, *user)
+    for path in shown:
+        found = Path(os.path.realpath(path))
+        if found.exists():
+            wanted[os.path.normpath(path)] = found
+            wanted[str(found)] = found
+    binds = [Mount(str(source), target) for target, source in _outermost(wanted)]
+    mounts = [*binds, *_hide(binds, hidden), *extra]
+    for mount in mounts:
+        _place(root, mount)
+    (root / "tmp").mkdir(exist_ok=True)
+    (root / "tmp").chmod(0o1777)
+    return tuple(mounts)
+
+
+def _hide(mounts: Sequence[Mount], hidden: Iterable[Path]) -> Iterator[Mount]:
+    for secret in map(Path, map(os.path.realpath, hidden)):
+        for mount in mounts:
+            source = Path(mount.source)
+            if source.is_relative_to(secret):
+                raise InvalidError(
+                    f"{mount.target} is in {secret}, which no box sees",
+                    hint="keep sources, and what is installed, out of the folders of Bedstone",
+                )
+            if secret.is_relative_to(source) and secret.is_dir():
+                target = Path(mount.target, secret.relative_to(source))
+                yield Mount("tmpfs", str(target), kind="tmpfs", size=_HIDDEN)
+
+
+def _outermost(wanted: dict[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Without those that another one shows anyway, by target."""
+    kept: dict[str, Path] = {}
+    for target in sorted(wanted):
+        source = wanted[target]
+        for parent in Path(target).parents:
+            outer = kept.get(str(parent))
+            if outer is not None and outer / Path(target).relative_to(parent) == source:
+                break
+        else:
+            kept[target] = source
+            yield target, source
+
+
+def _write_etc(root: Path, uid: int, gid: int) -> None:
+    etc = root / "etc"
+    etc.mkdir(mode=0o755)
+    for name in _ETC_FILES:
+        with contextlib.suppress(OSError):
+            data = Path("/etc", name).read_bytes()
+            place = etc / name
+            place.parent.mkdir(mode=0o755, exist_ok=True)
+            place.write_bytes(data)
+            place.chmod(0o644)
+    for name, text in _PEOPLE.items():
+        (etc / name).write_text(text.format(user=USER, uid=uid, gid=gid))
+        (etc / name).chmod(0o644)
+
+
+def _place(root: Path, mount: Mount) -> None:
+    """Make the place of a mount; one that is inside another mount has it there."""
+    place = root / mount.target.lstrip("/")
+    parents = [parent for parent in place.parents if parent != root and root in parent.parents]
+    for parent in reversed(parents):
+        parent.mkdir(exist_ok=True)
+        parent.chmod(0o755)
+    if mount.kind == "tmpfs" or not stat.S_ISREG(_mode(mount.source)):
+        place.mkdir(exist_ok=True)
+        place.chmod(0o755)
+    else:
+        place.touch()
+        place.chmod(0o644)
+
+
+def _mode(path: str) -> int:
+    """The kind of what is there; what is made later is a folder."""
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116 - a string is what it is
+    except OSError:
+        return 0
+
+
+def installed(interpreter: Path) -> list[Path]:
+    """What an interpreter of Python needs: itself, its virtual environment, where that came from.
+
+    Args:
+        interpreter: absolute path; a link is followed, and each step of it is in the answer.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    homes = [interpreter.parent.parent]
+    step = interpreter
+    while step.is_symlink() and step not in seen:
+        seen.add(step)
+        step = Path(os.path.normpath(step.parent / step.readlink()))
+        homes.append(step.parent.parent)
+    homes.append(Path(os.path.realpath(interpreter)).parent.parent)
+    for home in dict.fromkeys(homes):
+        found += _prefix(home)
+    return list(dict.fromkeys(path for path in found if not _systems(path)))
+
+
+def _prefix(home: Path) -> Iterator[Path]:
+    try:
+        lines = (home / "pyvenv.cfg").read_text(errors="replace").splitlines()
+    except OSError:
+        for name in _INSTALLED if home != Path("/") else ():
+            yield home / name
+    else:
+        yield home
+        pairs = (line.partition("=") for line in lines)
+        values = {name.strip(): value.strip() for name, _, value in pairs}
+        if base := values.get("home"):
+            for name in _INSTALLED:
+                yield Path(base).parent / name
+    for folder in home.glob("lib*/python*/*-packages"):
+        for file in sorted(folder.glob("*.pth")):
+            yield from path_file(file)
+
+
+def path_file(file: Path) -> Iterator[Path]:
+    """The folders that a path configuration file adds (`site` of Python's library)."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text(errors="replace").splitlines():
+            text = line.strip()
+            if text and not text.startswith(("#", "import ", "import\t")):
+                path = Path(os.path.normpath(file.parent / text))
+                if path.is_dir() and path != Path("/"):
+                    yield path
+
+
+def _systems(path: Path) -> bool:
+    return path.parts[1:2] == ("usr",) or path == Path("/")
+
+
+def find_program(name: str, path: str, cwd: Path, mounts: Sequence[Mount]) -> str:
+    """The program as the box can run it: a name of PATH, or a path, that is in the box.
+
+    Raises:
+        InvalidError: it is not on this machine, or not in the box.
+    """
+    found = str(cwd / name) if "/" in name else shutil.which(name, path=path)
+    if found is None or not os.path.exists(found):  # noqa: PTH110
+        raise InvalidError(f"program not found: {name}")
+    within = Path(os.path.normpath(found))
+    shown = [Path(mount.target) for mount in mounts if mount.kind == "bind"]
+    shown += [Path("/", name) for name in SYSTEM]
+    if not any(within.is_relative_to(target) for target in shown):
+        raise InvalidError(
+            f"program {within} is not in its box: what is not below /usr, the interpreter's folder "
+            "or its `path` is left out",
+            hint="put it into one of them, or use an image",
+        )
+    return str(within)
