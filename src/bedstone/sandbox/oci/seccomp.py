@@ -31,10 +31,15 @@ _ARCHITECTURES: Final = {
 }
 
 
-def profile(capabilities: tuple[str, ...], machine: str = platform.machine()) -> dict[str, Any]:
+def profile(
+    capabilities: tuple[str, ...], machine: str = platform.machine(), *, sentry: bool = False
+) -> dict[str, Any]:
     """The filter as OCI's `linux.seccomp` (runtime-spec, config-linux.md), for these capabilities.
 
     Only the machine's own architecture is there: a 32-bit program is refused every call.
+
+    With `sentry`, a kernel in user space answers to `clone3`: its runtime may know no refusal but
+    EPERM, after which libraries do not fall back to `clone`, and no thread could be started.
     """
     extra = [call for name in capabilities for call in WITH_CAPABILITY.get(name, ())]
     calls: list[dict[str, Any]] = [
@@ -43,6 +48,7 @@ def profile(capabilities: tuple[str, ...], machine: str = platform.machine()) ->
           for family in FAMILIES),
         *({"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [_equal(0, value)]}
           for value in PERSONALITIES),
+        {"names": ["clone3"], "action": "SCMP_ACT_ALLOW"} if sentry else
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
     ]  # fmt: skip
     if "CAP_SYS_ADMIN" in capabilities:
