@@ -146,7 +146,7 @@ async def test_either_of_keeper_and_server_may_be_killed(store: ContentStore) ->
     assert keeps(run)
     let_go("killed-too")
     assert runs(store) == []
-    assert pids(run) == (0, 0)
+    await asyncio.to_thread(until, lambda: pids(run) == (0, 0))
 
 
 @in_loop
