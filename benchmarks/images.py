@@ -157,7 +157,7 @@ class Form:
             begun = time.process_time()
             artifact.build(self.store, self.image, self.form)
             took, used = seconds(), time.process_time() - begun
-        self.lazy = artifact.load(self.store, self.image)
+        self.lazy = artifact.load(self.store, artifact.find(self.store, self.image))
         apart = [self.lazy.table.encode(), *(it.encode() for it in self.lazy.spans.values())]
         self.bytes = sum(blob.size for blob in self.lazy.table.blobs)
         print(

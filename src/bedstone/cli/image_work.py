@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bedstone.cli.terminal import Terminal, clean, columns
 from bedstone.cli.top_view import size
-from bedstone.errors import Error, NotFoundError, VerificationError
+from bedstone.errors import Error, InvalidError, NotFoundError, VerificationError
 from bedstone.images import platforms, sbom, signatures
 from bedstone.images.bundles import load
 from bedstone.images.collection import closure
 from bedstone.images.endpoints import from_environment
-from bedstone.images.models import Descriptor, dump
+from bedstone.images.models import ENCRYPTED, Descriptor, Manifest, dump, parse
 from bedstone.images.opening import open_image, resolve
 from bedstone.images.pulling import Advanced, Arrived, Event, Resolved, pull
 from bedstone.images.pushing import Sending, Sent, push
 from bedstone.images.reference import Reference
+from bedstone.images.referrers import artifacts
 from bedstone.images.registry import RegistryClient
 from bedstone.images.saving import save
 from bedstone.images.store import ContentStore
@@ -39,6 +40,7 @@ async def pull_image(
     terminal: Terminal,
     *,
     every_platform: bool,
+    lazy: bool = False,
 ) -> list[tuple[str, str]]:
     """Pull; the name and the digest that it means."""
     reference = Reference.parse(name)
@@ -49,6 +51,16 @@ async def pull_image(
             if keys:
                 await _signed(client, reference, root.digest, keys)
 
+        async def leave(descriptor: Descriptor, manifest: Manifest) -> bool:
+            if not lazy and ENCRYPTED not in manifest.annotations:
+                return False
+            from bedstone.images.lazy.remote import Ignored, adopt
+
+            def ignored(one: Ignored) -> None:
+                terminal.complain(f"not used: {one.type} {one.digest[:19]}: {one.reason}")
+
+            return await adopt(store, client, reference, descriptor, manifest, ignored)
+
         with _Bars(terminal).shown() as bars:
             found = await pull(
                 store,
@@ -57,6 +69,7 @@ async def pull_image(
                 platform=wanted,
                 every_platform=every_platform,
                 admit=admit,
+                leave=leave,
                 tell=bars.pulled,
             )
     return [(reference.familiar, found.root.digest)]
@@ -86,10 +99,61 @@ async def push_image(
         with _Bars(terminal).shown() as bars:
             root = await push(store, client, source, destination, tell=bars.pushed)
         if key is not None:
-            signed = signatures.sign(destination, root.digest, key)
-            place = await signatures.publish(client, destination, root.digest, signed)
-            terminal.say(f"signed: {place}")
+            for digest in (root.digest, *_beside(store, root.digest)):
+                signed = signatures.sign(destination, digest, key)
+                place = await signatures.publish(client, destination, digest, signed)
+                terminal.say(f"signed: {place}")
     return root.digest
+
+
+def _beside(store: ContentStore, root: str) -> list[str]:
+    """The lazy images and the lists of chunks that were sent with an image."""
+    found = sorted(closure(store, [root]))
+    return [one.descriptor.digest for digest in found for one in artifacts(store, digest)]
+
+
+def convert_image(
+    store: ContentStore,
+    name: str,
+    destination: str | None,
+    platform: str | None,
+    form: Literal["converted", "index"],
+    encrypt: str | None,
+) -> dict[str, Any]:
+    """Make a lazy image; what it is and weighs."""
+    from bedstone.images.lazy import artifact
+    from bedstone.images.lazy.sealing import open_key
+
+    if encrypt and (destination is None or form != "converted"):
+        raise InvalidError(
+            "an encrypted image has a name of its own, and its content is written anew",
+            hint="give a DESTINATION, and no --form",
+        )
+    image = open_image(
+        store, Reference.parse(name), platforms.parse(platform) if platform else None
+    )
+    target = Reference.parse(destination) if destination else image.reference
+    with store.lease(f"convert-{image.root.digest}", seconds=86400) as lease:
+        lease.add(image.root.digest)
+        if encrypt:
+            root = artifact.build_encrypted(store, image, target, open_key(encrypt)).digest
+        else:
+            artifact.build(store, image, form)
+            root = image.descriptor.digest
+            if destination:
+                store.name(target, image.root)
+        made = parse(
+            Manifest, store.read(store.attached(root)[artifact.KIND].digest), "the lazy image"
+        )
+    content = [one.size for one in made.layers if one.media_type == artifact.CHUNKS]
+    return {
+        "name": target.familiar,
+        "digest": root,
+        "lazy": store.attached(root)[artifact.KIND].digest,
+        "form": "encrypted" if encrypt else form,
+        "content": sum(content),
+        "bytes": sum(one.size for one in made.layers) - sum(content),
+    }
 
 
 def save_bundle(store: ContentStore, name: str, path: Path, tag: str | None) -> str:

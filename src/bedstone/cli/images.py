@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -67,6 +67,7 @@ def _key_option(function: Callable[..., Any]) -> Callable[..., Any]:
         ("bedstone image pull ghcr.io/o/app:1 --key cosign.pub", "only if it is signed"),
         ("bedstone image pull oci:DIR:TAG", "from an OCI layout, a directory or a .tar"),
         ("bedstone image pull docker-archive:FILE", "what `docker save` wrote"),
+        ("bedstone image pull app:1 --lazy", "what is needed to start, if there is a lazy image"),
     ),
 )
 @click.argument("name")
@@ -79,6 +80,11 @@ def _key_option(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="REGISTRY=URL",
     help="Ask there first; also BEDSTONE_REGISTRY_MIRRORS.",
 )
+@click.option(
+    "--lazy",
+    is_flag=True,
+    help="Leave content at the registry if a lazy image is there; what is read comes then.",
+)
 @_key_option
 @output_option
 def pull(
@@ -88,6 +94,7 @@ def pull(
     all_platforms: bool,
     mirrors: Sequence[str],
     keys: Sequence[Path],
+    lazy: bool,
     as_json: bool,
 ) -> None:
     """See `bedstone image pull --help`."""
@@ -97,7 +104,7 @@ def pull(
 
         terminal = Terminal(answers=as_json)
         if bundle := _bundle(name):
-            if keys or platform or all_platforms or mirrors:
+            if keys or platform or all_platforms or mirrors or lazy:
                 raise InvalidError(
                     f"got options of registries with {name}", hint="a bundle is loaded as it is"
                 )
@@ -112,6 +119,7 @@ def pull(
                     _keys(keys),
                     terminal,
                     every_platform=all_platforms,
+                    lazy=lazy,
                 )
             )
     if as_json:
@@ -308,6 +316,57 @@ def gc(*, partial_after: float, as_json: bool) -> None:
     else:
         count = len(collected.removed)
         terminal.answer(f"{count} pieces of content removed, {size(collected.freed)} freed")
+
+
+@image.command(
+    context_settings=CONTEXT,
+    help=teach(
+        "Make a lazy image of one that is here: boxes start on it before its content is here. "
+        "`push` sends it with the image; whoever runs that starts lazily, then.",
+        ("bedstone image convert app:1", "content written anew; least is fetched"),
+        ("bedstone image convert app:1 --form index", "an index over the layers as they are"),
+        ("bedstone image convert app:1 ghcr.io/o/app:1", "and give the image another name"),
+        ("bedstone image convert app:1 app:secret --encrypt file:/etc/app.key", "encrypted"),
+    ),
+)
+@click.argument("name")
+@click.argument("destination", required=False)
+@_platform_option
+@click.option(
+    "--form",
+    type=click.Choice(["converted", "index"]),
+    default="converted",
+    show_default=True,
+    help="Content written anew, or an index over what is there.",
+)
+@click.option(
+    "--encrypt",
+    metavar="KEY",
+    help="Make an encrypted image named DESTINATION; KEY is a reference, as file:/PATH.",
+)
+@output_option
+def convert(
+    *,
+    name: str,
+    destination: str | None,
+    platform: str | None,
+    form: Literal["converted", "index"],
+    encrypt: str | None,
+    as_json: bool,
+) -> None:
+    """See `bedstone image convert --help`."""
+    with asking(f"converting {clean(name)}"):
+        from bedstone.cli.image_work import convert_image
+
+        made = convert_image(_store(), name, destination, platform, form, encrypt)
+    terminal = Terminal(answers=as_json)
+    if as_json:
+        terminal.json(made)
+    else:
+        from bedstone.cli.top_view import size
+
+        kept = f"{size(made['content'])} of content, {size(made['bytes'])} to start with"
+        terminal.answer(f"{made['name']}  {made['form']}: {kept}")
 
 
 @image.command(

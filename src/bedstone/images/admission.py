@@ -186,10 +186,11 @@ def admit(store: ContentStore, reference: Reference, digest: str) -> Verified | 
     policy = read_policy(store)
     if policy is None:
         return None
-    return policy.admit(reference, digest, _kept(store, digest))
+    return policy.admit(reference, digest, kept(store, digest))
 
 
-def _kept(store: ContentStore, digest: str) -> list[Signed]:
+def kept(store: ContentStore, digest: str) -> list[Signed]:
+    """The signatures that were kept. Raises VerificationError: they are damaged."""
     from bedstone.images.signatures import Signed
 
     descriptor = store.attached(digest).get(KIND)

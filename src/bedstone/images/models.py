@@ -32,6 +32,9 @@ MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 
+ENCRYPTED = "dev.bedstone.lazy.encrypted"
+"""Annotation of an image all of which is in a lazy image beside it, sealed."""
+
 DOCUMENT_BYTES = 4 << 20
 """Bytes of the largest manifest or index (distribution-spec: registries should accept 4 MiB)."""
 CONFIG_BYTES = 8 << 20

@@ -96,6 +96,7 @@ async def pull(
     parallel: int = 4,
     limits: Limits | None = None,
     admit: Callable[[Descriptor], Awaitable[None]] | None = None,
+    leave: Callable[[Descriptor, Manifest], Awaitable[bool]] | None = None,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> Image:
     """Fetch what is missing of an image, verify it and name it.
@@ -113,6 +114,7 @@ async def pull(
         parallel: how many downloads at once.
         limits: what it may weigh.
         admit: raises what the caller has against it, before anything but its document is fetched.
+        leave: whether the layers of an image may stay where they are; asked once it is admitted.
         tell: is told what happens; must not block.
 
     Raises:
@@ -137,7 +139,11 @@ async def pull(
         if policy is not None:
             signed = await admission.admit_remote(policy, client, reference, root.digest)
         manifests = await pulling.manifests(root, wanted)
+        left = [leave is not None and await leave(*one) for one in manifests]
         content = _content(manifests, reference, limits)
+        if all(left):
+            configs = {manifest.config.digest for _, manifest in manifests}
+            content = tuple(one for one in content if one.digest in configs)
         tell(Resolved(content))
         await pulling.fetch_all(content)
         for descriptor, manifest in manifests:

@@ -12,6 +12,7 @@ from bedstone.images.collection import closure
 from bedstone.images.models import DOCUMENT_BYTES, Descriptor, Index, parse_manifest
 from bedstone.images.opening import resolve
 from bedstone.images.reference import Reference
+from bedstone.images.referrers import announce, artifacts
 from bedstone.images.registry import Document, RegistryClient
 from bedstone.images.store import ContentStore
 
@@ -49,7 +50,7 @@ async def push(
     parallel: int = 4,
     tell: Callable[[Sent | Sending], None] = lambda _: None,
 ) -> Descriptor:
-    """Send an image with all its platforms; its descriptor at the registry, as it is here.
+    """Send an image with all its platforms, and the lazy images made of it.
 
     Args:
         store: where it is.
@@ -58,6 +59,8 @@ async def push(
         target: its name there; the same by default.
         parallel: how many uploads at once.
         tell: is told what happens; must not block.
+
+    Returns: its descriptor at the registry, as it is here.
 
     Raises:
         NotFoundError: it is not here, or not all of its platforms are.
@@ -71,6 +74,14 @@ async def push(
     ) as lease:
         await asyncio.to_thread(lease.add, root.digest)
         documents, content = await asyncio.to_thread(_plan, store, root, source)
+        beside = [
+            one
+            for document in documents
+            for one in await asyncio.to_thread(artifacts, store, document.descriptor.digest)
+        ]
+        for one in beside:
+            about = parse_manifest(one.data, one.descriptor.media_type, "an artifact")
+            content += [it for it in about.children() if it not in content]
         mounts = await asyncio.to_thread(_mounts, store, target)
         slots = asyncio.Semaphore(parallel)
 
@@ -85,6 +96,8 @@ async def push(
         for document in documents[:-1]:
             await client.put_document(target.at(document.descriptor.digest), document)
         await client.put_document(target, documents[-1])
+        for one in beside:
+            await announce(client, target, one)
     return root
 
 

@@ -321,13 +321,17 @@ class RegistryClient:
 
         await self._requests.patiently(attempt)
 
-    async def put_document(self, reference: Reference, document: Document) -> None:
-        """Send a manifest or index, under the reference's tag, or else under its digest."""
+    async def put_document(self, reference: Reference, document: Document) -> bool:
+        """Send a manifest or index, under the reference's tag, or else under its digest.
+
+        Returns: whether the registry has put it on the list of its subject (distribution-spec,
+        "Pushing Manifests with Subject").
+        """
         endpoint = self.endpoints.origin(reference)
         target = reference.tag or document.descriptor.digest
 
-        async def attempt() -> None:
-            await self._requests.small(
+        async def attempt() -> bool:
+            response, _ = await self._requests.small(
                 endpoint,
                 "PUT",
                 f"/v2/{reference.repository}/manifests/{target}",
@@ -336,8 +340,9 @@ class RegistryClient:
                 content=document.data,
                 headers={"Content-Type": document.descriptor.media_type},
             )
+            return "oci-subject" in response.headers
 
-        await self._requests.patiently(attempt)
+        return await self._requests.patiently(attempt)
 
     async def _anywhere(
         self,

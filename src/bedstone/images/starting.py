@@ -9,13 +9,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedstone.errors import NotFoundError
+from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 from bedstone.images.admission import admit
+from bedstone.images.lazy.artifact import is_encrypted, unsealed
 from bedstone.images.lazy.images import root_of
+from bedstone.images.lazy.mounting import best
+from bedstone.images.lazy.remote import Ignored, adopt
+from bedstone.images.models import Descriptor, Manifest
 from bedstone.images.opening import Opened, open_image
 from bedstone.images.pulling import pull
 from bedstone.images.reference import Reference
@@ -31,7 +35,7 @@ class Started:
     Attributes:
         image: whose it is.
         path: its directory, which nobody writes to.
-        notes: why it was not mounted lazily, if it was not.
+        notes: why it was not mounted lazily, if it was not; what beside it is not believed.
     """
 
     image: Opened
@@ -61,33 +65,61 @@ async def start_root(
             its digest says.
         NotFoundError, InvalidError, UnavailableError: it cannot be had.
     """
+    notes: list[str] = []
     try:
         image = open_image(store, reference)
     except NotFoundError:
-        await _pull(store, reference, tell)
+        await _pull(store, reference, tell, notes, lazy=lazy)
         image = open_image(store, reference)
     lease = await asyncio.to_thread(store.lease, user)
     await asyncio.to_thread(lease.add, image.root.digest, image.descriptor.digest)
-    lazy = lazy and not root_path(store, image.descriptor.digest).is_dir()
+    lazy = is_encrypted(image) or (lazy and not root_path(store, image.descriptor.digest).is_dir())
     if lazy:
         await asyncio.to_thread(admit, store, reference, image.root.digest)
     try:
-        return await _root(store, image, user, lazy=lazy)
-    except NotFoundError:  # a layer: it was started lazily before, and cannot be now
-        await _pull(store, reference, tell)
-        return await _root(store, image, user, lazy=lazy)
+        return await _root(store, image, user, notes, lazy=lazy)
+    except NotFoundError as error:
+        if is_encrypted(image):
+            raise UnavailableError("; ".join([error.message, *notes])) from error
+        # A layer: it was started lazily before, and cannot be now.
+        await _pull(store, reference, tell, notes, lazy=False)
+        return await _root(store, image, user, notes, lazy=lazy)
 
 
-async def _root(store: ContentStore, image: Opened, user: str, *, lazy: bool) -> Started:
+async def _root(
+    store: ContentStore, image: Opened, user: str, notes: Sequence[str], *, lazy: bool
+) -> Started:
     if not lazy:
         path, _ = await asyncio.to_thread(prepare_root, store, image)
-        return Started(image, path)
+        return Started(image, path, tuple(notes))
     mounted = await root_of(store, image, user)
-    notes = (f"unpacked whole: {mounted.reason}",) if mounted.how == "plain" else ()
-    return Started(image, mounted.target, notes)
+    image = await asyncio.to_thread(unsealed, store, image)
+    said = [f"unpacked whole: {mounted.reason}"] if mounted.how == "plain" else []
+    return Started(image, mounted.target, (*notes, *said))
 
 
-async def _pull(store: ContentStore, reference: Reference, tell: Callable[[str], None]) -> None:
+async def _pull(
+    store: ContentStore,
+    reference: Reference,
+    tell: Callable[[str], None],
+    notes: list[str],
+    *,
+    lazy: bool,
+) -> None:
+    """Fetch an image; only its documents, if a lazy image beside it can be mounted here."""
+
+    def ignored(one: Ignored) -> None:
+        notes.append(f"not used: {one.type} {one.digest[:19]}: {one.reason}")
+
     tell(f"pulling {reference.familiar}")
     async with RegistryClient() as client:
-        await pull(store, client, reference)
+
+        async def leave(descriptor: Descriptor, manifest: Manifest) -> bool:
+            try:
+                return await adopt(store, client, reference, descriptor, manifest, ignored)
+            except (InvalidError, UnavailableError) as error:
+                notes.append(f"no lazy image was looked for: {error.message}")
+                return False
+
+        may = lazy and best()[0] != "plain"
+        await pull(store, client, reference, leave=leave if may else None)

@@ -336,9 +336,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 del registry.manifests[name, found["digest"]]
                 self._fail(404, "MANIFEST_BLOB_UNKNOWN " + missing)
                 return
-            self._answer(
-                201, b"", {"Location": self.path, "Docker-Content-Digest": found["digest"]}
-            )
+            headers = {"Location": self.path, "Docker-Content-Digest": found["digest"]}
+            subject = json.loads(body).get("subject")
+            if subject and registry.faults.referrers:
+                headers["OCI-Subject"] = subject["digest"]
+            self._answer(201, b"", headers)
             return
         digest = registry.tags.get((name, target), target)
         if (name, digest) not in registry.manifests:

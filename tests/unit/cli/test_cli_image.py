@@ -277,3 +277,39 @@ def test_images_go_to_registries_and_files_and_come_back(
         assert json.loads(ended.out) == [{"name": name, "digest": registry.tags["app", "1"]}]
     ended = command("image", "push", name, f"oci:{tmp_path}/x", "--sign-key", "key")
     assert ended.status == 2
+
+
+def test_a_lazy_image_is_made_signed_and_sent_with_its_image(
+    home: Path, registry: Registry, command: Command, keys: Path
+) -> None:
+    name = f"{registry.host}/app:1"
+    command("image", "pull", name)
+    ended = command("image", "convert", name, f"{registry.host}/app:lazy", "-o", "json")
+    assert ended.status == 0, ended.err
+    made = json.loads(ended.out)
+    assert made["form"] == "converted"
+    assert made["content"] > 0
+    target = f"{registry.host}/app:lazy"
+    ended = command("image", "push", target, "--sign-key", str(keys / "key"))
+    assert ended.status == 0, ended.err
+    assert ("app", made["lazy"]) in registry.manifests
+    assert ("app", f"sha256-{made['lazy'][7:]}.sig") in registry.tags
+    (home / "image-key").write_text("0" * 64)
+    (home / "image-key").chmod(0o644)
+    ended = command("image", "convert", name, "secret:1", "--encrypt", f"file:{home}/image-key")
+    assert ended.status == 2
+    assert "others may read" in ended.err
+    (home / "image-key").chmod(0o600)
+    ended = command("image", "convert", name, "secret:1", "--encrypt", f"file:{home}/image-key")
+    assert ended.status == 0, ended.err
+    assert "encrypted" in ended.out
+    ended = command("image", "convert", name, "--encrypt", f"file:{home}/image-key")
+    assert ended.status == 2
+    command("image", "rm", name, target, "secret:1")
+    command("image", "gc")
+    registry.requests.clear()
+    ended = command("image", "pull", target, "--lazy")
+    assert ended.status == 0, ended.err
+    assert made["digest"] in ended.out
+    layers = json.loads(registry.manifests["app", made["digest"]][1])["layers"]
+    assert registry.counted("GET", layers[0]["digest"]) == 0

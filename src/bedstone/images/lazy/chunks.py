@@ -1,7 +1,8 @@
 """Gets chunks: from memory, the cache, or a source; verified, whichever it was.
 
 Invariants:
-- No byte leaves that is not part of content whose SHA-256 the table names.
+- No byte leaves that is not part of content whose SHA-256 the table names. Of an encrypted image
+  that is the digest of what is sealed: it is compared first, then opened. Disk has it sealed only.
 - A chunk is fetched once, however many ask for it at the same time.
 - A chunk that a source gives wrong is told of, and had from another source; where none has it
   right, the reader gets an error at once: patience is for what may pass, and tampering does not.
@@ -20,12 +21,13 @@ import cramjam
 from bedstone.errors import InvalidError, UnavailableError, VerificationError
 from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.erofs import BLOCK
+from bedstone.images.lazy.sealing import Cipher
 from bedstone.images.lazy.sources import Source
 from bedstone.images.lazy.spans import Spans
 from bedstone.images.lazy.table import Place, Table
 
 _MEMORY = 32  # chunks kept in memory: the kernel asks for one by several reads
-_SPANS = 16  # inflated spans kept in memory: small files lie side by side
+_SPANS = 32  # inflated spans kept in memory: small files lie side by side, and runs have many
 _RUN = 4 << 20  # bytes of one request when reading ahead
 
 
@@ -76,6 +78,7 @@ class Chunks:
         patience: seconds for which a source that fails is asked again before a reader gets an
             error.
         others: are asked for a chunk that the source gave wrong.
+        cipher: opens the chunks of an encrypted image.
         counts: of this object.
         touched: the numbers of the chunks asked for by readers, in order of the first time.
     """
@@ -87,6 +90,7 @@ class Chunks:
     tell: Callable[[Rejected], None] = lambda _: None
     patience: float = 30.0
     others: Sequence[Source] = ()
+    cipher: Cipher | None = None
     counts: Counts = field(default_factory=Counts)
     touched: dict[int, None] = field(default_factory=dict)
     _memory: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
@@ -103,6 +107,8 @@ class Chunks:
         content = self.cache.get(self.table.digest(number))
         if content is not None:
             self.counts.cached += 1
+            if self.cipher is not None:
+                content = self._opened(number, self.table.place(number), content)
             self._remember(number, content)
         return content
 
@@ -151,7 +157,7 @@ class Chunks:
             parallel: requests at a time.
         """
         runs = asyncio.Queue[list[int]]()
-        for run in _runs(self.table, [it for it in numbers if not self._has(it)]):
+        for run in _runs(self.table, self.spans, [it for it in numbers if not self._has(it)]):
             runs.put_nowait(run)
 
         async def worker() -> None:
@@ -172,9 +178,7 @@ class Chunks:
         places = [self.table.place(number) for number in run]
         blob = self.table.blobs[places[0].blob]
         if blob.kind == "gzip":
-            for number in run:
-                if not self._has(number):
-                    await self.get(number)
+            await self._run_of_spans(run, places, self.spans[blob.digest])
             return
         begin = places[0].offset
         end = max(place.offset + place.stored for place in places)
@@ -182,6 +186,23 @@ class Chunks:
         for number, place in zip(run, places, strict=True):
             stored = data[place.offset - begin : place.offset - begin + place.stored]
             self._accept(number, place, stored)
+
+    async def _run_of_spans(self, run: list[int], places: list[Place], spans: Spans) -> None:
+        """Chunks of neighbouring spans, which come by one request."""
+        blob, digest = places[0].blob, self.table.blobs[places[0].blob].digest
+        first = spans.find(places[0].offset)
+        last = max(spans.find(place.offset + place.size - 1) for place in places)
+        begin, end = spans.bounds(first)[0], spans.bounds(last)[1]
+        if not all((blob, span) in self._inflated for span in range(first, last + 1)):
+            data = await self._fetch(self.source, digest, begin, end - begin)
+            for span in range(first, last + 1):
+                low, high = spans.bounds(span)
+                part = data[low - begin : high - begin]
+                content = await asyncio.to_thread(self._inflate, blob, span, spans, part)
+                self._keep_span(blob, span, content)
+        for number in run:
+            if not self._has(number):  # it lies in two spans
+                await self.get(number)
 
     async def _patiently(self, number: int) -> bytes:
         loop = asyncio.get_running_loop()
@@ -243,10 +264,13 @@ class Chunks:
                 begin, end = spans.bounds(span)
                 data = await self._fetch(source, self.table.blobs[blob].digest, begin, end - begin)
                 content = await asyncio.to_thread(self._inflate, blob, span, spans, data)
-                self._inflated[key] = content
-                if len(self._inflated) > _SPANS:
-                    self._inflated.popitem(last=False)
+                self._keep_span(blob, span, content)
         return content
+
+    def _keep_span(self, blob: int, span: int, content: bytes) -> None:
+        self._inflated[blob, span] = content
+        if len(self._inflated) > _SPANS:
+            self._inflated.popitem(last=False)
 
     def _inflate(self, blob: int, span: int, spans: Spans, data: bytes) -> bytes:
         """The span's bytes; every chunk that lies in it whole is cached, for it costs nothing."""
@@ -269,8 +293,33 @@ class Chunks:
 
     def _accept(self, number: int, place: Place, stored: bytes) -> bytes:
         """The chunk's content, verified and kept."""
+        if self.cipher is not None:
+            if hashlib.sha256(stored).digest() != place.digest:
+                raise self._reject(number, place, "its digest is another")
+            content = self._opened(number, place, stored)
+            self.cache.put(place.digest, stored)
+            return content
+        content = self._unpacked(number, place, stored)
+        if hashlib.sha256(content).digest() != place.digest:
+            raise self._reject(number, place, "its digest is another")
+        self.cache.put(place.digest, content)
+        return content
+
+    def _opened(self, number: int, place: Place, sealed: bytes) -> bytes:
+        """The content of a sealed chunk, whose digest is right."""
+        assert self.cipher is not None  # noqa: S101 - who calls has looked
+        try:
+            stored = self.cipher.open("chunk", number, sealed)
+        except VerificationError as error:
+            raise self._reject(number, place, error.message) from error
+        content = self._unpacked(number, place, stored)
+        if len(content) != place.size:
+            raise self._reject(number, place, "its size is another")
+        return content
+
+    def _unpacked(self, number: int, place: Place, stored: bytes) -> bytes:
         content = stored
-        if place.stored < place.size:
+        if len(stored) < place.size:
             try:
                 # No more room than the table says: what would unpack to more is refused.
                 room = bytearray(place.size)
@@ -278,9 +327,6 @@ class Chunks:
                 content = bytes(room[:written])
             except cramjam.DecompressionError as error:
                 raise self._reject(number, place, f"it does not unpack: {error}") from error
-        if hashlib.sha256(content).digest() != place.digest:
-            raise self._reject(number, place, "its digest is another")
-        self.cache.put(place.digest, content)
         return content
 
     def _reject(self, number: int, place: Place, reason: str) -> VerificationError:
@@ -300,22 +346,27 @@ class Chunks:
             self._remember(number, done.result())
 
 
-def _runs(table: Table, numbers: list[int]) -> list[list[int]]:
-    """Chunks that follow each other in a blob, together; runs in the order of their first need."""
+def _runs(table: Table, spans: Mapping[str, Spans], numbers: list[int]) -> list[list[int]]:
+    """Chunks that one request can bring, together; runs in the order of their first need."""
     order = {number: position for position, number in enumerate(numbers)}
     runs: list[list[int]] = []
-    last: Place | None = None
+    blob, begin, end = -1, 0, 0
     for number in sorted(order, key=lambda it: (table.place(it).blob, table.place(it).offset)):
         place = table.place(number)
-        near = (
-            last is not None
-            and last.blob == place.blob
-            and place.offset == last.offset + last.stored
-            and place.offset + place.stored - table.place(runs[-1][0]).offset <= _RUN
-        )
-        if near:
+        low, high = _bounds(table, spans, place)
+        if place.blob == blob and low <= end and high - begin <= _RUN:
             runs[-1].append(number)
+            end = max(end, high)
         else:
             runs.append([number])
-        last = place
+            blob, begin, end = place.blob, low, high
     return sorted(runs, key=lambda run: min(order[number] for number in run))
+
+
+def _bounds(table: Table, spans: Mapping[str, Spans], place: Place) -> tuple[int, int]:
+    """The bytes of its blob that a chunk needs."""
+    mine = spans.get(table.blobs[place.blob].digest)
+    if mine is None:
+        return place.offset, place.offset + place.stored
+    first, last = mine.find(place.offset), mine.find(place.offset + place.size - 1)
+    return mine.bounds(first)[0], mine.bounds(last)[1]

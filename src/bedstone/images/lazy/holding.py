@@ -34,6 +34,7 @@ from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.images.files import make_directory, replace_file
 from bedstone.images.lazy import artifact, kernel
 from bedstone.images.lazy.mounting import How, Mounted, mount, say, start_keeper
+from bedstone.images.lazy.remote import vouch
 from bedstone.images.lazy.spec import Origin, Spec
 from bedstone.images.opening import Opened
 from bedstone.images.store import ContentStore
@@ -59,8 +60,11 @@ async def hold(
         NotFoundError: no lazy image is attached.
         UnavailableError: it cannot be mounted here.
         InvalidError, VerificationError: the lazy image is damaged.
+        DeniedError: it is encrypted, and the key is not there.
     """
-    found = artifact.find(store, image)
+    found = await asyncio.to_thread(artifact.find, store, image)
+    if found.pulled:
+        await asyncio.to_thread(vouch, store, image.reference, found)
     async with _locking(store, _key(found.digest)):
         for directory in _directories(store, _key(found.digest)):
             mounted = await asyncio.to_thread(_alive, directory)
@@ -68,24 +72,25 @@ async def hold(
                 await _renew(directory)
                 _set_users(directory, [*_users(directory), user])
                 return mounted
-        return await _mount(store, image, found.digest, user, ways)
+        return await _mount(store, image, found, user, ways)
 
 
 async def _mount(
-    store: ContentStore, image: Opened, digest: str, user: str, ways: Sequence[How]
+    store: ContentStore, image: Opened, found: artifact.Artifact, user: str, ways: Sequence[How]
 ) -> Mounted:
-    directory = store.root / "lazy" / f"run-{_key(digest)}-{secrets.token_hex(4)}"
+    directory = store.root / "lazy" / f"run-{_key(found.digest)}-{secrets.token_hex(4)}"
     make_directory(directory, 0o700)
     _set_users(directory, [user])
-    about = {"manifest": image.descriptor.digest, "lazy": digest}
+    about = {"manifest": image.descriptor.digest, "lazy": found.digest}
     (directory / "image.json").write_text(json.dumps(about))
     root = directory / "root"
     root.mkdir()
     try:
-        lazy = await asyncio.to_thread(artifact.load, store, image)
+        lazy = await asyncio.to_thread(artifact.load, store, found)
         origins = [Origin(directory=str(store.root / "blobs")), Origin(image=str(image.reference))]
-        ahead = artifact.remembered(store, image)
-        spec = Spec(directory, store.root / "chunks", origins, prefetch=ahead)
+        ahead = artifact.remembered(store, image, found.digest)
+        cache = store.root / "chunks"
+        spec = Spec(directory, cache, origins, prefetch=ahead, seal=found.seal)
         mountable = tuple(way for way in ways if way != "plain")
         return await mount(lazy, spec, root, _refuse, ways=mountable)
     except BaseException:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from bedstone.errors import InvalidError, NotFoundError, UnavailableError, VerificationError
 from bedstone.images.admission import admit
+from bedstone.images.lazy.artifact import is_encrypted
 from bedstone.images.lazy.holding import hold, sweep
 from bedstone.images.lazy.mounting import How, Mounted
 from bedstone.images.opening import Opened
@@ -65,7 +66,7 @@ async def root_of(
     try:
         return await hold(store, image, user, ways=ways)
     except (NotFoundError, UnavailableError, InvalidError, VerificationError) as error:
-        if "plain" not in ways:
+        if "plain" not in ways or is_encrypted(image):
             raise
         root, _ = await asyncio.to_thread(prepare_root, store, image)
         return Mounted(root, "plain", error.message)

@@ -22,11 +22,12 @@ import cramjam
 from bedstone.errors import InvalidError
 from bedstone.images.lazy import erofs
 from bedstone.images.lazy.layers import open_layer, read_layer
+from bedstone.images.lazy.sealing import Cipher
 from bedstone.images.lazy.spans import Reading, Spans
 from bedstone.images.lazy.table import Blob, Table
 from bedstone.images.lazy.tree import Inode, Merger
 
-_LEVEL = 3
+_LEVEL = 6
 _THREADS = 2
 _AHEAD = 16  # chunks being compressed at once
 
@@ -73,7 +74,12 @@ class Made(Lazy):
 
 
 def convert(
-    layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path, *, compress: bool = True
+    layers: Sequence[Layer],
+    keep: Callable[[Path], str],
+    scratch: Path,
+    *,
+    compress: bool = True,
+    cipher: Cipher | None = None,
 ) -> Made:
     """Write the layers' content as chunks.
 
@@ -82,6 +88,7 @@ def convert(
         keep: takes a finished blob's file into a store, and returns its digest.
         scratch: a directory for files being written.
         compress: whether chunks are stored by zstd where that is shorter.
+        cipher: seals each chunk; its blobs are of this image alone, then.
 
     Raises:
         InvalidError: a layer cannot be read, or its tree not expressed.
@@ -91,7 +98,8 @@ def convert(
         for layer in layers:
             path = scratch / f"{layer.digest.removeprefix('sha256:')}.chunks"
             with path.open("wb") as out:
-                sink = _Chunks(table, len(table.blobs), out, threads if compress else None)
+                pool = threads if compress else None
+                sink = _Chunks(table, len(table.blobs), out, pool, cipher)
                 with open_layer(layer.path, layer.compression) as stream:
                     read_layer(stream, merger, sink)
                 sink.finish()
@@ -145,25 +153,30 @@ class _Chunks:
     """A sink that writes chunks one after the other; compresses some ahead in threads."""
 
     def __init__(
-        self, table: Table, blob: int, out: BinaryIO, threads: ThreadPoolExecutor | None
+        self,
+        table: Table,
+        blob: int,
+        out: BinaryIO,
+        threads: ThreadPoolExecutor | None,
+        cipher: Cipher | None = None,
     ) -> None:
         self._table, self._blob, self._out, self._threads = table, blob, out, threads
+        self._cipher = cipher
         self._at = 0
         self._waiting: deque[tuple[int, bytes, Future[bytes]]] = deque()
-        self._mine: set[bytes] = set()
+        self._mine: set[int] = set()
 
     def chunk(self, content: bytes, offset: int | None) -> int:
         """Store it in this blob unless it is there.
 
         A chunk that a lower layer's blob has too is stored again, for this blob is of its layer
-        alone; the table names the first.
+        alone; the table names the first. Sealed, a blob is of its image, and needs no other.
         """
         del offset
         number, new = self._table.number(content)
-        digest = self._table.digest(number)
-        if digest in self._mine:
+        if number in self._mine or (self._cipher is not None and not new):
             return number
-        self._mine.add(digest)
+        self._mine.add(number)
         target = number if new else -1
         if self._threads is None:
             self._write(target, content, content)
@@ -184,6 +197,9 @@ class _Chunks:
 
     def _write(self, number: int, content: bytes, packed: bytes) -> None:
         stored = packed if len(packed) < len(content) else content
+        if self._cipher is not None:
+            stored = self._cipher.seal("chunk", number, stored)
+            self._table.rename(number, hashlib.sha256(stored).digest())
         self._out.write(stored)
         if number >= 0:
             self._table.put(number, self._blob, self._at, len(stored))

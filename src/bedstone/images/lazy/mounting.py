@@ -163,6 +163,8 @@ async def _lazily(image: Lazy, spec: Spec, target: Path, way: How, reason: str) 
     except BaseException:
         await Mounted(target, way, reason, spec.directory, tuple(loops)).close()
         raise
+    if spec.seal is not None:
+        metadata.unlink()  # the kernel holds it open; nobody else is to read the names in it
     record = {"target": str(target), "how": way, "reason": reason, "loops": loops}
     (spec.directory / _RECORD).write_text(json.dumps(record))
     return Mounted(target, way, reason, spec.directory, tuple(loops))

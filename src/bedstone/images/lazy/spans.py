@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
-import cramjam
-
 from bedstone.errors import InvalidError
+from bedstone.images.lazy.packing import pack, unpack
 
 SPACING = 1024 * 1024
 """Uncompressed bytes between points, about."""
@@ -94,7 +93,7 @@ class Spans:
         parts = [struct.pack("<IQQ", len(self.points), self.packed, self.plain)]
         parts += [_POINT.pack(it.packed, it.plain, it.bits, len(it.window)) for it in self.points]
         parts += [it.window for it in self.points]
-        return _MAGIC + bytes(cramjam.zstd.compress(b"".join(parts), level=9))
+        return _MAGIC + pack(b"".join(parts))
 
     @classmethod
     def decode(cls, data: bytes) -> Spans:
@@ -106,7 +105,7 @@ class Spans:
         try:
             if not data.startswith(_MAGIC):
                 raise ValueError("they begin with other bytes")
-            body = bytes(cramjam.zstd.decompress(data[len(_MAGIC) :]))
+            body = unpack(data[len(_MAGIC) :])
             count, packed, plain = struct.unpack_from("<IQQ", body)
             heads = [_POINT.unpack_from(body, 20 + _POINT.size * it) for it in range(count)]
             at = 20 + _POINT.size * count
@@ -114,7 +113,7 @@ class Spans:
             for begin, offset, bits, window in heads:
                 points.append(Point(begin, offset, bits, body[at : at + window]))
                 at += window
-        except (ValueError, struct.error, cramjam.DecompressionError) as error:
+        except (ValueError, struct.error, InvalidError) as error:
             raise InvalidError(f"the points of a gzip stream cannot be read: {error}") from error
         if at != len(body):
             raise InvalidError("the points of a gzip stream cannot be read: bytes are left over")

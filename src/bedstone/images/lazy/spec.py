@@ -19,6 +19,7 @@ from bedstone.errors import InvalidError
 from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.chunks import Chunks, Rejected
 from bedstone.images.lazy.making import Lazy
+from bedstone.images.lazy.sealing import Seal
 from bedstone.images.lazy.sources import FirstOf, LocalSource, RegistrySource, Source
 from bedstone.images.lazy.spans import Spans
 from bedstone.images.lazy.table import Table
@@ -64,6 +65,7 @@ class Spec:
         origins: at least one.
         patience: seconds for which failing sources are asked again.
         prefetch: numbers of chunks to read ahead.
+        seal: of an encrypted image. The key itself is not written: the server has it unwrapped.
     """
 
     directory: Path
@@ -71,6 +73,7 @@ class Spec:
     origins: Sequence[Origin]
     patience: float = 30.0
     prefetch: Sequence[int] = ()
+    seal: Seal | None = None
 
     def write(self, image: Lazy) -> None:
         """Write everything that a server reads."""
@@ -84,6 +87,7 @@ class Spec:
                 "origins": [asdict(origin) for origin in self.origins],
                 "patience": self.patience,
                 "prefetch": list(self.prefetch),
+                "seal": [self.seal.encode(), self.seal.subject] if self.seal else None,
             }
         )
         (self.directory / "spec.json").write_text(text)
@@ -93,7 +97,9 @@ class Spec:
         """Read what `write` wrote."""
         found = json.loads((directory / "spec.json").read_text())
         origins = [Origin(**origin) for origin in found["origins"]]
-        return cls(directory, Path(found["cache"]), origins, found["patience"], found["prefetch"])
+        cache, patience, prefetch = Path(found["cache"]), found["patience"], found["prefetch"]
+        seal = Seal.decode(*found["seal"]) if found.get("seal") else None
+        return cls(directory, cache, origins, patience, prefetch, seal)
 
     def chunks(self, tell: Callable[[Rejected], None]) -> Chunks:
         """The device's content."""
@@ -106,7 +112,8 @@ class Spec:
         sources = [origin.open() for origin in self.origins]
         others = sources if len(sources) > 1 else ()
         cache = ChunkCache(self.cache)
-        return Chunks(table, spans, FirstOf(sources), cache, tell, self.patience, others)
+        cipher = self.seal.open() if self.seal else None
+        return Chunks(table, spans, FirstOf(sources), cache, tell, self.patience, others, cipher)
 
     def _spans(self, digest: str) -> Path:
         return self.directory / f"spans-{digest.removeprefix('sha256:')}"

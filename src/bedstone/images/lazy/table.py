@@ -2,8 +2,8 @@
 
 The device that the metadata names does not exist anywhere: it is the unique chunks one after the
 other, each at a block's beginning, and the table says which blob each can be had from. A chunk is
-known by the SHA-256 of its content, and the table is known by its own digest, so a chunk that
-verifies is the one that the image was made with.
+known by the SHA-256 of its content (of an encrypted image: of its sealed bytes), and the table is
+known by its own digest, so a chunk that verifies is the one that the image was made with.
 
 Form (little-endian): `BDSTABL1`, u32 bytes of JSON, the JSON (`chunks`, `blobs`), then by column
 for all chunks: digest 32 B, size u32, blob u16, stored u32, offset u64; all behind the magic is one
@@ -22,10 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import cramjam
-
 from bedstone.errors import InvalidError
 from bedstone.images.lazy.erofs import BLOCK
+from bedstone.images.lazy.packing import pack, unpack
 from bedstone.images.lazy.tree import CHUNK
 
 _MAGIC = b"BDSTABL1"
@@ -102,6 +101,10 @@ class Table:
         """A chunk's digest."""
         return bytes(self._digests[32 * number : 32 * number + 32])
 
+    def rename(self, number: int, digest: bytes) -> None:
+        """Know a chunk by another digest: in an encrypted image, by that of its sealed bytes."""
+        self._digests[32 * number : 32 * number + 32] = digest
+
     def put(self, number: int, blob: int, offset: int, stored: int) -> None:
         """Say where a chunk is."""
         self._blob[number] = blob
@@ -154,7 +157,7 @@ class Table:
         ).encode()
         columns = (self._sizes, self._blob, self._stored, self._offsets)
         body = b"".join([struct.pack("<I", len(head)), head, self._digests, *map(_little, columns)])
-        return _MAGIC + bytes(cramjam.zstd.compress(body, level=9))
+        return _MAGIC + pack(body)
 
     @classmethod
     def decode(cls, data: bytes) -> Table:
@@ -165,14 +168,14 @@ class Table:
         """
         try:
             return cls._decode(data)
-        except (ValueError, KeyError, TypeError, struct.error, cramjam.DecompressionError) as error:
+        except (ValueError, KeyError, TypeError, struct.error, InvalidError) as error:
             raise InvalidError(f"a table of chunks cannot be read: {error}") from error
 
     @classmethod
     def _decode(cls, data: bytes) -> Table:
         if not data.startswith(_MAGIC):
             raise ValueError("it begins with other bytes")
-        body = bytes(cramjam.zstd.decompress(data[len(_MAGIC) :]))
+        body = unpack(data[len(_MAGIC) :])
         (length,) = struct.unpack_from("<I", body)
         head: dict[str, Any] = json.loads(body[4 : 4 + length])
         count, at = int(head["chunks"]), 4 + length
