@@ -8,21 +8,24 @@ async with Sandbox.create("python:3.12", isolation="gvisor") as box:
 from __future__ import annotations
 
 import asyncio
-import os
+import io
+import posixpath
 import secrets
+import tarfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bedstone.boxes.home import boxes_directory
 from bedstone.boxes.idle import TARGET, idle
 from bedstone.boxes.network import parse_egress, parse_port
 from bedstone.boxes.roots import Root, find_root, find_user
-from bedstone.boxes.standalone import Standalone
+from bedstone.boxes.standalone import Standalone, Started
+from bedstone.boxes.streams import Program, running
 from bedstone.errors import InvalidError, UnavailableError
-from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats, Stdio
+from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats
 from bedstone.sandbox.boxes import Boxes
 from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
 from bedstone.sandbox.policy import Network as PolicyNetwork
@@ -126,12 +129,15 @@ def new_id() -> str:
 class Sandbox:
     """One box that runs. `create` is how to get one."""
 
-    def __init__(self, box: str, boxes: Boxes, spec: BoxSpec, notes: tuple[str, ...]) -> None:
-        self.id = box
-        self.notes = notes
+    def __init__(self, standalone: Standalone, boxes: Boxes, started: Started) -> None:
+        self.id = started.spec.id
+        self.notes = started.notes
         """In words, what of limits and isolation could not be applied."""
+        self.ports = started.ports
+        """What is published of it, with the real numbers."""
+        self._standalone = standalone
         self._boxes = boxes
-        self._spec = spec
+        self._spec = started.spec
 
     @classmethod
     @asynccontextmanager
@@ -139,6 +145,7 @@ class Sandbox:
         cls,
         root: str,
         *,
+        command: Sequence[str] | None = None,
         isolation: str = "container",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -160,7 +167,8 @@ class Sandbox:
 
         Args:
             root: a directory (a path with a leading `/` or `.`), or an image.
-            isolation: `container` or `gvisor`, or any other driver's name.
+            command: its own command; by default it only waits for others.
+            isolation: `container`, `gvisor` or `microvm`, or any other driver's name.
             name: its id.
             env: variables of all programs, added to the image's.
             cwd: their working directory.
@@ -188,7 +196,11 @@ class Sandbox:
         async with standalone.making(box, isolation):
             # A microVM's root is made of all of its files at once.
             found = await find_root(root, box, lazy=lazy and isolation != "microvm")
-            command, file = await asyncio.to_thread(idle, standalone.home)
+            whole, file = (
+                await asyncio.to_thread(idle, standalone.home)
+                if command is None
+                else (tuple(command), None)
+            )
             if file is not None:
                 mounts = (*mounts, Mount(file, TARGET))
                 if policy is not None:
@@ -196,7 +208,7 @@ class Sandbox:
             spec = specify(
                 box,
                 found,
-                command,
+                whole,
                 env=env,
                 cwd=cwd,
                 user=user,
@@ -207,13 +219,13 @@ class Sandbox:
                 network="given" if published or rules else "none",
             )
             started = await standalone.start(spec, isolation, ports=published, egress=rules)
-            notes = (*found.notes, *started)
+            started = replace(started, notes=(*found.notes, *started.notes))
             if not await standalone.started(box):
                 text = b"".join([block async for block in standalone.logs(box)])
                 said = text.decode(errors="replace").strip().splitlines()
                 raise UnavailableError(f"box {box} did not start: {said[-1:] or 'it said nothing'}")
         try:
-            yield cls(box, await standalone.driver(isolation), spec, notes)
+            yield cls(standalone, await standalone.driver(isolation), started)
         finally:
             await standalone.delete(box)
 
@@ -236,37 +248,86 @@ class Sandbox:
             user: user id; the box's by default.
             timeout: seconds, after which it is killed and TimeoutError raised.
         """
-        program = Exec(
-            command,
-            dict(self._spec.env) | dict(env or {}),
-            self._spec.cwd if cwd is None else cwd,
-            user,
-            capabilities=self._spec.capabilities,
-        )
-        (given, feed), (out, to_out), (errors, to_errors) = os.pipe(), os.pipe(), os.pipe()
-        try:
-            running = await self._boxes.exec(self.id, program, Stdio(given, to_out, to_errors))
-        except BaseException:
-            for descriptor in (feed, out, errors):
-                os.close(descriptor)
-            raise
-        finally:
-            for descriptor in (given, to_out, to_errors):
-                os.close(descriptor)
-        work = asyncio.gather(
-            asyncio.to_thread(_give, feed, stdin),
-            asyncio.to_thread(_take, out),
-            asyncio.to_thread(_take, errors),
-            running.wait(),
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                _, stdout, stderr, ended = await asyncio.shield(work)
-        except BaseException:
-            await running.signal(9)
-            await work
-            raise
-        return Result(ended.code, stdout, stderr)
+        found = {False: bytearray(), True: bytearray()}
+        async with (
+            asyncio.timeout(timeout),
+            self.exec_stream(*command, env=env, cwd=cwd, user=user) as program,
+        ):
+            feeding = asyncio.ensure_future(_feed(program, stdin))
+            try:
+                async for chunk in program:
+                    found[chunk.error] += chunk.data
+                code = await program.wait()
+            finally:
+                feeding.cancel()
+        return Result(code, bytes(found[False]), bytes(found[True]))
+
+    def exec_stream(
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: int | None = None,
+    ) -> AbstractAsyncContextManager[Program]:
+        """Run a program and talk with it.
+
+        async with box.exec_stream("pip", "install", "attrs") as program:
+            await program.close()  # it gets no input
+            async for chunk in program:
+                print(chunk.data)
+            print(await program.wait())
+
+        At the end of the block it is killed, if it has not ended. Arguments are those of `exec`.
+        """
+        whole = dict(self._spec.env) | dict(env or {})
+        place = self._spec.cwd if cwd is None else cwd
+        asked = Exec(command, whole, place, user, capabilities=self._spec.capabilities)
+        return running(self._boxes, self.id, asked)
+
+    async def wait(self) -> int:
+        """The exit status of its own command, once it has ended.
+
+        Raises:
+            UnavailableError: nobody knows.
+        """
+        return await self._standalone.wait(self.id)
+
+    def logs(self, *, follow: bool = False) -> AsyncIterator[bytes]:
+        """What its own command wrote, and what its network refused; see `Standalone.logs`."""
+        return self._standalone.logs(self.id, follow=follow)
+
+    async def read(self, path: str) -> bytes:
+        """A file of it, as a whole.
+
+        Raises:
+            InvalidError: it is no file.
+            NotFoundError: nothing is there.
+        """
+        data = b"".join([block async for block in self.copy_out(path)])
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            member = archive.next()
+            file = archive.extractfile(member) if member is not None and member.isfile() else None
+            if file is None:
+                raise InvalidError(f"{path} is no file")
+            return file.read()
+
+    async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Make or replace a file of it, which is its root user's.
+
+        Raises:
+            NotFoundError: its folder is not there.
+        """
+        folder, name = posixpath.split(path)
+        member = tarfile.TarInfo(name)
+        member.size, member.mode, member.mtime = len(data), mode, time.time()
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            archive.addfile(member, io.BytesIO(data))
+
+        async def blocks() -> AsyncIterator[bytes]:
+            yield out.getvalue()
+
+        await self.copy_in(folder, blocks())
 
     async def stats(self) -> Stats:
         """What it uses."""
@@ -289,14 +350,6 @@ class Sandbox:
         return self._boxes.copy_out(self.id, path)
 
 
-def _give(descriptor: int, data: bytes) -> None:
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-    except BrokenPipeError:
-        return  # it did not want all of it
-
-
-def _take(descriptor: int) -> bytes:
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
+async def _feed(program: Program, data: bytes) -> None:
+    await program.write(data)
+    await program.close()

@@ -46,6 +46,21 @@ _PATIENCE: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """A box that was started.
+
+    Attributes:
+        spec: what it is, its network included.
+        notes: in words, what could not be applied.
+        ports: what is published of it, with the real numbers.
+    """
+
+    spec: BoxSpec
+    notes: tuple[str, ...]
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A box of a listing.
 
@@ -130,8 +145,8 @@ class Standalone:
         remove: bool = False,
         ports: Sequence[Port] = (),
         egress: Sequence[Rule] = (),
-    ) -> tuple[str, ...]:
-        """Run a box under a shim of its own, within `making`; notes on what could not be applied.
+    ) -> Started:
+        """Run a box under a shim of its own, within `making`.
 
         Args:
             spec: the box.
@@ -173,7 +188,7 @@ class Standalone:
 
     async def _start(
         self, boxes: Boxes, spec: BoxSpec, network: Network | None, how: dict[str, Any]
-    ) -> tuple[str, ...]:
+    ) -> Started:
         folder = self._folder(spec.id)
         folder = self._folder(spec.id)
         launch = await boxes.prepare(spec)
@@ -198,7 +213,7 @@ class Standalone:
         }
         write(folder / "box.json", json.dumps(record))
         await self._spawn(folder, network.descriptors if network else ())
-        return launch.notes
+        return Started(spec, launch.notes, network.ports if network else ())
 
     async def attach(self, box: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the shim of a box; `shim` says what is spoken.

@@ -146,7 +146,7 @@ def run(
 
     async def work() -> int:
         async with standalone.making(box, isolation):
-            notes = await standalone.start(
+            started = await standalone.start(
                 await prepared(),
                 isolation,
                 stdin=interactive,
@@ -156,7 +156,7 @@ def run(
                 ports=ports,
                 egress=rules,
             )
-        _say_notes(terminal, notes)
+        _say_notes(terminal, started.notes)
         if detach:
             return await _left_running(standalone, box, terminal)
         status = await follow(standalone, box, stdin=interactive, terminal=tty)
