@@ -153,6 +153,50 @@ async def test_another_machine_starts_before_content_is_there(
 
 
 @in_loop
+async def test_a_registry_without_ranges_gives_blobs_whole(
+    tmp_path: Path, registry: Registry
+) -> None:
+    maker = Maker(tmp_path, registry)
+    artifact.build(maker.store, maker.image, "converted")
+    await maker.send()
+    registry.faults.ranges = False
+    with User(tmp_path) as user:
+        started = await user.start(maker.name)
+        assert await asyncio.to_thread((started.path / "big").read_bytes) == BIG
+        blobs = artifact.load(user.store, artifact.find(user.store, started.image)).table.blobs
+        assert user.store.has(blobs[0].digest), "it is here now, as if it had been pulled"
+        registry.faults.down = True
+        read = await asyncio.to_thread((started.path / "secret-names/in").read_bytes)
+        assert read == SECRET
+
+
+@in_loop
+async def test_mirrors_come_first_and_one_that_lies_or_is_gone_does_not_matter(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = Maker(tmp_path, registry)
+    artifact.build(maker.store, maker.image, "converted")
+    await maker.send()
+    with running_registry(scheme="none") as mirror, User(tmp_path) as user:
+        mirror.manifests, mirror.tags = registry.manifests, registry.tags
+        mirror.blobs, mirror.linked = registry.blobs, registry.linked
+        monkeypatch.setenv("BEDSTONE_REGISTRY_MIRRORS", f"{registry.host}={mirror.url}")
+        started = await user.start(maker.name)
+        registry.faults.down = True
+        read = await asyncio.to_thread((started.path / "secret-names/in").read_bytes)
+        assert read == SECRET
+        registry.faults.down = False
+        big = artifact.load(user.store, artifact.find(user.store, started.image)).table.blobs[0]
+        mirror.faults.tampered = {big.digest: bytes(big.size)}
+        assert await asyncio.to_thread((started.path / "big").read_bytes) == BIG
+        (run,) = (user.store.root / "lazy").glob("run-*")
+        assert "chunk rejected" in (run / "events.jsonl").read_text()
+        mirror.faults.down = True
+        small = await asyncio.to_thread((started.path / "small/007").read_bytes)
+        assert small == b"7" * 50
+
+
+@in_loop
 async def test_what_was_changed_on_the_way_is_not_used_and_the_image_is_unpacked(
     tmp_path: Path, registry: Registry
 ) -> None:

@@ -254,7 +254,12 @@ async def test_the_last_resort_pulls_a_blob_whole_for_one_reader_at_a_time(tmp_p
         under_way -= 1
         return blobs.path(digest)
 
-    whole = Whole(pull)
+    now = 0.0
+    whole = Whole(pull, after=10, rest=5, clock=lambda: now)
+    for now in (0.0, 4.0, 20.0, 25.0, 29.0):  # noqa: B007 - the clock reads it
+        with pytest.raises(UnavailableError):
+            await whole.read(digest, 0, 3)
+    now = 31.0
     got = await asyncio.gather(whole.read(digest, 0, 3), whole.read(digest, 3, 4))
     assert [*got] == [b"con", b"tent"]
     assert most == 1

@@ -11,7 +11,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
+
+from bedstone.errors import InvalidError
+
+LIMIT = 10 << 30
+"""Bytes of a cache, unless BEDSTONE_CHUNK_CACHE says otherwise."""
+_VARIABLE = "BEDSTONE_CHUNK_CACHE"
+
+
+def limit() -> int:
+    """Bytes that the cache of this machine may have. Raises InvalidError."""
+    text = os.environ.get(_VARIABLE, "")
+    if not text:
+        return LIMIT
+    found = re.fullmatch(r"(\d+)([kmgt]?)", text.lower())
+    if found is None:
+        raise InvalidError(f"got {_VARIABLE} {text!r}, expected a size such as 20g")
+    return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[found[2]]
 
 
 class ChunkCache:

@@ -87,7 +87,10 @@ async def _mount(
     root.mkdir()
     try:
         lazy = await asyncio.to_thread(artifact.load, store, found)
-        origins = [Origin(directory=str(store.root / "blobs")), Origin(image=str(image.reference))]
+        origins = [
+            Origin(directory=str(store.root / "blobs")),
+            Origin(image=str(image.reference), store=str(store.root)),
+        ]
         ahead = artifact.remembered(store, image, found.digest)
         cache = store.root / "chunks"
         spec = Spec(directory, cache, origins, prefetch=ahead, seal=found.seal)

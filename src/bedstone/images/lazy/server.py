@@ -22,17 +22,19 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bedstone.errors import Error
 from bedstone.images.lazy import fuse
-from bedstone.images.lazy.chunks import Chunks, Rejected
+from bedstone.images.lazy.chunks import Chunks, Counts, Rejected
 from bedstone.images.lazy.erofs import BLOCK
 from bedstone.images.lazy.spec import DEVICE, Spec
 
 _DRAIN = 10.0  # seconds for the reads under way when told to stop
-_REPORT = 2.0  # seconds between writes of the state
+_REPORT = 2.0  # seconds between writes of the state, if it has changed
+_LEARNED = 60.0  # seconds from the mount in which what is touched counts as needed for a start
+_TRIM = 64 << 20  # bytes fetched, after which the cache is looked at
 
 
 class BlobServer:
@@ -111,6 +113,10 @@ class Journal:
         self._state = directory / "state.json"
         self._touched = directory / "touched.json"
         self._last = 0
+        self._counts: Counts | None = None
+        self._until = _LEARNED
+        with contextlib.suppress(OSError):
+            self._until += (directory / "spec.json").stat().st_mtime
         self._before = self.touched()
 
     def touched(self) -> list[int]:
@@ -129,8 +135,10 @@ class Journal:
 
     def write(self, chunks: Chunks) -> None:
         """Write the counts, and the touched chunks if there are more."""
-        _replace(self._state, json.dumps({"pid": os.getpid(), **asdict(chunks.counts)}))
-        if len(chunks.touched) != self._last:
+        if chunks.counts != self._counts:
+            self._counts = replace(chunks.counts)
+            _replace(self._state, json.dumps({"pid": os.getpid(), **asdict(chunks.counts)}))
+        if len(chunks.touched) != self._last and time.time() < self._until:
             self._last = len(chunks.touched)
             # A predecessor's come first, each once.
             _replace(self._touched, json.dumps([*dict.fromkeys([*self._before, *chunks.touched])]))
@@ -170,9 +178,13 @@ async def _serve(directory: Path, descriptor: int, *, resend: bool, wait: bool) 
             loop.add_reader(0, bereaved)
 
     async def report() -> None:
+        looked = -_TRIM
         while True:
-            await asyncio.sleep(_REPORT)
             journal.write(chunks)
+            if chunks.counts.fetched - looked >= _TRIM:
+                looked = chunks.counts.fetched
+                await asyncio.to_thread(chunks.cache.trim, spec.cache_limit)
+            await asyncio.sleep(_REPORT)
 
     async with asyncio.TaskGroup() as group:
         others = [group.create_task(report())]

@@ -59,15 +59,25 @@ class RegistrySource:
     Args:
         client: to ask with; it should not be patient, for the reader is.
         reference: any name in the repository.
+
+    Attributes:
+        ranges: whether ranges were given, as far as is known.
     """
 
     def __init__(self, client: RegistryClient, reference: Reference) -> None:
         self._client = client
         self._reference = reference
+        self.ranges = True
 
     async def read(self, digest: str, start: int, length: int) -> bytes:
         """As `Source.read`."""
-        return await self._client.piece(self._reference, digest, start, length)
+        try:
+            data = await self._client.piece(self._reference, digest, start, length)
+        except InvalidError:
+            self.ranges = False
+            raise
+        self.ranges = True
+        return data
 
 
 class FirstOf:
@@ -113,19 +123,50 @@ class FirstOf:
 class Whole:
     """The last resort where ranges cannot be had: pulls a blob whole, once, and reads it here.
 
+    It is asked when all others have failed, and whole blobs are much: it waits until that has gone
+    on for a while, unless it is known that ranges are never given. A pull goes on when the reader
+    that began it has gone.
+
     Args:
         pull: makes the whole blob present, verified, and says where its file is.
+        after: seconds for which others must have failed, asked at least every `rest` seconds.
+        rest: seconds.
+        at_once: whether ranges are not to be had at all.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, pull: Puller) -> None:
+    def __init__(
+        self,
+        pull: Puller,
+        *,
+        after: float = 10.0,
+        rest: float = 5.0,
+        at_once: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._pull = pull
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._after, self._rest = after, rest
+        self._at_once = at_once
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._first = self._last = float("-inf")
+        self._coming: dict[str, asyncio.Future[Path]] = {}
 
     async def read(self, digest: str, start: int, length: int) -> bytes:
         """As `Source.read`."""
-        async with self._locks.setdefault(digest, asyncio.Lock()):
-            path = await self._pull(digest)
+        coming = self._coming.get(digest)
+        if coming is None or (coming.done() and coming.exception() is not None):
+            self._demand()
+            coming = self._coming[digest] = asyncio.ensure_future(self._pull(digest))
+        path = await asyncio.shield(coming)
         return await LocalSource(lambda _: path).read(digest, start, length)
+
+    def _demand(self) -> None:
+        now = self._clock()
+        if now - self._last > self._rest:
+            self._first = now
+        self._last = now
+        if now - self._first < self._after and not self._at_once():
+            raise UnavailableError("ranges may yet be had")
 
 
 class Puller(Protocol):
