@@ -113,6 +113,10 @@ class LayerStream:
         self._hash.update(data)
         return data
 
+    def read(self, size: int, /) -> bytes:
+        """As `some`, for those who read from files."""
+        return self.some(size)
+
     def exactly(self, size: int) -> bytes:
         """So many bytes; raises InvalidError as `some`, and when it ends before."""
         data = self.some(size)

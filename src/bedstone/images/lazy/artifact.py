@@ -142,7 +142,7 @@ def _build(
     form: Form,
     sealing: tuple[Seal, Cipher] | None,
 ) -> Descriptor:
-    layers = [_layer(store, descriptor) for descriptor in image.manifest.layers]
+    layers = [_layer(store, descriptor, diff_id) for descriptor, diff_id in image.layers]
     cipher = sealing[1] if sealing else None
     annotations = {FORM: form} | ({SEAL: sealing[0].encode()} if sealing else {})
     kept: list[Descriptor] = []
@@ -316,14 +316,14 @@ def listed(store: ContentStore, manifest: Manifest, lazy: str) -> list[int]:
     return chunks[:_CHUNKS_OF_LIST]
 
 
-def _layer(store: ContentStore, descriptor: Descriptor) -> Layer:
+def _layer(store: ContentStore, descriptor: Descriptor, diff_id: str) -> Layer:
     compression = descriptor.compression
     if compression not in ("", "gzip", "zstd"):
         raise InvalidError(f"a layer is {descriptor.media_type!r}, which is no layer that we know")
     if not store.has(descriptor.digest):
         raise NotFoundError(f"layer {descriptor.digest} is not in the store")
     kind: Literal["", "gzip", "zstd"] = compression  # type: ignore[assignment]
-    return Layer(descriptor.digest, store.path(descriptor.digest), kind)
+    return Layer(descriptor.digest, store.path(descriptor.digest), kind, diff_id)
 
 
 def _import(store: ContentStore, path: Path, digest: str) -> None:

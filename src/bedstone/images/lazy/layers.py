@@ -6,25 +6,16 @@ nanosecond, long names, extended attributes (`SCHILY.xattr.*`) and sparse files 
 
 from __future__ import annotations
 
-import gzip
-import io
 import stat
-import sys
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from bedstone.errors import InvalidError
 from bedstone.images.lazy.erofs import storable
 from bedstone.images.lazy.tree import CHUNK, HOLE, Inode, Merger
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
+_BLOCK = 1 << 18
 _ZERO = bytes(CHUNK)
 _KINDS = {
     tarfile.DIRTYPE: stat.S_IFDIR,
@@ -33,15 +24,16 @@ _KINDS = {
     tarfile.BLKTYPE: stat.S_IFBLK,
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
-_UNSOUND = (
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    zstd.ZstdError,
-    EOFError,
-    OverflowError,
-)
+_UNSOUND = (tarfile.TarError, EOFError, OverflowError)
 _XATTR = "SCHILY.xattr."
+
+
+class Stream(Protocol):
+    """A layer's tar, read once from its beginning."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end only."""
+        ...
 
 
 class Sink(Protocol):
@@ -57,18 +49,7 @@ class Sink(Protocol):
         ...
 
 
-def open_layer(path: Path, compression: Literal["", "gzip", "zstd"]) -> BinaryIO:
-    """A layer's tar, to read once from its beginning."""
-    match compression:
-        case "":
-            return path.open("rb")
-        case "gzip":
-            return cast("BinaryIO", io.BufferedReader(gzip.open(path), 1 << 20))
-        case "zstd":
-            return cast("BinaryIO", io.BufferedReader(zstd.ZstdFile(path), 1 << 20))
-
-
-def read_layer(stream: BinaryIO, merger: Merger, sink: Sink) -> None:
+def read_layer(stream: Stream, merger: Merger, sink: Sink) -> None:
     """Merge one layer.
 
     Args:
@@ -81,7 +62,9 @@ def read_layer(stream: BinaryIO, merger: Merger, sink: Sink) -> None:
     """
     merger.begin_layer()
     try:
-        with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
+        with tarfile.open(
+            fileobj=cast("BinaryIO", stream), mode="r|", encoding="utf-8", bufsize=_BLOCK
+        ) as archive:
             for member in archive:
                 _merge(archive, member, merger, sink)
                 archive.members = []  # type: ignore[attr-defined] # a layer can have a million

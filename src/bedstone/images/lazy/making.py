@@ -20,8 +20,9 @@ from typing import BinaryIO, Literal
 import cramjam
 
 from bedstone.errors import InvalidError
+from bedstone.images.decompress import LayerStream
 from bedstone.images.lazy import erofs
-from bedstone.images.lazy.layers import open_layer, read_layer
+from bedstone.images.lazy.layers import Sink, read_layer
 from bedstone.images.lazy.sealing import Cipher
 from bedstone.images.lazy.spans import Reading, Spans
 from bedstone.images.lazy.table import Blob, Table
@@ -29,6 +30,7 @@ from bedstone.images.lazy.tree import Inode, Merger
 
 _LEVEL = 6
 _THREADS = 2
+_LARGEST = 128 << 30  # bytes of a layer's archive
 _AHEAD = 16  # chunks being compressed at once
 
 
@@ -40,11 +42,13 @@ class Layer:
         digest: of the compressed bytes, `sha256:…`; the reader has verified it.
         path: the file with them.
         compression: what the tar is wrapped in, if in anything.
+        diff_id: what the config says the tar's digest is; not compared if it is empty.
     """
 
     digest: str
     path: Path
     compression: Literal["", "gzip", "zstd"]
+    diff_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,8 @@ def convert(
             with path.open("wb") as out:
                 pool = threads if compress else None
                 sink = _Chunks(table, len(table.blobs), out, pool, cipher)
-                with open_layer(layer.path, layer.compression) as stream:
-                    read_layer(stream, merger, sink)
+                with layer.path.open("rb") as file:
+                    _read(layer, file, layer.compression, merger, sink)
                 sink.finish()
             table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
             path.unlink()
@@ -135,11 +139,11 @@ def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -
         for number, layer in enumerate(layers):
             sink = _InPlace(table, number, extra)
             if not layer.compression:
-                with layer.path.open("rb") as stream:
-                    read_layer(stream, merger, sink)
+                with layer.path.open("rb") as file:
+                    _read(layer, file, "", merger, sink)
                 continue
             with Reading(layer.path) as reading:
-                read_layer(reading.buffered(), merger, sink)
+                _read(layer, reading.buffered(), "", merger, sink)
                 spans[layer.digest] = reading.finish()
             _check(layer, spans[layer.digest])
         extra.finish()
@@ -147,6 +151,18 @@ def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -
         table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
     path.unlink()
     return _finish(merger.root, table, spans)
+
+
+def _read(layer: Layer, file: BinaryIO, compression: str, merger: Merger, sink: Sink) -> None:
+    """Merge a layer, which must be the archive that the config says."""
+    algorithm = layer.diff_id.partition(":")[0] or "sha256"
+    stream = LayerStream(file, compression, _LARGEST, algorithm)
+    read_layer(stream, merger, sink)
+    stream.finish()
+    if layer.diff_id not in ("", stream.digest):
+        raise InvalidError(
+            f"layer {layer.digest} is archive {stream.digest}, expected {layer.diff_id}"
+        )
 
 
 class _Chunks:
