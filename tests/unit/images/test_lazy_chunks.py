@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +268,20 @@ async def test_the_last_resort_pulls_a_blob_whole_for_one_reader_at_a_time(tmp_p
     assert most == 1
 
 
-def test_the_cache_is_trimmed_from_the_oldest(tmp_path: Path) -> None:
-    import hashlib
-    import os
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_layer_must_be_the_archive_that_the_config_says(tmp_path: Path, compression: str) -> None:
+    blobs = Blobs(tmp_path / "blobs")
+    content = tar([entry("file", b"content")])
+    layer = blobs.layer(content, compression)
+    right = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    makers = (convert,) if compression == "zstd" else (convert, index)
+    for make in makers:
+        make([replace(layer, diff_id=right)], blobs.keep, tmp_path)
+        with pytest.raises(VerificationError, match="is archive"):
+            make([replace(layer, diff_id=right[:-1] + "x")], blobs.keep, tmp_path)
 
+
+def test_the_cache_is_trimmed_from_the_oldest(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path / "cache")
     digests = []
     for number in range(4):

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 
 import cramjam
 
-from bedstone.errors import InvalidError
+from bedstone.errors import InvalidError, VerificationError
 from bedstone.images.decompress import LayerStream
 from bedstone.images.lazy import erofs
 from bedstone.images.lazy.layers import Sink, read_layer
@@ -96,6 +96,7 @@ def convert(
 
     Raises:
         InvalidError: a layer cannot be read, or its tree not expressed.
+        VerificationError: a layer is not the archive that the config says.
     """
     table, merger = Table(), Merger()
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -121,7 +122,8 @@ def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -
         scratch: a directory for a file being written.
 
     Raises:
-        InvalidError: as `convert`, or a layer's compression has no points to begin at.
+        InvalidError, VerificationError: as `convert`; also, a layer's compression has no points to
+            begin at.
     """
     table, merger, spans = Table(), Merger(), dict[str, Spans]()
     for layer in layers:
@@ -160,7 +162,7 @@ def _read(layer: Layer, file: BinaryIO, compression: str, merger: Merger, sink: 
     read_layer(stream, merger, sink)
     stream.finish()
     if layer.diff_id not in ("", stream.digest):
-        raise InvalidError(
+        raise VerificationError(
             f"layer {layer.digest} is archive {stream.digest}, expected {layer.diff_id}"
         )
 
