@@ -63,6 +63,9 @@ pub struct Agent {
     waiting: Vec<((usize, u32), i32)>,
     ending: Option<Ending>,
     main_started: bool,
+    /// No program runs, and a copy of this guest may go on from here: the box's command waits for the
+    /// copy's host to adopt it, when the one that it had is not there.
+    frozen: bool,
     pressure: Option<OwnedFd>,
 }
 
@@ -85,6 +88,7 @@ impl Agent {
             waiting: Vec::new(),
             ending: None,
             main_started: false,
+            frozen: false,
             pressure: None,
         })
     }
@@ -283,6 +287,13 @@ impl Agent {
             .filter(|program| program.owner.is_some_and(|(owner, _)| owner == index))
         {
             program.owner = None;
+            if self.frozen && program.main {
+                for output in program.outputs.values_mut().filter(|output| output.polled) {
+                    output.polled = false;
+                    self.epoll.remove(output.fd.as_raw_fd());
+                }
+                continue;
+            }
             program.stdin = None;
             program.outputs.clear();
             if program.exit.is_none() {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::agent::Agent;
 use crate::config::{Config, Mount, What};
 use crate::network;
-use crate::process::Surroundings;
+use crate::process::{Group, Surroundings};
 use crate::sys::{self, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,9 +46,8 @@ pub fn run() -> Result<()> {
     load_modules()?;
     let config =
         Config::read(&fs::read("/config.json")?).map_err(|refusal| Error::other(refusal.to_json()))?;
-    let group = limit_processes(config.pids)?;
     let around = Surroundings {
-        group,
+        group: Some(make_group(config.pids)?),
         files: config.files.map(|files| files as u64),
         guest: true,
     };
@@ -107,17 +106,28 @@ fn await_path(path: &str) -> Result<()> {
     await_found(path, || Path::new(path).exists().then_some(()))
 }
 
-fn limit_processes(pids: Option<i64>) -> Result<Option<File>> {
-    let Some(pids) = pids else { return Ok(None) };
+/// The group of all programs: its number of processes is limited, and it can be frozen as a whole.
+fn make_group(pids: Option<i64>) -> Result<Group> {
     fs::create_dir_all("/cgroup")?;
     sys::mount_at("cgroup2", "/cgroup", "cgroup2", PLAIN, "")?;
-    fs::write("/cgroup/cgroup.subtree_control", "+pids")?;
+    if pids.is_some() {
+        fs::write("/cgroup/cgroup.subtree_control", "+pids")?;
+    }
     fs::create_dir("/cgroup/box")?;
-    fs::write("/cgroup/box/pids.max", pids.to_string())?;
-    File::options()
-        .write(true)
-        .open("/cgroup/box/cgroup.procs")
-        .map(Some)
+    if let Some(pids) = pids {
+        fs::write("/cgroup/box/pids.max", pids.to_string())?;
+    }
+    let open = |name: &str, write: bool| {
+        File::options()
+            .read(!write)
+            .write(write)
+            .open(format!("/cgroup/box/{name}"))
+    };
+    Ok(Group {
+        processes: open("cgroup.procs", true)?,
+        freeze: open("cgroup.freeze", true)?,
+        events: open("cgroup.events", false)?,
+    })
 }
 
 fn mount_root(config: &Config) -> Result<()> {

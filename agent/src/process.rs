@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::fields::{Fields, Refusal};
 use crate::policy::{Policy, Program};
@@ -129,11 +131,36 @@ impl Start {
     }
 }
 
+/// Files of the control group that all programs are in; this one is not.
+pub struct Group {
+    pub processes: File,
+    pub freeze: File,
+    pub events: File,
+}
+
+impl Group {
+    /// Let nothing in it run, or let it run again; returns once that is so.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let digit = if frozen { "1" } else { "0" };
+        sys::write_some(self.freeze.as_raw_fd(), digit.as_bytes())?;
+        let start = Instant::now();
+        let wanted = format!("frozen {digit}");
+        while start.elapsed() < Duration::from_secs(5) {
+            let mut text = [0; 256];
+            let count = self.events.read_at(&mut text, 0)?;
+            if String::from_utf8_lossy(&text[..count]).contains(&wanted) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::other("the programs do not stop"))
+    }
+}
+
 /// What every program gets from the guest that it runs in.
 #[derive(Default)]
 pub struct Surroundings {
-    /// `cgroup.procs` of the group that bounds the number of processes.
-    pub group: Option<File>,
+    pub group: Option<Group>,
     pub files: Option<u64>,
     /// Whether this is a guest's first process, which has privileges to give up and a filter to set.
     pub guest: bool,
@@ -224,7 +251,7 @@ pub fn spawn(start: Start, owner: (usize, u32), around: &Surroundings) -> Result
     for fd in stdin.iter().chain(outputs.iter().map(|(_, fd)| fd)) {
         sys::nonblocking(fd.as_raw_fd())?;
     }
-    let group = around.group.as_ref().map(AsRawFd::as_raw_fd);
+    let group = around.group.as_ref().map(|group| group.processes.as_raw_fd());
     let (guest, files, tty) = (around.guest, around.files, start.tty);
     let (user, gid, groups, capabilities) = (start.user, start.group, start.groups, start.capabilities);
     let filter = if guest { filter::program() } else { Vec::new() };

@@ -17,6 +17,7 @@ from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.microvm.driver import MicrovmBoxes
 from bedstone.testing.box_checks import CHECKS
+from bedstone.testing.box_copies import CHECKS as COPIES
 from bedstone.testing.box_escapes import CHECKS as ESCAPES
 from bedstone.testing.box_links import CHECKS as LINKS
 from bedstone.testing.box_programs import make_root, supported
@@ -32,6 +33,8 @@ SHARED = (
     "gives_everything_back",
     "system_calls_are_refused",
     "is_linked_to_its_namespace",
+    "goes_on_as_copies",
+    "goes_on_from_a_snapshot",
     "mounts_what_is_declared",
     "links_in_mounts_lead_nowhere_else",
 )
@@ -56,7 +59,7 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.parametrize("check", SHARED)
 def test_conformance(check: str, place: Path) -> None:
-    assert check in {**CHECKS, **ESCAPES, **LINKS}
+    assert check in {**CHECKS, **COPIES, **ESCAPES, **LINKS}
     folder = Path(tempfile.mkdtemp(dir=place))
     run_check(check, MicrovmBoxes, place / "home", place / "root", folder)
 

@@ -112,6 +112,7 @@ impl Agent {
             }
             "pause" => {
                 fields.done()?;
+                self.freeze(true)?;
                 self.flush_disks(); // what was written is there while nothing runs
             }
             "resume" => {
@@ -122,6 +123,11 @@ impl Agent {
                     sys::set_clock(nanoseconds).map_err(|error| Refusal::system("clock", &error))?;
                 }
                 reseed(&entropy)?;
+                self.freeze(false)?; // only now, so that no program saw another time or pool
+            }
+            "adopt" => {
+                fields.done()?;
+                return self.adopt(owner).map(|()| None);
             }
             "shutdown" => {
                 let grace = fields.needed_number("grace_milliseconds", 0, 3_600_000)? as u64;
@@ -163,6 +169,43 @@ impl Agent {
             Some(program) if program.exit.is_none() => Ok(program.pid),
             _ => Err(Refusal::not_found("pid", "no such program runs")),
         }
+    }
+
+    fn freeze(&mut self, frozen: bool) -> std::result::Result<(), Refusal> {
+        if let Some(group) = &self.around.group {
+            if let Err(error) = group.freeze(frozen) {
+                let _ = group.freeze(false);
+                return Err(Refusal::system("programs", &error));
+            }
+        }
+        self.frozen = frozen;
+        Ok(())
+    }
+
+    /// The box's command, whose host is another guest's, is this one's from here on.
+    fn adopt(&mut self, owner: (usize, u32)) -> std::result::Result<(), Refusal> {
+        let main = self
+            .programs
+            .values_mut()
+            .find(|program| program.main && program.owner.is_none())
+            .ok_or_else(|| Refusal::not_found("main", "there is no command without a host"))?;
+        main.owner = Some(owner);
+        for output in main.outputs.values_mut() {
+            output.credit = WINDOW;
+        }
+        let (pid, waiting) = (main.pid, main.pending.len());
+        let channels: Vec<u8> = main.outputs.keys().copied().collect();
+        let started = object(&[
+            ("pid", i64::from(pid).into()),
+            ("waiting", (waiting as i64).into()),
+        ]);
+        if let Some(session) = self.session(owner) {
+            session.send(Kind::Event, owner.1, &started);
+        }
+        for channel in channels {
+            self.pump_output(pid, channel);
+        }
+        Ok(())
     }
 
     fn start(&mut self, owner: (usize, u32), start: Start) -> std::result::Result<Option<Value>, Refusal> {

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from bedstone.drivers import Kind
@@ -145,7 +145,31 @@ class Snapshots(Protocol):
     """Optional: boxes whose memory and processes can be kept."""
 
     async def snapshot(self, box: str, folder: str) -> None:
-        """Write the state of a running box to a folder."""
+        """Write a running box, with memory, processes and disk, to an empty folder.
+
+        The box stands still meanwhile, and runs on. Programs that `exec` started are not kept.
+
+        Raises:
+            InvalidError: it has what cannot be kept, such as mounts of this machine.
+            UnavailableError: it cannot be written.
+        """
+        ...
+
+    async def restore(self, folder: str, spec: BoxSpec) -> Launch:
+        """Prepare a box whose first start goes on where a snapshot was taken.
+
+        It is the same but for its id, network namespace, labels and time of making: what its
+        programs know of themselves is as it was. Before they go on they have this machine's time
+        and a random pool of their own; generators that programs have seeded themselves are theirs
+        to seed again. When it has ended, a start begins its command anew. A snapshot is not
+        changed, and may be gone on from many times, also after its box is deleted.
+
+        Raises:
+            DeniedError: the policy refuses; names the field.
+            InvalidError: no snapshot is there, or the box would be another; names the field.
+            ConflictError: the id is another box's.
+            UnavailableError: not now; nothing of it is left.
+        """
         ...
 
 
@@ -153,8 +177,11 @@ class Snapshots(Protocol):
 class Forks(Protocol):
     """Optional: boxes that can be multiplied while they run."""
 
-    async def fork(self, box: str, spec: BoxSpec) -> Launch:
-        """A copy of a running box under another id, with its own random streams and clock."""
+    async def fork_many(self, box: str, specs: Sequence[BoxSpec]) -> list[Launch]:
+        """Copies of a running box, as `Snapshots.restore` makes them: all or none.
+
+        What copies do not change of their memory they have once, together.
+        """
         ...
 
 

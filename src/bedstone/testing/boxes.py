@@ -264,10 +264,14 @@ def run_check(check: str, make: Make, home: Path, root: Path, folder: Path) -> N
         root: of `make_root`.
         folder: empty, of this machine; every user may pass through it.
     """
-    from bedstone.testing import box_checks, box_escapes, box_links
+    from bedstone.testing import box_checks, box_copies, box_escapes, box_links
+
+    checks: dict[str, Check] = {}
+    for module in (box_checks, box_copies, box_escapes, box_links):
+        checks |= module.CHECKS
 
     async def run() -> None:
         async with asyncio.timeout(LIMIT), _world(make, home, root, folder) as world:
-            await {**box_checks.CHECKS, **box_escapes.CHECKS, **box_links.CHECKS}[check](world)
+            await checks[check](world)
 
     asyncio.run(run())

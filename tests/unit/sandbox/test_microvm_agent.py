@@ -182,6 +182,35 @@ def test_what_a_connection_started_ends_with_it(start: Run) -> None:
     assert each.run(none_left) == {"programs": []}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may reseed the kernel")
+def test_a_paused_command_waits_for_a_host_to_adopt_it(start: Run) -> None:
+    """As in a copy of a guest, whose connections are none. Its output goes on; others end."""
+    guest = start(OPEN)
+
+    async def leave(agent: Agent) -> tuple[int, int]:
+        other = await agent.exec(["sleep", "60"], env=ENV)
+        script = "echo one; read a; echo got $a; exit 5"
+        main = await agent.exec(["sh", "-c", script], env=ENV, stdin=True, main=True)
+        assert await main.read() == (STDOUT, b"one\n")
+        with pytest.raises(NotFoundError):
+            await agent.adopt()
+        await agent.request("pause")
+        return main.pid, other.pid
+
+    pid, other = guest.run(leave)
+
+    async def adopt(agent: Agent) -> None:
+        program = await agent.adopt()
+        assert program.pid == pid
+        await agent.request("resume", nanoseconds=time.time_ns(), entropy="ab" * 32)
+        assert (await agent.request("wait", pid=other))["exit"] == 128 + signal.SIGKILL
+        await program.write(b"x\n")
+        assert (await output(program))[STDOUT] == b"got x\n"
+        assert await program.wait() == 5
+
+    guest.run(adopt)
+
+
 def test_another_connection_waits_for_a_program(start: Run) -> None:
     each = start()
 

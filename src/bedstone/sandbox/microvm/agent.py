@@ -68,6 +68,10 @@ class Stream:
             await self._link.drained()
             view = view[len(part) :]
 
+    def taken(self, count: int) -> None:
+        """So much of what may be written on channel 0 is there already."""
+        self._credit -= count
+
     async def read(self) -> tuple[int, bytes] | None:
         """The next bytes with their channel, empty for the channel's end; None after the answer.
 
@@ -329,6 +333,17 @@ class Agent:
             }
         )
         started = await stream.started
+        return Program(self, stream, int(started["pid"]))
+
+    async def adopt(self) -> Program:
+        """Take over the box's command, in a guest that is a copy of another.
+
+        Raises:
+            NotFoundError: it has ended, or has its host.
+        """
+        stream = self._link.open({"op": "adopt"})
+        started = await stream.started
+        stream.taken(int(started["waiting"]))
         return Program(self, stream, int(started["pid"]))
 
     async def put(self, path: str, records: AsyncIterator[bytes]) -> None:

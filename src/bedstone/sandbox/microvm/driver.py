@@ -17,32 +17,30 @@ import fcntl
 import json
 import math
 import os
-import signal
+import secrets
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bedstone.errors import ConflictError, Error, NotFoundError, UnavailableError
+from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError, UnavailableError
 from bedstone.sandbox.box import BoxInfo, BoxSpec, Exec, Exit, Launch, Link, State, Stats, Stdio
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.links import link_stacks
-from bedstone.sandbox.microvm import build, monitor, network
+from bedstone.sandbox.microvm import build, making, monitor, snapshots
 from bedstone.sandbox.microvm.agent import Agent, Program
 from bedstone.sandbox.microvm.archive import to_records, to_tar
 from bedstone.sandbox.microvm.build import Tools
 from bedstone.sandbox.microvm.folders import ISOLATION, Folders
-from bedstone.sandbox.microvm.qemu import PORTS, RUN, Accelerator, Machine, port_socket, qmp
+from bedstone.sandbox.microvm.locks import LOCK, holder, kill_holder, lock_folder
+from bedstone.sandbox.microvm.qemu import PORTS, Accelerator, port_socket
+from bedstone.sandbox.microvm.qmp import connected
 from bedstone.sandbox.microvm.stdio import Pump
 from bedstone.sandbox.policy import ANY_USER, Policy, check_copy, check_exec, check_start
 
-FIRST_USER: Final = 2_090_000_000
-"""User ids for QEMU, far from those that anybody gives out."""
-USERS: Final = 1_000_000
-MEMORY: Final = 512 << 20
 PATIENCE: Final = 30.0
 PROBE_PATIENCE: Final = 5.0
 
@@ -153,7 +151,7 @@ class MicrovmBoxes:
         try:
             await self.prepare(spec)
             folder = self._folders.folder(box)
-            lock = monitor.lock_folder(folder)
+            lock = lock_folder(folder)
             if lock is None:
                 return False
             guest = monitor.Guest(folder, lock)
@@ -181,8 +179,8 @@ class MicrovmBoxes:
         build.check(spec)
         return await asyncio.to_thread(self._prepare, spec)
 
-    def _prepare(self, spec: BoxSpec) -> Launch:
-        tools = self._found
+    def _prepare(self, spec: BoxSpec, snapshot: Path | None = None) -> Launch:
+        host = making.Host(self._found, self._accelerator, self._tsc)
         folder = self._folders.folder(spec.id)
         with self._folders.locked(spec.id):
             if self._folders.launch(spec.id) is not None:
@@ -200,71 +198,11 @@ class MicrovmBoxes:
                 folder.chmod(0o711)  # whatever the umask: QEMU's user has to pass
                 write(folder / "isolation", ISOLATION)
                 write(folder / "spec.json", json.dumps(spec.to_json()))
-                self._make(spec, tools, folder)
+                making.make(spec, self._folders, host, snapshot)
             except BaseException:
                 self._folders.clear(spec.id)
                 raise
         return self._launch(spec)
-
-    def _make(self, spec: BoxSpec, tools: Tools, folder: Path) -> None:
-        state = self._folders.state
-        shares, notes = build.share(spec, self._folders)
-        build.place_kernel(tools, folder, state)
-        write(folder / "initrd", build.initrd(tools, state, spec))
-        root = Path(spec.root)
-        if not build.is_image(root):
-            root = folder / "root.erofs"
-            build.pack_root(tools, Path(spec.root), root)
-        if spec.write == "overlay":
-            build.make_upper(tools, folder / "upper", spec.limits.disk or build.DISK)
-        cpus = 1 if spec.limits.cpus is None else math.ceil(spec.limits.cpus)
-        machine = Machine(
-            program=tools.qemu,
-            accelerator=self._accelerator,
-            memory=spec.limits.memory or MEMORY,
-            cpus=max(1, cpus),
-            tsc_kilohertz=self._tsc,
-            upper=spec.write == "overlay",
-            mac=None if spec.netns is None else network.mac(spec.id),
-            io_read=spec.limits.io_read,
-            io_write=spec.limits.io_write,
-        )
-        main = {
-            "argv": list(spec.command),
-            "env": dict(spec.env),
-            "cwd": spec.cwd,
-            "user": spec.user,
-            "group": spec.group,
-            "groups": list(spec.groups),
-            "capabilities": list(spec.capabilities),
-            "tty": spec.tty,
-        }
-        with self._folders.locked(""):
-            user = self._user()
-            (folder / RUN).mkdir(mode=0o700)
-            if user is not None:
-                os.chown(folder / "initrd", 0, user)
-                (folder / "initrd").chmod(0o640)
-                for name in (RUN, "upper"):
-                    if (folder / name).exists():
-                        os.chown(folder / name, user, user)
-            value = {
-                "machine": asdict(machine),
-                "main": main,
-                "netns": spec.netns,
-                "root": str(root),
-                "user": user,
-                "shares": shares,
-                "notes": notes,
-            }
-            write(folder / "launch.json", json.dumps(value))
-
-    def _user(self) -> int | None:
-        """A user that no other box's QEMU has; None where this process may not choose one."""
-        if os.geteuid() != 0 or (self._accelerator == "kvm" and not _everybodys("/dev/kvm")):
-            return None
-        used = self._folders.users()
-        return next(user for user in range(FIRST_USER, FIRST_USER + USERS) if user not in used)
 
     def _launch(self, spec: BoxSpec) -> Launch:
         notes = []
@@ -328,13 +266,13 @@ class MicrovmBoxes:
             await agent.request("pause")
         folder = self._folders.folder(box)
         (folder / "paused").touch()
-        await qmp(folder, ("stop",))
+        await asyncio.to_thread(_tell, folder, "stop")
 
     async def resume(self, box: str) -> None:
         """Let them run again, at this machine's time; see the protocol."""
         self._running(box, paused=True)
         folder = self._folders.folder(box)
-        await qmp(folder, ("cont",))
+        await asyncio.to_thread(_tell, folder, "cont")
         (folder / "paused").unlink(missing_ok=True)
         async with self._agent(box) as agent:
             entropy = os.urandom(64).hex()
@@ -348,7 +286,7 @@ class MicrovmBoxes:
         return Stats(
             cpu_seconds=value["cpu_microseconds"] / 1e6,
             memory=value["memory_used"],
-            memory_limit=spec.limits.memory or MEMORY,
+            memory_limit=spec.limits.memory or making.MEMORY,
             pids=value["tasks"],
             io_read=value["io_read"],
             io_written=value["io_written"],
@@ -370,6 +308,52 @@ class MicrovmBoxes:
             async for part in to_tar(agent.get(path)):
                 yield part
 
+    async def snapshot(self, box: str, folder: str) -> None:
+        """Write what a copy of the machine goes on from; see the protocol `Snapshots`."""
+        self._running(box)
+        kept = self._folders.launch(box)
+        if kept is None or kept["shares"] is not None:
+            raise InvalidError(
+                f"box {box} has mounts of this machine, whose server cannot be copied"
+            )
+        spec = self._folders.spec(box)
+        values = {"spec": spec.to_json(), "tools": self._found.key()}
+        kept = {key: kept[key] for key in ("machine", "root")} | values
+        await self.pause(box)
+        try:
+            work = asyncio.ensure_future(
+                asyncio.to_thread(snapshots.take, self._folders.folder(box), Path(folder), kept)
+            )
+            try:
+                await asyncio.shield(work)
+            finally:
+                await asyncio.wait({work})
+        finally:
+            await self.resume(box)
+
+    async def restore(self, folder: str, spec: BoxSpec) -> Launch:
+        """A box that goes on from a snapshot; see the protocol `Snapshots`."""
+        check_start(spec.policy, spec.request())
+        snapshots.check(Path(folder), spec, self._found.key())
+        return await asyncio.to_thread(self._prepare, spec, Path(folder))
+
+    async def fork_many(self, box: str, specs: Sequence[BoxSpec]) -> list[Launch]:
+        """Copies of a running box; see the protocol `Forks`."""
+        place = self._folders.state / f"snapshot-{box}-{secrets.token_hex(4)}"
+        place.mkdir(mode=0o700)
+        made: list[Launch] = []
+        try:
+            await self.snapshot(box, str(place))
+            for spec in specs:
+                made += [await self.restore(str(place), spec)]
+        except BaseException:
+            for spec in specs[: len(made)]:
+                await self.delete(spec.id)
+            raise
+        finally:
+            await asyncio.to_thread(shutil.rmtree, place)
+        return made
+
     async def delete(self, box: str) -> None:
         """End it and remove it; see the protocol."""
         if self._folders.owner(box) not in (ISOLATION, None):
@@ -383,10 +367,10 @@ class MicrovmBoxes:
         with self._folders.locked(box):
             deadline = time.monotonic() + PATIENCE
             lock = None
-            while folder.is_dir() and (lock := monitor.lock_folder(folder)) is None:
+            while folder.is_dir() and (lock := lock_folder(folder)) is None:
                 # This process's child or not: who holds the lock is the monitor, or its QEMU,
                 # which ends with it.
-                _kill_holder(folder / monitor.LOCK)
+                kill_holder(folder / LOCK, monitor.__name__)
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"the machine of box {box} does not end")
                 time.sleep(0.005)
@@ -404,7 +388,7 @@ class MicrovmBoxes:
         for box in self._folders.boxes():
             with contextlib.suppress(NotFoundError):
                 spec = self._folders.spec(box)
-                pid = _holder(self._folders.folder(box) / monitor.LOCK)
+                pid = holder(self._folders.folder(box) / LOCK)
                 notes = self._launch(spec).notes
                 found.append(BoxInfo(spec, ISOLATION, self._state(box), pid, notes))
         return found
@@ -417,7 +401,7 @@ class MicrovmBoxes:
 
     def _state(self, box: str) -> State:
         folder = self._folders.folder(box)
-        if _holder(folder / monitor.LOCK) is None:
+        if holder(folder / LOCK) is None:
             return "stopped"
         return "paused" if (folder / "paused").exists() else "running"
 
@@ -444,7 +428,7 @@ class MicrovmBoxes:
         folder = self._folders.folder(box)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            if _holder(folder / monitor.LOCK) is None:
+            if holder(folder / LOCK) is None:
                 raise ConflictError(f"box {box} does not run")
             for number in range(2, PORTS + 1):
                 path = folder / f"port{number}.lock"
@@ -463,47 +447,6 @@ class MicrovmBoxes:
         raise UnavailableError(f"box {box} is busy with {PORTS - 1} programs", retry_after=1)
 
 
-def _everybodys(path: str) -> bool:
-    return Path(path).stat().st_mode & 0o006 == 0o006
-
-
-def _holder(lock: Path) -> int | None:
-    """The process that a lock names, if anybody holds it."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 32, 0)
-        return int(text) if text.isdigit() else 0
-    else:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _kill_holder(lock: Path) -> None:
-    """End the process that holds a lock. Its number cannot be another's while the lock is held."""
-    pid = _holder(lock)
-    if not pid:
-        return
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return  # the monitor has ended, and QEMU is about to
-    try:
-        if _holder(lock) == pid and monitor.__name__.encode() in _command_line(pid):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(descriptor)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def _tell(folder: Path, command: str) -> None:
+    with connected(folder) as qmp:
+        qmp(command)

@@ -29,8 +29,9 @@ from typing import Any, Final
 from bedstone.errors import DeniedError, Error, NotFoundError, UnavailableError
 from bedstone.sandbox.box import Stdio
 from bedstone.sandbox.failing import FAILED
-from bedstone.sandbox.microvm import network, sharing
+from bedstone.sandbox.microvm import network, sharing, snapshots
 from bedstone.sandbox.microvm.agent import Agent, Program
+from bedstone.sandbox.microvm.locks import lock_folder
 from bedstone.sandbox.microvm.qemu import CONSOLE, RUN, Machine, port_socket
 from bedstone.sandbox.microvm.stdio import Pump
 
@@ -68,6 +69,8 @@ class Guest:
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
         self._lock = lock
+        self._memory = folder / RUN / snapshots.MEMORY
+        self.is_copy = (folder / snapshots.STATE).exists()
         self.launch: dict[str, Any] = json.loads((folder / "launch.json").read_text())
         self.process: asyncio.subprocess.Process | None = None
         self.server: asyncio.subprocess.Process | None = None
@@ -79,31 +82,35 @@ class Guest:
             UnavailableError: it did not come up; with the last of what the kernel said.
         """
         for path in (self.folder / RUN).glob("*"):
-            path.unlink()  # of an earlier run
+            if path != self._memory or not self.is_copy:
+                path.unlink()  # of an earlier run
         machine = Machine(**self.launch["machine"])
         with contextlib.ExitStack() as stack:
             root = _closed_by(stack, os.open(self.launch["root"], os.O_RDONLY | os.O_CLOEXEC))
-            tap = shares = None
+            tap = shares = copy = None
             if self.launch["netns"] is not None:
                 tap = _closed_by(stack, network.open_tap(self.launch["netns"]))
             log = stack.enter_context((self.folder / "qemu.log").open("wb"))
+            if self.is_copy:
+                flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+                copy = _closed_by(stack, os.open(self._memory, flags))
             if self.launch["shares"] is not None:
                 shares = _closed_by(stack, await self._share(log.fileno()))
             user, parent = self.launch["user"], os.getpid()
             self.process = await asyncio.create_subprocess_exec(
-                *machine.argv(root, tap, shares),
+                *machine.argv(root, tap, shares, copy),
                 cwd=self.folder,
                 env={"PATH": "/usr/bin:/bin"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=[each for each in (root, self._lock, tap, shares) if each is not None],
+                pass_fds=[
+                    each for each in (root, self._lock, tap, shares, copy) if each is not None
+                ],
                 start_new_session=True,
                 preexec_fn=lambda: confine(user, parent, unshare=os.geteuid() == 0),
             )
-        connecting = asyncio.ensure_future(
-            Agent.connect(self.folder / port_socket(1), BOOT_PATIENCE)
-        )
+        connecting = asyncio.ensure_future(self._connect())
         ended = asyncio.ensure_future(self.process.wait())
         try:
             await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,6 +124,31 @@ class Guest:
             ended.cancel()
             await asyncio.gather(connecting, ended, return_exceptions=True)
         raise UnavailableError(f"{problem}{self.said()}")
+
+    async def _connect(self) -> Agent:
+        if self.is_copy:
+            with (self.folder / snapshots.STATE).open("rb") as state:
+                await asyncio.to_thread(snapshots.go_on, self.folder, state.fileno())
+        return await Agent.connect(self.folder / port_socket(1), BOOT_PATIENCE)
+
+    async def begin(self, agent: Agent) -> Program:
+        """Run the box's command, or go on with it in a copy.
+
+        Raises:
+            Error: it cannot be run.
+        """
+        if self.is_copy:
+            program = await agent.adopt()
+            entropy = os.urandom(64).hex()
+            await agent.request("resume", nanoseconds=time.time_ns(), entropy=entropy)
+            # It begins anew, with its disk as it is, when it is started again.
+            (self.folder / snapshots.STATE).unlink()
+            self._memory.unlink(missing_ok=True)
+            self.is_copy = False
+            return program
+        await fresh(agent)
+        main = self.launch["main"]
+        return await agent.exec(**main, size=window_size(0), stdin=True, main=True)
 
     async def _share(self, log: int) -> int:
         """Start the server of the guest's mounts; a connection to it, for QEMU."""
@@ -244,9 +276,8 @@ async def run(folder: Path, lock: int) -> int:
         loop.add_signal_handler(number, pass_on, number)
     try:
         agent = await guest.start()
-        await fresh(agent)
         try:
-            program = await agent.exec(**main, size=window_size(0), stdin=True, main=True)
+            program = await guest.begin(agent)
         except Error as error:
             print(f"bedstone: {error}", file=sys.stderr)  # noqa: T201 - there is nobody else
             return unstarted(error) or FAILED
@@ -265,17 +296,6 @@ async def run(folder: Path, lock: int) -> int:
         return FAILED
     finally:
         await guest.stop()
-
-
-def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
-    """The folder's lock, as a descriptor; None if somebody has it."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""QEMU: the command line of one machine, and the few words of QMP that are needed.
+"""QEMU: the command line of one machine.
 
 The machine is `microvm`: no BIOS devices, no PCI, one serial port for the kernel's own messages. It
 has no user-mode network, which would reach this machine's loopback interface. QEMU itself may start
@@ -7,15 +7,8 @@ no program and gain no privilege (`-sandbox`).
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
-
-from bedstone.errors import UnavailableError
+from typing import Final, Literal
 
 PACKAGE: Final = "qemu-system-x86"
 PROGRAM: Final = "qemu-system-x86_64"
@@ -60,21 +53,26 @@ class Machine:
     io_read: int | None = None
     io_write: int | None = None
 
-    def argv(self, root: int, tap: int | None, shares: int | None = None) -> list[str]:
+    def argv(self, root: int, tap: int | None, shares: int | None, copy: int | None) -> list[str]:
         """The command line.
 
         Args:
             root: a descriptor that it inherits, as the others are: of the image.
             tap: of the network interface.
             shares: connected with virtiofsd.
+            copy: of a file with the memory of another machine. It starts as a copy of that, whose
+                state it is given by QMP, and keeps what it changes to itself.
         """
         kernel = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "random.trust_cpu=on"]
         if self.accelerator == "tcg":
             # This machine type has no other timer to measure the processor's counter with.
             kernel += ["no_timer_check", f"tsc_early_khz={self.tsc_kilohertz}"]
         argv = [self.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        # virtiofsd reads and writes in the guest's memory.
-        memory = "memory-backend-memfd,share=on" if shares is not None else "memory-backend-ram"
+        # As a file, for virtiofsd, and for copies of the machine.
+        memory = "memory-backend-memfd,share=on"
+        if copy is not None:
+            memory = f"memory-backend-file,share=off,mem-path=/proc/self/fd/{copy}"
+            argv += ["-incoming", "defer"]
         argv += ["-object", f"{memory},id=memory,size={self.memory >> 20}M"]
         argv += ["-M", "microvm,acpi=on,rtc=on,memory-backend=memory"]
         argv += ["-m", f"{self.memory >> 20}M", "-global", "virtio-mmio.force-legacy=false"]
@@ -108,42 +106,3 @@ class Machine:
         if self.io_write and "readonly=on" not in options:
             drive.append(f"throttling.bps-write={self.io_write}")
         return ["-drive", ",".join(drive), "-device", f"virtio-blk-device,drive={name}"]
-
-
-async def qmp(folder: Path, commands: Sequence[str], patience: float = 10.0) -> list[Any]:
-    """Run QMP commands without arguments, and give what each returns.
-
-    Raises:
-        UnavailableError: QEMU does not answer, or refuses.
-    """
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    try:
-        async with asyncio.timeout(patience):
-            reader, writer = await asyncio.open_unix_connection(
-                f"/proc/self/fd/{descriptor}/{QMP}", limit=1 << 20
-            )
-            try:
-                await reader.readline()  # the greeting
-                results = []
-                for command in ("qmp_capabilities", *commands):
-                    writer.write(json.dumps({"execute": command}).encode() + b"\n")
-                    results.append(await _answer(reader, command))
-                return results[1:]
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UnavailableError(f"QEMU does not answer: {str(error) or 'in time'}") from error
-    finally:
-        os.close(descriptor)
-
-
-async def _answer(reader: asyncio.StreamReader, command: str) -> Any:
-    while True:
-        line = await reader.readline()
-        if not line:
-            raise UnavailableError(f"QEMU ended at {command}")
-        value = json.loads(line)
-        if "error" in value:
-            raise UnavailableError(f"QEMU refused {command}: {value['error'].get('desc')}")
-        if "return" in value:
-            return value["return"]
