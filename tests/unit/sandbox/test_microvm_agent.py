@@ -203,7 +203,7 @@ def test_a_paused_command_waits_for_a_host_to_adopt_it(start: Run) -> None:
         program = await agent.adopt()
         assert program.pid == pid
         await agent.request("resume", nanoseconds=time.time_ns(), entropy="ab" * 32)
-        assert (await agent.request("wait", pid=other))["exit"] == 128 + signal.SIGKILL
+        assert (await agent.request("wait", pid=other))["exit"] > 128
         await program.write(b"x\n")
         assert (await output(program))[STDOUT] == b"got x\n"
         assert await program.wait() == 5
