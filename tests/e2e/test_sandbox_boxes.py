@@ -1,4 +1,4 @@
-"""`bedstone run`, `bedstone box …` and `Sandbox` over real boxes."""
+"""`bedstone run` and `bedstone box …` over real boxes."""
 
 from __future__ import annotations
 
@@ -9,96 +9,29 @@ import io
 import json
 import os
 import pty
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tarfile
-import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bedstone.boxes import Sandbox
 from bedstone.boxes.standalone import Standalone
 from bedstone.cli.main import run
-from bedstone.errors import InvalidError, NotFoundError, UnavailableError
+from bedstone.errors import NotFoundError, UnavailableError
 from bedstone.images.bundles import load
 from bedstone.images.store import ContentStore
-from bedstone.sandbox.box import Mount
-from bedstone.sandbox.boxes import KIND
-from bedstone.sandbox.policy import Policy
-from bedstone.testing.box_programs import make_root, supported
+from bedstone.testing.box_commands import Command, box_place, need
 from bedstone.testing.boxes import leftovers
 
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A folder with a root; every user may pass through it, as the users of boxes must."""
-    why = supported()
-    if why is not None:
-        pytest.skip(why)
-    folder = Path(tempfile.mkdtemp(prefix="bedstone-run-"))
-    folder.chmod(0o711)
-    try:
-        asyncio.run(KIND.load("container")(folder / "boxes").open())
-    except UnavailableError as error:
-        shutil.rmtree(folder)
-        pytest.skip(f"{error}; {error.hint}")
-    make_root(folder)
-    yield folder
-    asyncio.run(clear(folder / "boxes"))
-    shutil.rmtree(folder)
-
-
-async def clear(home: Path) -> None:
-    """Delete what a test that failed has left."""
-    standalone = Standalone(home)
-    for listed in await standalone.list():
-        await standalone.delete(listed.id)
-
-
-def need(isolation: str, place: Path) -> None:
-    """Skip a test whose driver cannot work here."""
-    try:
-        asyncio.run(KIND.load(isolation)(place / "boxes").open())
-    except UnavailableError as error:
-        pytest.skip(f"{error}; {error.hint}")
-
-
-class Command:
-    """The command line with a home of its own: in this process, where it needs no input."""
-
-    def __init__(self, home: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self._capture = capture
-        self.env = {**os.environ, "BEDSTONE_HOME": str(home), "NO_COLOR": "1"}
-        self.argv = (sys.executable, "-c", "from bedstone.cli.main import main; main()")
-
-    def __call__(self, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        if not given:
-            self._capture.readouterr()
-            status = run(words)
-            seen = self._capture.readouterr()
-            return subprocess.CompletedProcess(words, status, seen.out, seen.err)
-        return subprocess.run(
-            [*self.argv, *words],
-            env=self.env,
-            input=given,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def answer(self, *words: str) -> str:
-        done = self(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    with box_place() as found:
+        yield found
 
 
 @pytest.fixture
@@ -106,7 +39,7 @@ def command(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Command:
     monkeypatch.setenv("BEDSTONE_HOME", str(place))
-    return Command(place, capfd)
+    return Command(place, capfd, run)
 
 
 def test_run_is_as_the_program_is(command: Command, place: Path) -> None:
@@ -205,6 +138,17 @@ def test_the_life_of_a_box(command: Command, place: Path) -> None:
     back.mkdir()
     command.answer("box", "cp", "db-box:/work/data", str(back))
     assert (back / "data/file").read_text() == "shared\n"
+    command.answer("box", "cp", str(data / "file"), "db-box:/work/renamed")
+    assert command.answer("box", "exec", "db-box", "cat", "/work/renamed") == "shared\n"
+    packed = subprocess.run(
+        [*command.argv, "box", "cp", "db-box:/work/data", "-"],
+        env=command.env, capture_output=True, check=True,
+    )  # fmt: skip
+    subprocess.run(
+        [*command.argv, "box", "cp", "-", "db-box:/tmp"],
+        env=command.env, input=packed.stdout, check=True,
+    )  # fmt: skip
+    assert command.answer("box", "exec", "db-box", "cat", "/tmp/data/file") == "shared\n"
     command.answer("box", "pause", "db-box")
     assert json.loads(command.answer("box", "ps", "-o", "json"))[0]["state"] == "paused"
     command.answer("box", "resume", "db-box")
@@ -263,86 +207,6 @@ def test_a_dead_shim_is_told_and_cleared(command: Command, place: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("isolation", ["container", "gvisor", "microvm"])
-def test_a_network_is_what_was_asked_for_and_nothing_else(
-    isolation: str, command: Command, place: Path
-) -> None:
-    """Its port is reached here, what is named is reached from it, and when it is gone all is."""
-    need(isolation, place)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as named,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        inside, outside = (each.getsockname()[1] for each in (named, other))
-        command.answer(
-            *("run", "-d", "--name", "net-box", "--isolation", isolation, "-p", "80"),
-            *("--egress", f"127.0.0.1:{inside}", str(place / "root"), "sh", "-c"),
-            "mkdir /w; echo page >/w/index.html; exec httpd -f -p 80 -h /w",
-        )
-        (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
-        (port,) = found["ports"]
-        assert (port["address"], port["box"]) == ("127.0.0.1", 80)
-        assert f"127.0.0.1:{port['port']}->80/tcp" in command.answer("box", "ps")
-        deadline = time.monotonic() + 20
-        while (page := fetched(port["port"])) is None:
-            assert time.monotonic() < deadline
-        assert page == b"page\n"
-        relay = next(
-            process.parent
-            for process in Path("/proc").glob("[0-9]*/cmdline")
-            if b"bedstone.boxes.relay" in process.read_bytes()
-            and b"net-box" in process.read_bytes()
-        )
-        status = (relay / "status").read_text().splitlines()
-        rights = {line.split()[1] for line in status if line.startswith(("Uid", "Gid", "CapPrm"))}
-        assert rights == {"65534", "0000000000000000"}
-        taken = command("run", "-p", f"{port['port']}:80", str(place / "root"), "true")
-        assert (taken.returncode, "cannot publish 127.0.0.1:" in taken.stderr) == (125, True)
-        ask = "unset no_proxy; wget -q -O - http://127.0.0.1:"
-        asking = subprocess.Popen(
-            [*command.argv, "box", "exec", "net-box", "sh", "-c", f"{ask}{inside}/x"],
-            env=command.env, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        named.settimeout(20)
-        with named.accept()[0] as link:
-            assert link.recv(4096).startswith(b"GET /x HTTP/1.1\r\n")
-            link.sendall(b"HTTP/1.0 200 OK\r\n\r\nfrom here")
-        assert asking.communicate(timeout=20)[0] == b"from here"
-        done = command("box", "exec", "net-box", "sh", "-c", f"{ask}{outside}/")
-        assert "403 Forbidden" in done.stderr
-        assert f"127.0.0.1:{outside} is not allowed" in command.answer("box", "logs", "net-box")
-        # By itself it reaches nothing of this machine, whatever address it tries.
-        for address in ("127.0.0.1", "10.107.0.1", "10.0.2.2"):
-            script = f"nc -w 2 {address} {outside} </dev/null && echo reached"
-            assert "reached" not in command("box", "exec", "net-box", "sh", "-c", script).stdout
-    command.answer("box", "rm", "-f", "net-box")
-    assert fetched(port["port"]) is None
-    assert not relay.exists()
-    assert not leftovers(place / "boxes", "net-box")
-    assert not list(Path("/run/bedstone/boxes").glob("*-net-box"))
-
-
-def fetched(port: int) -> bytes | None:
-    """The page of a published port; None if nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-            page: bytes = answer.read()
-            return page
-    except OSError:
-        return None
-
-
-def test_the_ports_of_a_box_whose_shim_was_killed_are_free(command: Command, place: Path) -> None:
-    command.answer("run", "-d", "--name", "lost", "-p", "80", str(place / "root"), "sleep", "60")
-    (found,) = json.loads(command.answer("box", "ps", "-o", "json"))
-    port = found["ports"][0]["port"]
-    os.kill(int((place / "boxes/.run/lost/pid").read_text()), signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while command("run", "--rm", "-p", f"{port}:80", str(place / "root"), "true").returncode:
-        assert time.monotonic() < deadline
-    command.answer("box", "rm", "-f", "lost")
-
-
 def test_one_box_that_nobody_understands_is_no_harm_to_others(
     command: Command, place: Path
 ) -> None:
@@ -382,86 +246,6 @@ def test_a_name_that_is_taken_harms_nothing(command: Command, place: Path) -> No
     assert (done.returncode, "is there already" in done.stderr) == (125, True)
     assert command.answer("box", "exec", "taken", "echo", "here") == "here\n"
     command.answer("box", "rm", "-f", "taken")
-
-
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
-def test_sandbox_in_python(isolation: str, place: Path) -> None:
-    home = place / "boxes"
-
-    async def work() -> str:
-        mounts = [Mount(str(place / "root/etc"), "/outside")]
-        async with Sandbox.create(
-            str(place / "root"), isolation=isolation, home=home, mounts=mounts, env={"A": "1"}
-        ) as box:
-            result = await box.exec("sh", "-c", "cat; echo $A >&2; exit 4", stdin=b"x" * 200_000)
-            assert (result.code, len(result.stdout), result.stderr) == (4, 200_000, b"1\n")
-            found = await asyncio.gather(*(box.exec("echo", str(n)) for n in range(4)))
-            assert [each.stdout for each in found] == [b"0\n", b"1\n", b"2\n", b"3\n"]
-            with pytest.raises(TimeoutError):
-                await box.exec("sleep", "30", timeout=0.3)
-            assert (await box.exec("cat", "/outside/of-the-box")).stdout == b"yes\n"
-            assert (await box.exec("true", stdin=b"x" * 1_000_000)).code == 0
-            # More at once than there are threads, and each has more to say than a pipe holds.
-            script = "head -c 200000 /dev/zero; head -c 100000 /dev/zero >&2; cat"
-            many = await asyncio.gather(
-                *(box.exec("sh", "-c", script, stdin=b"y" * 100_000) for _ in range(8))
-            )
-            assert {(len(each.stdout), len(each.stderr)) for each in many} == {(300_000, 100_000)}
-            await box.write("/work/a file", b"\0data", mode=0o600)
-            assert await box.read("/work/a file") == b"\0data"
-            assert (await box.exec("stat", "-c", "%a %u", "/work/a file")).stdout == b"600 0\n"
-            for path, kind in (("/work", InvalidError), ("/none", NotFoundError)):
-                with pytest.raises(kind):
-                    await box.read(path)
-            with pytest.raises(NotFoundError):
-                await box.write("/none/file", b"")
-            async with box.exec_stream("sh", "-c", "read x; echo $x; read y; exit 5") as program:
-                await program.write(b"hello\n")
-                async for chunk in program:
-                    assert (chunk.data, chunk.error) == (b"hello\n", False)
-                    await program.close()
-                assert await program.wait() == 5
-            async with box.exec_stream("sh", "-c", "echo $$; exec sleep 60") as program:
-                pid = (await anext(program)).data.decode().strip()
-            assert (await box.exec("kill", "-0", pid)).code == 1  # it went with its block
-            return box.id
-
-    need(isolation, place)
-    assert not leftovers(home, asyncio.run(work()))
-
-
-def test_a_sandbox_with_a_command_and_a_network_of_its_own(place: Path) -> None:
-    async def work() -> None:
-        async with Sandbox.create(
-            str(place / "root"),
-            command=(
-                "sh",
-                "-c",
-                "mkdir /w; echo page >/w/index.html; httpd -p 80 -h /w; sleep 60; exit 7",
-            ),
-            ports=["80"],
-            egress=["a.example"],
-            home=place / "boxes",
-        ) as box:
-            await box.exec("sh", "-c", "until nc 127.0.0.1 80 </dev/null; do sleep 0.05; done")
-            assert await asyncio.to_thread(fetched, box.ports[0].port) == b"page\n"
-            script = "wget -q -O - http://b.example"
-            assert b"403" in (await box.exec("sh", "-c", script)).stderr
-            assert b"b.example:80 is not allowed" in b"".join([part async for part in box.logs()])
-            await box.exec("killall", "sleep")
-            assert await box.wait() == 7
-
-    asyncio.run(work())
-
-
-def test_a_sandbox_that_is_refused_leaves_nothing(place: Path) -> None:
-    async def work() -> None:
-        async with Sandbox.create(str(place / "root"), home=place / "boxes", policy=Policy()):
-            raise AssertionError
-
-    with pytest.raises(InvalidError, match="policy"):
-        asyncio.run(work())
-    assert not list((place / "boxes").glob("box-*"))
 
 
 def write_image(folder: Path, root: Path, config: dict[str, Any]) -> None:

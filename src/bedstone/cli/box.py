@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
-import posixpath
-import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +15,13 @@ import click
 from bedstone.cli.failures import Failed, report
 from bedstone.cli.options import CONTEXT, AsProgram, output_option, teach
 from bedstone.cli.terminal import Terminal, columns, paint, seconds
-from bedstone.errors import ConflictError, Error, InvalidError
+from bedstone.errors import ConflictError, Error, InvalidError, UnavailableError
 
 if TYPE_CHECKING:
     from bedstone.boxes.standalone import Listed, Standalone
 
-_BLOCK = 1 << 18
+
+_SHOWN = 10
 
 
 def _standalone() -> Standalone:
@@ -234,60 +232,52 @@ def _mebibytes(value: int | None) -> str:
 @box.command(
     context_settings=CONTEXT,
     help=teach(
-        "Copy a file or folder into a box or out of it. No link in the box leads out of it.",
+        "Copy a file or folder into a box or out of it: into the target if that is a folder, else "
+        "as the target. `PATH/.` is what is in a folder, and - a tar archive on standard input or "
+        "output. No link in the box leads out of it.",
         ("bedstone box cp ./data db:/srv", "makes /srv/data, where /srv is a folder of the box"),
+        ("bedstone box cp ./my.conf db:/etc/db.conf", "by another name"),
         ("bedstone box cp db:/var/log .", "makes ./log"),
+        ("bedstone box cp db:/var/log - >log.tar", "as an archive"),
     ),
 )
 @click.argument("source")
 @click.argument("target")
-def cp(source: str, target: str) -> None:
+@click.option("-a", "--archive", is_flag=True, help="Keep owners, by number, in the box.")
+def cp(source: str, target: str, *, archive: bool) -> None:
     """See `bedstone box cp --help`."""
+    from bedstone.cli.box_copying import copy_in, copy_out
+
     from_box, to_box = _inside(source), _inside(target)
     if (from_box is None) == (to_box is None):
-        raise InvalidError("one of the two is NAME:PATH, the other a path of this machine")
+        raise InvalidError("one of the two is NAME:PATH, the other a path of this machine, or -")
 
-    async def work() -> None:
-        standalone = _standalone()
-        if to_box is not None:
-            name, folder = to_box
-            boxes = await standalone.driver_of(name)
-            data = await asyncio.to_thread(_packed, Path(source))
-            await boxes.copy_in(name, folder, _blocks(data))
-        elif from_box is not None:
-            name, path = from_box
-            boxes = await standalone.driver_of(name)
-            data = b"".join([block async for block in boxes.copy_out(name, path)])
-            await asyncio.to_thread(_unpacked, data, Path(target))
+    async def work() -> list[str]:
+        name, path = from_box or to_box or ("", "")
+        boxes = await _standalone().driver_of(name)
+        if from_box is not None:
+            return await copy_out(boxes, name, path, target)
+        await copy_in(boxes, name, source, path, keep_owners=archive)
+        return []
 
-    asyncio.run(work())
+    try:
+        left = asyncio.run(work())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename or target}: {error.strerror or error}"
+        raise UnavailableError(f"cannot copy {source}: {reason}") from error
+    for name in left[:_SHOWN]:
+        Terminal(answers=True).say(f"left out: {name}: it leads out of {target}, or is no file")
+    if len(left) > _SHOWN:
+        Terminal(answers=True).say(f"left out: {len(left) - _SHOWN} more")
 
 
 def _inside(text: str) -> tuple[str, str] | None:
     name, colon, path = text.partition(":")
     if not colon or "/" in name or name == "":
         return None
-    return name, posixpath.normpath(path)
-
-
-def _packed(path: Path) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        archive.add(path, path.resolve().name)
-    return out.getvalue()
-
-
-def _unpacked(data: bytes, folder: Path) -> None:
-    if not folder.is_dir():
-        raise InvalidError(f"{folder} is not a folder")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        # Nothing of a box may be written beside the folder, or be more than a file here.
-        archive.extractall(folder, filter="data")
-
-
-async def _blocks(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), _BLOCK):
-        yield data[start : start + _BLOCK]
+    return name, path or "/"
 
 
 @box.command(

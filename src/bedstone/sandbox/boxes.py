@@ -115,6 +115,7 @@ class Boxes(Protocol):
 
         Raises:
             DeniedError: the policy refuses.
+            NotFoundError: the folder is not there, or is none.
             InvalidError: not a tar archive, or one with members that cannot be there.
         """
         ...

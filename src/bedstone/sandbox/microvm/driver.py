@@ -298,7 +298,12 @@ class MicrovmBoxes:
         spec = self._running(box)
         check_copy(spec.policy, "copy_in", folder)
         async with self._agent(box) as agent:
-            await agent.put(folder, to_records(archive))
+            try:
+                await agent.put(folder, to_records(archive))
+            except UnavailableError as error:
+                if "Not a directory" in error.message:
+                    raise NotFoundError(f"{folder} is not a folder of the box") from error
+                raise
 
     async def copy_out(self, box: str, path: str) -> AsyncIterator[bytes]:
         """A tar stream; see the protocol."""

@@ -34,6 +34,7 @@ _AT_FDCWD: Final = -100
 # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID: what restoring owners and modes takes.
 _CAPABILITIES: Final = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 _BLOCK: Final = 1 << 16
+ATTRIBUTE: Final = "SCHILY.xattr."
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
@@ -121,13 +122,14 @@ def unpack(stream: BinaryIO, folder: str) -> None:
     """Unpack a tar stream below `folder`; owners are numbers, set-user-id bits are kept out."""
     if not os.path.isdir(folder):  # noqa: PTH112 - pathlib resolves nothing better
         raise Refusal("not_found", f"{folder} is not a folder of the box")
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive:
         folders = []
         for member in archive:
             place = _place(folder, member.name)
             if place is None:
                 continue
             _unpack(archive, member, place, folder)
+            set_attributes(place, member)
             if member.isdir():
                 folders.append((place, member.mtime))
         for place, mtime in reversed(folders):
@@ -164,6 +166,26 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, place: str, folde
         os.utime(place, (member.mtime, member.mtime), follow_symlinks=False)
 
 
+def set_attributes(place: str, member: tarfile.TarInfo) -> None:
+    """Those of users alone: others have a meaning for the kernel. Not every file system has any."""
+    for key, value in member.pax_headers.items():
+        name = key.removeprefix(ATTRIBUTE)
+        if name != key and name.startswith("user.") and (member.isreg() or member.isdir()):
+            with contextlib.suppress(OSError):
+                os.setxattr(place, name, value.encode("utf-8", "surrogateescape"))
+
+
+def attributes(place: str | int) -> dict[str, str]:
+    """The extended attributes of a file or folder, as the PAX headers that GNU tar has for them."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(place):
+            if name.startswith("user."):
+                value = os.getxattr(place, name)
+                found[f"{ATTRIBUTE}{name}"] = value.decode("utf-8", "surrogateescape")
+    return found
+
+
 def _make(archive: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> None:
     if member.issym():
         os.symlink(member.linkname, place)  # noqa: PTH211
@@ -196,7 +218,9 @@ def pack(stream: BinaryIO, path: str) -> None:
         raise Refusal("not_found", f"{path}: {error.strerror}") from error
     top = posixpath.basename(path.rstrip("/")) or "."
     seen: dict[tuple[int, int], str] = {}
-    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(
+        fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
+    ) as archive:
         for place, name in _walk(path, top):
             # What vanishes or changes meanwhile is left out: the box goes on.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
@@ -234,6 +258,8 @@ def _pack(
     member.type = kind
     if kind == tarfile.SYMTYPE:
         member.linkname = os.readlink(place)  # noqa: PTH115
+    if kind == tarfile.DIRTYPE:
+        member.pax_headers = attributes(place)
     if kind != tarfile.REGTYPE:
         archive.addfile(member)
         return
@@ -248,6 +274,7 @@ def _pack(
         if not stat.S_ISREG(found.st_mode):
             return
         member.size = found.st_size
+        member.pax_headers = attributes(descriptor)
         archive.addfile(member, _Exactly(file))
         if found.st_nlink > 1:
             seen[inode] = name
