@@ -236,9 +236,21 @@ def load(store: ContentStore, found: Artifact) -> Lazy:
         for layer in found.manifest.layers
         if layer.media_type == SPANS
     }
-    if any(blob.kind == "gzip" and blob.digest not in spans for blob in table.blobs):
-        raise InvalidError(f"lazy image {found.digest} has no points of a layer")
+    for blob in table.blobs:
+        if blob.kind == "gzip" and (
+            blob.digest not in spans or not _soluble(table, spans[blob.digest])
+        ):
+            raise InvalidError(f"lazy image {found.digest} has no sound points of {blob.digest}")
     return Lazy(metadata, table, spans)
+
+
+def _soluble(table: Table, spans: Spans) -> bool:
+    """Whether each window is a chunk that lies by itself: none needs another one to be inflated."""
+    wanted = {point.window for point in spans.points if point.window >= 0}
+    return all(
+        number < len(table) and table.blobs[table.place(number).blob].kind == "chunks"
+        for number in wanted
+    )
 
 
 def is_encrypted(image: Opened) -> bool:

@@ -23,11 +23,11 @@ from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.erofs import BLOCK
 from bedstone.images.lazy.sealing import Cipher
 from bedstone.images.lazy.sources import Source
-from bedstone.images.lazy.spans import Spans
+from bedstone.images.lazy.spans import WINDOW, Spans
 from bedstone.images.lazy.table import Place, Table
 
 _MEMORY = 32  # chunks kept in memory: the kernel asks for one by several reads
-_SPANS = 32  # inflated spans kept in memory: small files lie side by side, and runs have many
+_SPANS = 128  # inflated spans kept in memory: small files lie side by side, and runs have many
 _RUN = 4 << 20  # bytes of one request when reading ahead
 
 
@@ -194,12 +194,16 @@ class Chunks:
         last = max(spans.find(place.offset + place.size - 1) for place in places)
         begin, end = spans.bounds(first)[0], spans.bounds(last)[1]
         if not all((blob, span) in self._inflated for span in range(first, last + 1)):
-            data = await self._fetch(self.source, digest, begin, end - begin)
+            window, data = await asyncio.gather(
+                self._window(spans, first),
+                self._fetch(self.source, digest, begin, end - begin),
+            )
             for span in range(first, last + 1):
                 low, high = spans.bounds(span)
                 part = data[low - begin : high - begin]
-                content = await asyncio.to_thread(self._inflate, blob, span, spans, part)
+                content = await asyncio.to_thread(self._inflate, blob, span, spans, part, window)
                 self._keep_span(blob, span, content)
+                window = (window + content)[-WINDOW:]
         for number in run:
             if not self._has(number):  # it lies in two spans
                 await self.get(number)
@@ -262,19 +266,26 @@ class Chunks:
             content = self._inflated.get(key)
             if content is None:
                 begin, end = spans.bounds(span)
-                data = await self._fetch(source, self.table.blobs[blob].digest, begin, end - begin)
-                content = await asyncio.to_thread(self._inflate, blob, span, spans, data)
+                window, data = await asyncio.gather(
+                    self._window(spans, span),
+                    self._fetch(source, self.table.blobs[blob].digest, begin, end - begin),
+                )
+                content = await asyncio.to_thread(self._inflate, blob, span, spans, data, window)
                 self._keep_span(blob, span, content)
         return content
+
+    async def _window(self, spans: Spans, span: int) -> bytes:
+        chunk = spans.points[span].window
+        return await self.get(chunk) if chunk >= 0 else b""
 
     def _keep_span(self, blob: int, span: int, content: bytes) -> None:
         self._inflated[blob, span] = content
         if len(self._inflated) > _SPANS:
             self._inflated.popitem(last=False)
 
-    def _inflate(self, blob: int, span: int, spans: Spans, data: bytes) -> bytes:
+    def _inflate(self, blob: int, span: int, spans: Spans, data: bytes, window: bytes) -> bytes:
         """The span's bytes; every chunk that lies in it whole is cached, for it costs nothing."""
-        content = spans.inflate(span, data)
+        content = spans.inflate(span, data, window)
         begin = spans.start(span)
         for number in self.table.within(blob, begin, begin + len(content)):
             place = self.table.place(number)

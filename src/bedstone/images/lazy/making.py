@@ -24,7 +24,7 @@ from bedstone.images.decompress import LayerStream
 from bedstone.images.lazy import erofs
 from bedstone.images.lazy.layers import Sink, read_layer
 from bedstone.images.lazy.sealing import Cipher
-from bedstone.images.lazy.spans import Reading, Spans
+from bedstone.images.lazy.spans import WINDOW, Reading, Spans
 from bedstone.images.lazy.table import Blob, Table
 from bedstone.images.lazy.tree import Inode, Merger
 
@@ -136,18 +136,18 @@ def index(layers: Sequence[Layer], keep: Callable[[Path], str], scratch: Path) -
         table.blobs.append(Blob(layer.digest, layer.path.stat().st_size, kind))
     own = len(table.blobs)
     path = scratch / "index.chunks"
-    with path.open("wb") as out:
-        extra = _Chunks(table, own, out, None)
+    with path.open("wb") as out, ThreadPoolExecutor(_THREADS) as threads:
+        extra = _Chunks(table, own, out, threads)
         for number, layer in enumerate(layers):
             sink = _InPlace(table, number, extra)
             if not layer.compression:
                 with layer.path.open("rb") as file:
                     _read(layer, file, "", merger, sink)
                 continue
-            with Reading(layer.path) as reading:
+            with Reading(layer.path, scratch) as reading:
                 _read(layer, reading.buffered(), "", merger, sink)
-                spans[layer.digest] = reading.finish()
-            _check(layer, spans[layer.digest])
+                spans[layer.digest] = reading.finish(extra.window)
+            _check(layer, spans[layer.digest], table)
         extra.finish()
     if path.stat().st_size:
         table.blobs.append(Blob(keep(path), path.stat().st_size, "chunks"))
@@ -194,15 +194,25 @@ class _Chunks:
         number, new = self._table.number(content)
         if number in self._mine or (self._cipher is not None and not new):
             return number
+        self._put(number, content, place=new)
+        return number
+
+    def window(self, content: bytes) -> int:
+        """Store a window, in this blob: to inflate must not need what is to be inflated."""
+        number, _ = self._table.number(content)
+        if number not in self._mine:
+            self._put(number, content, place=True)
+        return number
+
+    def _put(self, number: int, content: bytes, *, place: bool) -> None:
         self._mine.add(number)
-        target = number if new else -1
+        target = number if place else -1
         if self._threads is None:
             self._write(target, content, content)
         else:
             self._waiting.append((target, content, self._threads.submit(_compress, content)))
             if len(self._waiting) >= _AHEAD:
                 self._drain_one()
-        return number
 
     def finish(self) -> None:
         """Write what is waiting."""
@@ -240,13 +250,17 @@ class _InPlace:
         return number
 
 
-def _check(layer: Layer, spans: Spans) -> None:
+def _check(layer: Layer, spans: Spans, table: Table) -> None:
     """Inflate every span once: what cannot be had later must not be promised now."""
+    before = b""
     with layer.path.open("rb") as file:
-        for span in range(len(spans.points)):
+        for span, point in enumerate(spans.points):
             begin, end = spans.bounds(span)
             file.seek(begin)
-            spans.inflate(span, file.read(end - begin))
+            window = before[-WINDOW:] if point.window >= 0 else b""
+            if window and hashlib.sha256(window).digest() != table.digest(point.window):
+                raise InvalidError(f"layer {layer.digest} has another window at {point.plain}")
+            before = before[-WINDOW:] + spans.inflate(span, file.read(end - begin), window)
 
 
 def _compress(content: bytes) -> bytes:

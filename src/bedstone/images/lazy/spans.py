@@ -3,11 +3,12 @@
 A point is a boundary of deflate blocks: the bytes before it that later ones refer back to (the
 window, at most 32 KiB), and how many bits of the byte before belong to it. `indexed_gzip` finds
 them while a layer is read once; inflating from one needs only zlib. What lies between two points
-is a span, the least that can be had.
+is a span, the least that can be had. Windows are chunks of the lazy image, got when they are
+needed: together they are a tenth of the layer.
 
-Form: `BDSSPAN1`, then one zstd frame of u32 points, u64 compressed and uncompressed bytes in all,
-then of each point u64 compressed offset, u64 uncompressed offset, u8 bits, u16 window bytes, and
-the windows in order.
+Form: `BDSSPAN2`, then one zstd frame of u32 points, u64 compressed and uncompressed bytes in all,
+then of each point u64 compressed offset, u64 uncompressed offset, u8 bits, and i32 number of the
+chunk that is its window, or -1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import struct
 import zlib
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +26,12 @@ from typing import Any, BinaryIO, Self, cast
 from bedstone.errors import InvalidError
 from bedstone.images.lazy.packing import pack, unpack
 
-SPACING = 1024 * 1024
+SPACING = 128 * 1024
 """Uncompressed bytes between points, about."""
 
-_MAGIC = b"BDSSPAN1"
-_POINT = struct.Struct("<QQBH")
+_MAGIC = b"BDSSPAN2"
+_POINT = struct.Struct("<QQBi")
+WINDOW = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,13 @@ class Point:
         packed: the compressed offset of the first whole byte.
         plain: the uncompressed offset.
         bits: how many of the high bits of the byte before `packed` come first.
-        window: what later bytes may refer back to; empty at a member's beginning.
+        window: the chunk with what later bytes may refer back to; -1 at a member's beginning.
     """
 
     packed: int
     plain: int
     bits: int
-    window: bytes
+    window: int
 
 
 class Spans:
@@ -74,8 +77,8 @@ class Spans:
         """The uncompressed offset where a span begins."""
         return self._starts[span]
 
-    def inflate(self, span: int, data: bytes) -> bytes:
-        """The span's uncompressed bytes, from those of `bounds`.
+    def inflate(self, span: int, data: bytes, window: bytes) -> bytes:
+        """The span's uncompressed bytes, from those of `bounds` and the content of its window.
 
         Raises:
             InvalidError: they are not what the points are of.
@@ -84,15 +87,14 @@ class Spans:
         last = span + 1 == len(self.points)
         length = (self.plain if last else self.points[span + 1].plain) - point.plain
         try:
-            return _inflate(point, data, length)
+            return _inflate(point, data, length, window)
         except zlib.error as error:
             raise InvalidError(f"a gzip stream cannot be read at its points: {error}") from error
 
     def encode(self) -> bytes:
         """The points' bytes."""
         parts = [struct.pack("<IQQ", len(self.points), self.packed, self.plain)]
-        parts += [_POINT.pack(it.packed, it.plain, it.bits, len(it.window)) for it in self.points]
-        parts += [it.window for it in self.points]
+        parts += [_POINT.pack(it.packed, it.plain, it.bits, it.window) for it in self.points]
         return _MAGIC + pack(b"".join(parts))
 
     @classmethod
@@ -107,16 +109,13 @@ class Spans:
                 raise ValueError("they begin with other bytes")
             body = unpack(data[len(_MAGIC) :])
             count, packed, plain = struct.unpack_from("<IQQ", body)
-            heads = [_POINT.unpack_from(body, 20 + _POINT.size * it) for it in range(count)]
-            at = 20 + _POINT.size * count
-            points = []
-            for begin, offset, bits, window in heads:
-                points.append(Point(begin, offset, bits, body[at : at + window]))
-                at += window
+            if len(body) != 20 + _POINT.size * count:
+                raise ValueError(f"{len(body)} bytes are not {count} points")
+            points = [
+                Point(*_POINT.unpack_from(body, 20 + _POINT.size * it)) for it in range(count)
+            ]
         except (ValueError, struct.error, InvalidError) as error:
             raise InvalidError(f"the points of a gzip stream cannot be read: {error}") from error
-        if at != len(body):
-            raise InvalidError("the points of a gzip stream cannot be read: bytes are left over")
         return cls(points, packed, plain)
 
 
@@ -125,10 +124,13 @@ class Reading(io.RawIOBase):
 
     Args:
         path: of the compressed file.
+        scratch: a directory for a file being written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scratch: Path) -> None:
         import indexed_gzip
+
+        self._scratch = scratch
 
         self._size = path.stat().st_size
         self._file = indexed_gzip.IndexedGzipFile(str(path), spacing=SPACING, drop_handles=False)
@@ -159,38 +161,42 @@ class Reading(io.RawIOBase):
         """To read from, by whatever pieces."""
         return cast("BinaryIO", io.BufferedReader(self, 1 << 20))
 
-    def finish(self) -> Spans:
-        """Read what is left, and give the points."""
+    def finish(self, keep: Callable[[bytes], int]) -> Spans:
+        """Read what is left, and give the points; `keep` makes a chunk of a window."""
         rest = bytearray(1 << 20)
         while self.readinto(rest):
             pass
-        exported = io.BytesIO()
-        self._file.export_index(fileobj=exported)
-        return _import(exported.getvalue(), self._size)
+        # On disk: in a large layer there is one window for each 128 KiB, and each is of 32 KiB.
+        path = self._scratch / "windows"
+        try:
+            self._file.export_index(str(path))
+            with path.open("rb") as exported:
+                return _import(exported, self._size, keep)
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _import(data: bytes, packed: int) -> Spans:
+def _import(file: BinaryIO, packed: int, keep: Callable[[bytes], int]) -> Spans:
     """Points from indexed_gzip's own form (GZIDX, version 1; `zran_export_index` has it)."""
-    magic, version, _flags, _packed, plain, _spacing, window, count = struct.unpack_from(
-        "<5sBBQQIII", data
+    form = struct.Struct("<5sBBQQIII")
+    magic, version, _flags, _packed, plain, _spacing, window, count = form.unpack(
+        file.read(form.size)
     )
     if magic != b"GZIDX" or version != 1:
         raise InvalidError(f"indexed_gzip wrote an index of version {version}, expected 1")
     head = struct.Struct("<QQBB")
-    at = struct.calcsize("<5sBBQQIII")
-    heads = [head.unpack_from(data, at + head.size * it) for it in range(count)]
-    at += head.size * count
+    heads = [head.unpack(file.read(head.size)) for _ in range(count)]
     points = []
     for begin, offset, bits, has_window in heads:
-        points.append(Point(begin, offset, bits, data[at : at + window] if has_window else b""))
-        at += window if has_window else 0
+        chunk = keep(file.read(window)) if has_window else -1
+        points.append(Point(begin, offset, bits, chunk))
     if not points or points[0].plain:
-        points.insert(0, Point(0, 0, 0, b""))  # a short stream gets none
+        points.insert(0, Point(0, 0, 0, -1))  # a short stream gets none
     return Spans(points, packed, plain)
 
 
-def _inflate(point: Point, data: bytes, length: int) -> bytes:
-    if not point.window:
+def _inflate(point: Point, data: bytes, length: int, window: bytes) -> bytes:
+    if point.window < 0:
         return _members(data, length)
     first, lead = data, 0
     if point.bits:
@@ -200,7 +206,7 @@ def _inflate(point: Point, data: bytes, length: int) -> bytes:
         lead = len(bits) // 8
         whole = int(bits[::-1], 2) | data[0] >> (8 - point.bits) << len(bits)
         first = whole.to_bytes(lead + 1, "little") + data[1:]
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS, zdict=point.window)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS, zdict=window)
     content = inflater.decompress(first, length)
     if len(content) == length:
         return content
