@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from bedstone.boxes.home import boxes_directory
+from bedstone.processes.state import run_directory
 from bedstone.testing.domain import Domain
 from bedstone.testing.isolation import missing
 
@@ -129,9 +130,25 @@ def ask(domain: Domain, path: str = "/", **parameters: Any) -> Any:
     return answer.json()
 
 
+def server(domain: Domain, path: str, **parameters: str) -> Any:
+    """What the server's API answers; quicker than a command."""
+    transport = httpx.HTTPTransport(uds=str(run_directory(domain.state) / "api.sock"))
+    with httpx.Client(transport=transport, base_url="http://api", timeout=20) as client:
+        return client.get(path, params=parameters).json()
+
+
 def web(domain: Domain) -> dict[str, Any]:
     """The one instance of the web workload."""
-    return next(part for part in domain.parts() if part["workload"] == "web" and part["pid"])
+    parts = server(domain, "/v1/apps/shop/status")["parts"]
+    found = (part for part in parts if part["kind"] == "instance" and part["workload"] == "web")
+    return next(found)
+
+
+def memory(domain: Domain) -> float:
+    """Bytes of the web workload's instance, in the last second that is known."""
+    query = 'bedstone_instance_memory_bytes{workload="web"}'
+    result = server(domain, "/prometheus/api/v1/query", query=query)["data"]["result"]
+    return float(result[0]["value"][1]) if result else 0.0
 
 
 def test_it_is_in_the_mesh_and_in_a_box(shop: Domain) -> None:
@@ -177,3 +194,18 @@ def test_a_box_outlives_its_agent_and_is_made_anew_when_it_is_killed(shop: Domai
     shop.wait(lambda: web(shop)["pid"] != before["pid"] and web(shop)["state"] == "ready")
     assert ask(shop, "/write", at="/tmp/x") == "written"
     assert len(boxes_of(shop)) == 2, "one for each instance in a box"
+
+
+def test_what_is_beyond_its_memory_limit_is_named(shop: Domain) -> None:
+    """The box's limit, its use by the second, and its end for it."""
+    shop.wait(lambda: 20 << 20 < memory(shop) < 256 << 20, what="use by the second")
+    with pytest.raises(AssertionError):
+        ask(shop, "/hold", size=400 << 20)
+    seen: set[str] = set()
+
+    def named() -> bool:
+        seen.add(web(shop)["detail"])
+        return any("used more than its memory limit of 256 MiB" in detail for detail in seen)
+
+    shop.wait(named, timeout=10, what="the limit is named")
+    shop.wait(lambda: web(shop)["state"] == "ready", what="started again")

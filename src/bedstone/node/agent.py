@@ -29,6 +29,7 @@ from bedstone.node.certificates import Certificates
 from bedstone.node.collector import otlp_grpc, otlp_http
 from bedstone.node.collector.application import ApplicationMetrics, Life
 from bedstone.node.collector.application_logs import ApplicationLogs
+from bedstone.node.collector.boxes import BoxStatistics
 from bedstone.node.collector.collector import Collector
 from bedstone.node.collector.intake import Intake
 from bedstone.node.collector.outgoing import Outgoing
@@ -221,6 +222,12 @@ class Agent:
             )
         )
         self._statistics = DatabaseStatistics(config.name, self._databases.served)
+        boxes = BoxStatistics(
+            config.name,
+            lambda: list(self._reports.instances.values()),
+            watch.latest,
+            lambda isolation, instance: self._sandboxes[isolation].stats(instance),
+        )
         self._collector = Collector(
             config.name,
             config.state_dir,
@@ -230,7 +237,7 @@ class Agent:
             self._reports,
             watch,
             self._applications,
-            (self._statistics.read,),
+            (self._statistics.read, boxes.read),
         )
         self._outgoing = Outgoing(self._session.send, self._session.drained)
         self._runtime = ProxyRuntime(self._proxy.admin, lambda: self._reports.node.proxy_pid)

@@ -104,7 +104,7 @@ class Runner:
         self._tasks = Tasks(around.failed)
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
-        self._ended: dict[int, str] = {}
+        self._ended: dict[int, ProcessInfo] = {}
         self._network_reason = ""
         self._unwritten = ""
         self._listening = False
@@ -147,10 +147,13 @@ class Runner:
         if info.pid is None:
             return
         if info.pid == self.state.pid:
-            self._tell(Exited(info.ending()))
+            self._tasks.start(self._tell_end(info))
         else:
             # The end may be heard before the answer to the start.
-            self._ended = {info.pid: info.ending()}
+            self._ended = {info.pid: info}
+
+    async def _tell_end(self, info: ProcessInfo) -> None:
+        self._tell(Exited(await self.sandbox.ending(self.instance, info)))
 
     async def run(self, previous: Plumbing | None, process: ProcessInfo | None) -> None:
         """Run it to its end: returns once it has stopped and is not wanted."""
@@ -164,8 +167,10 @@ class Runner:
                 begun = process.started_at or around.clock()
                 self._tell(Spawned(process.pid, begun, adopted=True))
         elif self.state.pid is not None:
-            ending = process.ending() if process else "it ended while no agent was there"
-            self._tell(Exited(ending))
+            if process is not None:
+                await self._tell_end(process)
+            else:
+                self._tell(Exited("it ended while no agent was there"))
         self._tasks.start(self._allot(previous))
         try:
             while True:
@@ -369,7 +374,7 @@ class Runner:
             return
         self._tell(Spawned(info.pid, info.started_at or self._around.clock()))
         if info.pid in self._ended:
-            self._tell(Exited(self._ended.pop(info.pid)))
+            await self._tell_end(self._ended.pop(info.pid))
 
     async def _fetched(self) -> bool:
         """Have what it is started from, or False if it is not wanted any more meanwhile.

@@ -13,14 +13,11 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 from bedstone.errors import Error
 from bedstone.sandbox.box import Exec, Stdio
 from bedstone.sandbox.boxes import KIND, Boxes
-
-FAILED: Final = 125
-"""As docker's, for what did not come to run."""
+from bedstone.sandbox.failing import FAILED
 
 
 def command(isolation: str, home: Path, box: str, file: Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ from bedstone.model.resources import Address, Instance, Plumbing
 from bedstone.processes.spec import ProcessInfo, ProcessSpec
 from bedstone.sandbox import beside
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
-from bedstone.sandbox.box import BoxSpec
-from bedstone.sandbox.boxes import KIND, Boxes
+from bedstone.sandbox.box import BoxSpec, Stats
+from bedstone.sandbox.boxes import KIND, Boxes, Endings
 from bedstone.sandbox.boxing import IDENTITY, Plan, plan, probe_program
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.namespaces import Sockets, namespace_name, plumb
@@ -39,6 +40,7 @@ from bedstone.sandbox.ports import bindable
 from bedstone.sandbox.protocol import Host, ImageRoot, Images, Started, Unit, process_name
 
 PROCESS_LABEL: Final = "bedstone.process"
+_KILLED: Final = 128 + signal.SIGKILL
 
 
 class BoxSandbox:
@@ -127,6 +129,30 @@ class BoxSandbox:
                 stop_grace=1.0,
             )
         )
+
+    async def ending(self, instance: Instance, info: ProcessInfo) -> str:
+        """With what its driver knows of the box; see the protocol."""
+        text = describe(info)
+        if info.exit_code == 0 or info.state != "exited":
+            return text
+        box = self._id(instance)
+        try:
+            spec, boxes = self._spec(box), await self._open()
+            spent = await boxes.spent(box) if isinstance(boxes, Endings) else Stats()
+        except Error:
+            return text
+        if spec.limits.memory is None or spent.oom_kills == 0:
+            return text
+        limit = f"its memory limit of {spec.limits.memory / (1 << 20):.4g} MiB"
+        if spent.oom_kills:
+            return f"{text}: it used more than {limit}"
+        return f"{text}: perhaps for {limit}" if info.exit_code == _KILLED else text
+
+    async def stats(self, instance: Instance) -> Stats | None:
+        """By the box's control group; None for a virtual machine, whose processes tell."""
+        if self._isolation == "microvm":
+            return None
+        return await (await self._open()).stats(self._id(instance))
 
     async def stop(self, instance: Instance, grace: float) -> None:
         """End the box's command, and the box; see the protocol."""
@@ -306,6 +332,14 @@ class BoxSandbox:
 
     def _folder(self, box: str) -> Path:
         return self._home / ".workloads" / box
+
+
+def describe(info: ProcessInfo) -> str:
+    """How a box's command ended: 128 + N is signal N, as runtimes say it."""
+    number = (info.exit_code or 0) - 128
+    if info.state == "exited" and number in set(signal.Signals):
+        return f"killed by {signal.Signals(number).name}"
+    return info.ending()
 
 
 def prefix(run_dir: Path) -> str:

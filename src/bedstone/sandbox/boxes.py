@@ -142,6 +142,15 @@ class Boxes(Protocol):
 
 
 @runtime_checkable
+class Endings(Protocol):
+    """Optional: boxes of which something is known once they have ended."""
+
+    async def spent(self, box: str) -> Stats:
+        """What a box that is not deleted used in all; None of what nobody knows any more."""
+        ...
+
+
+@runtime_checkable
 class Snapshots(Protocol):
     """Optional: boxes whose memory and processes can be kept."""
 

@@ -26,6 +26,7 @@ from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
 from bedstone.processes.spec import COLD_START, Confinement, Limits, ProcessInfo, ProcessSpec
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
+from bedstone.sandbox.box import Stats
 from bedstone.sandbox.commands import command_line
 from bedstone.sandbox.environment import credential, environment
 from bedstone.sandbox.interpreter import find_interpreter, obstacle
@@ -173,6 +174,14 @@ class ProcessSandbox:
         """Start a command beside the instance; see the protocol."""
         spec, _ = self.specification(unit, name=name, command=command)
         return await self._host.processes.spawn(spec)
+
+    async def ending(self, instance: Instance, info: ProcessInfo) -> str:
+        """As the supervisor knows it; see the protocol."""
+        del instance
+        return info.ending()
+
+    async def stats(self, instance: Instance) -> Stats | None:
+        """None: its processes tell; see the protocol."""
 
     async def stop(self, instance: Instance, grace: float) -> None:
         """End the process; see the protocol."""

@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 from bedstone.drivers import Kind
 from bedstone.model.resources import Address, Instance, Plumbing, Revision
 from bedstone.processes.spec import ProcessInfo, ProcessSpec
+from bedstone.sandbox.box import Stats
 from bedstone.sandbox.ports import Ports
 
 
@@ -264,6 +265,21 @@ class Sandbox(Protocol):
         """Start a command beside the instance, in its network and environment, as process `name`.
 
         Its output goes where the instance's goes. The end is seen through the supervisor.
+        """
+        ...
+
+    async def ending(self, instance: Instance, info: ProcessInfo) -> str:
+        """How the instance's process ended, for people; with the limit that ended it, if one did.
+
+        Before anything else is done with the instance.
+        """
+        ...
+
+    async def stats(self, instance: Instance) -> Stats | None:
+        """What a running instance uses; None where its processes tell.
+
+        Raises:
+            Error: it cannot be told now.
         """
         ...
 

@@ -56,6 +56,9 @@ class FailingSandbox:
     async def allot(self, *_: object, **__: object) -> Plumbing:
         return PLUMBING
 
+    async def ending(self, _: Instance, info: ProcessInfo) -> str:
+        return info.ending()
+
     async def stop(self, _: Instance, __: float) -> None:
         self.stopped += 1
         if self.errors:

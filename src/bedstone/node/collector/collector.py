@@ -20,6 +20,7 @@ from typing import Protocol
 from bedstone.errors import Error, UnavailableError
 from bedstone.model.resources import Phase
 from bedstone.node.collector import machine
+from bedstone.node.collector.boxes import TOLD_BY_BOXES
 from bedstone.node.collector.envoy import EnvoyStatistics
 from bedstone.node.collector.envoy_text import SOURCE, Naming
 from bedstone.node.collector.processes import Processes, identity_of
@@ -209,7 +210,8 @@ class Collector:
             if name.startswith("instance/"):
                 source = name
                 path = name.removeprefix("instance/")
-                if self._revision(path) is None:
+                status = self._reports.instances.get(f"status/instances/{path}")
+                if status is None or status.isolation in TOLD_BY_BOXES:
                     continue
                 labels = self._scope(path)
                 cpu = names.INSTANCE_CPU.series(source, **labels)

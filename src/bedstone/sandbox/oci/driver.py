@@ -108,14 +108,15 @@ class OciBoxes:
             value = json.loads(kept.read_text())
         except (OSError, ValueError):
             value = {}
-        if value.get("key") == key:
-            self._runtime = candidates[value["index"]]
+        if value.get("key") == key and "keeps" in value:
+            self._runtime = replace(candidates[value["index"]], keeps=value["keeps"])
             return
         found = await asyncio.gather(*(self._probe(each) for each in candidates))
         for index, failure in enumerate(found):
             if failure is None:
-                self._runtime = candidates[index]
-                write(kept, json.dumps({"key": key, "index": index}))
+                keeps = await candidates[index].can_keep()
+                self._runtime = replace(candidates[index], keeps=keeps)
+                write(kept, json.dumps({"key": key, "index": index, "keeps": keeps}))
                 return
         raise UnavailableError(
             f"no OCI runtime can run {self.isolation} boxes here: "
@@ -168,8 +169,15 @@ class OciBoxes:
             await self._chosen.demand("resume", box)
 
     async def stats(self, box: str) -> Stats:
-        """What it uses; see the protocol."""
-        await self._running(box)
+        """What it uses; see the protocol. Only of a box without processes is the runtime asked."""
+        found = await self.spent(box)
+        if not found.pids:
+            await self._running(box)
+        return found
+
+    async def spent(self, box: str) -> Stats:
+        """What it used until it ended; see the protocol `Endings`."""
+        self._folders.spec(box)
         return await asyncio.to_thread(self._groups.stats, self._group(box))
 
     async def copy_in(self, box: str, folder: str, archive: AsyncIterator[bytes]) -> None:
@@ -264,6 +272,8 @@ class OciBoxes:
                     self._clear(spec.id, runtime)
                     self._folders.unlock_for_good(spec.id)
                     raise
+            elif runtime.keeps and (runtime.state / spec.id).exists():
+                _call(runtime.argv("delete", spec.id))  # refused of one that runs
             bundle = self._folders.folder(spec.id) / "bundle"
             files = Files(str(bundle / "run.pid"), str(bundle / "run.log"))
             argv = self._foreground(spec, runtime, str(bundle), files)
@@ -278,7 +288,8 @@ class OciBoxes:
         self, spec: BoxSpec, runtime: Runtime, bundle: str, files: Files
     ) -> tuple[str, ...]:
         """The command that runs a box and passes signals on to it."""
-        return runtime.starting("run", "--bundle", bundle, spec.id, files=files)
+        keep = ("--keep",) if runtime.keeps else ()
+        return runtime.starting("run", *keep, "--bundle", bundle, spec.id, files=files)
 
     def _make(self, spec: BoxSpec, runtime: Runtime) -> dict[str, Any]:
         folder = self._folders.begin(spec)
@@ -333,20 +344,12 @@ class OciBoxes:
 
     def _clear(self, box: str, runtime: Runtime) -> None:
         """Give back what a box has of this machine, from processes to files. Idempotent."""
-        import subprocess
-
         state = runtime.state / box
         group = self._group(box)
         # Killed first, so that a parent reaps what the runtime waits for.
         self._groups.clear(group, remove=False)
         if state.exists() or self._folders.folder(box).is_dir():
-            subprocess.run(
-                runtime.argv("delete", "--force", box),
-                env=environment(),
-                capture_output=True,
-                timeout=30,
-                check=False,
-            )
+            _call(runtime.argv("delete", "--force", box))
         self._groups.clear(group, remove=True)
         if state.is_dir():
             shutil.rmtree(state, ignore_errors=True)  # a start that was cut off before it counted
@@ -450,6 +453,13 @@ class GvisorBoxes(OciBoxes):
             'done; exit "$s"'
         )
         return ("/bin/sh", "-c", script)
+
+
+def _call(argv: tuple[str, ...]) -> None:
+    """Run a command of a runtime, whose failure is seen by what it left undone."""
+    import subprocess
+
+    subprocess.run(argv, env=environment(), capture_output=True, timeout=30, check=False)
 
 
 async def _ended(child: asyncio.subprocess.Process, errors: bytes) -> None:

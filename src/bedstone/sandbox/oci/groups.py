@@ -93,7 +93,9 @@ class Groups:
         cpu = _field(_text(folder / "cpu.stat"), "usage_usec")
         return Stats(
             cpu_seconds=None if cpu is None else cpu / 1e6,
-            memory=_number(folder / "memory.current"),
+            memory=_without(
+                _number(folder / "memory.current"), _text(folder / "memory.stat"), "inactive_file"
+            ),
             memory_limit=_number(folder / "memory.max"),
             pids=_number(folder / "pids.current"),
             io_read=reads,
@@ -108,7 +110,11 @@ class Groups:
         limit = _number(memory / "memory.limit_in_bytes")
         return Stats(
             cpu_seconds=None if cpu is None else cpu / 1e9,
-            memory=_number(memory / "memory.usage_in_bytes"),
+            memory=_without(
+                _number(memory / "memory.usage_in_bytes"),
+                _text(memory / "memory.stat"),
+                "total_inactive_file",
+            ),
             memory_limit=limit if limit is not None and limit < _UNLIMITED else None,
             pids=_number(self._base("pids") / name / "pids.current"),
             io_read=_sum_v1(io, "Read"),
@@ -150,6 +156,11 @@ def _text(path: Path) -> str | None:
 def _number(path: Path) -> int | None:
     text = (_text(path) or "").strip()
     return int(text) if text.isdigit() else None
+
+
+def _without(memory: int | None, text: str | None, cache: str) -> int | None:
+    """Memory in use without what is only kept of files, and given back where it is needed."""
+    return None if memory is None else max(0, memory - (_field(text, cache) or 0))
 
 
 def _field(text: str | None, name: str) -> int | None:

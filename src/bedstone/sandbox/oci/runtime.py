@@ -31,12 +31,15 @@ class Runtime:
         state: the folder in which it keeps what it knows of its containers.
         options: global options, before the subcommand.
         platform: how runsc gets hold of system calls; empty for others.
+        keeps: whether it can leave a box that has ended, with its control group, until it is
+            deleted: what the box used is known as long.
     """
 
     program: str
     state: Path
     options: tuple[str, ...] = ()
     platform: str = ""
+    keeps: bool = False
 
     @property
     def name(self) -> str:
@@ -85,6 +88,11 @@ class Runtime:
             output.decode(errors="replace"),
             errors.decode("utf-8", "replace"),
         )
+
+    async def can_keep(self) -> bool:
+        """Whether `run` has the option `--keep` (runc 1.1 and later)."""
+        _, output, _ = await self.call("run", "--help")
+        return "--keep" in output
 
     async def demand(self, *arguments: str) -> str:
         """The output of a subcommand that has to succeed.
