@@ -395,6 +395,50 @@ def test_a_start_can_be_stopped_while_its_zygote_loads(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+def test_the_child_that_is_forked_ahead_may_be_killed_and_ends_with_its_zygote(
+    tmp_path: Path,
+) -> None:
+    """It belongs to nobody yet: who asks next is forked, and nothing of it is left."""
+
+    async def check(client: SupervisorClient) -> None:
+        made = await client.spawn(zygote("a", tmp_path))
+        assert warm(await client.spawn(forked("x", "pass", tmp_path)))
+        supervisor = Path(f"/proc/{made.pid}/stat").read_text().split()[3]
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+
+        title = _title(made.pid)
+
+        def ahead() -> list[int]:
+            pids = [int(pid) for pid in children.read_text().split()]
+            return [pid for pid in pids if pid != made.pid and _title(pid) == title]
+
+        await until(lambda: len(ahead()) == 1)
+        [first] = ahead()
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: first not in ahead())
+        # Its zygote does not know, and forks another for who asks.
+        info = await client.spawn(forked("y", "pass", tmp_path))
+        assert warm(info), info.applied
+        await until(lambda: len(ahead()) == 1)
+        [second] = ahead()
+        await end_of(client, "y")
+        info = await client.spawn(forked("z", "import time; time.sleep(60)", tmp_path))
+        assert info.pid == second, "it is who was forked ahead"
+        await until(lambda: len(ahead()) == 1)
+        await client.stop("zygote/a")
+        await until(lambda: ahead() == [])
+        assert (await client.get("z")).running
+
+    run(tmp_path, check)
+
+
+def _title(pid: int | None) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def test_a_step_that_fails_says_which(tmp_path: Path) -> None:
     """As for a program that is run."""
 

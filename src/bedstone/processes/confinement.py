@@ -131,6 +131,13 @@ def restrict(given: Confinement) -> Iterator[str]:
     yield _filter_calls()
 
 
+def rehearse() -> None:
+    """Have ready what every child needs, whatever it is kept to."""
+    seccomp.program()
+    landlock.version()
+    [*_devices()]
+
+
 def _restrict_writing(given: Confinement) -> str:
     known = landlock.version()
     if known < landlock.OLDEST:

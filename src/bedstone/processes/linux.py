@@ -50,6 +50,8 @@ _MAP_FIELDS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sbrk.restype = ctypes.c_void_p
 _libc.sbrk.argtypes = [ctypes.c_long]
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def _check(result: int, call: str) -> None:
@@ -60,9 +62,11 @@ def _check(result: int, call: str) -> None:
 
 def prctl(option: int, value: int) -> None:
     """Set an attribute of this process that takes one argument, with prctl."""
-    argument = ctypes.c_ulong(value)
-    zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option})")
+    _check(_prctl(option, value, 0, 0, 0), f"prctl({option})")
+
+
+_barred = [0]
+"""What this process, or the one that it was forked from, has barred: a bit each."""
 
 
 def bar_capabilities(kept: int = 0) -> None:
@@ -73,8 +77,9 @@ def bar_capabilities(kept: int = 0) -> None:
     """
     try:
         for capability in range(_CAPABILITIES):
-            if not kept >> capability & 1:
+            if not (kept | _barred[0]) >> capability & 1:
                 prctl(PR_CAPBSET_DROP, capability)
+                _barred[0] |= 1 << capability
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM):  # EINVAL: past the kernel's last one
             raise

@@ -9,20 +9,30 @@ import contextlib
 import gc
 import json
 import os
-import signal
+import select
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from bedstone.processes import confinement, launcher, linux, preloading, python_command, renewal
+from bedstone.processes import (
+    confinement,
+    launcher,
+    linux,
+    preloading,
+    python_command,
+    renewal,
+    siblings,
+)
 from bedstone.processes.spec import Confinement, ProcessSpec
 
 _REQUEST = 1 << 16
 _ORDER = 1 << 20
 _REHEARSALS = 16
 """CPython specialises what has run some eight times (PEP 659)."""
+_IDLE = 0.003
+"""Seconds without a request until one child is forked ahead of the next."""
 
 
 def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
@@ -47,75 +57,152 @@ def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
     gc.unfreeze()  # what the zygote above has frozen is to be found as well
     found = renewal.sources()
     hides = confinement.hides_processes()
-    _rehearse(found)
+    if hides and os.geteuid() == 0:
+        # No child is to gain what its kind never has; it is taken from all of them here, at once.
+        linux.bar_capabilities(0 if _mapped() else confinement.ROOT_KEPT)
+    rehearse = _rehearsal(found)
+    rehearse(_REHEARSALS)
     gc.collect()
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    link = _serve(channel, reason)
+    link = _serve(channel, reason, rehearse)
     if link is None:
         sys.exit(0)
     command = _become(link, found, hides=hides)
     python_command.run(command, search)
 
 
-def _rehearse(found: renewal.Sources) -> None:
-    """Do what every child will do, where that changes nothing here.
+def _mapped() -> bool:
+    """Whether it is in a user namespace of its own, where none of its children stays root."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
+def _rehearsal(found: renewal.Sources) -> Callable[[int], None]:
+    """Does what every child will do, where that changes nothing here, so many times.
 
     What the interpreter makes at the first use, and its specialised code, is then shared.
     """
     env = dict(os.environ)
-    sample = ProcessSpec("x", (sys.executable, "-c", "pass"), env=env)
+    sample = ProcessSpec("x", (sys.executable, "-c", "pass"), env=env, confinement=Confinement())
     text = json.dumps({"spec": sample.to_json(), "marks": {"X": "x"}, "parent": 1})
-    for _ in range(_REHEARSALS):
-        spec = ProcessSpec.from_json(json.loads(text)["spec"])
-        python_command.parse(spec.argv)
-        linux.retitle(sys.orig_argv, env)
-        renewal.renew(found, env)
+
+    def rehearse(times: int) -> None:
+        for _ in range(times):
+            spec = ProcessSpec.from_json(json.loads(text)["spec"])
+            python_command.parse(spec.argv)
+            confinement.rehearse()
+            linux.retitle(sys.orig_argv, env)
+            renewal.renew(found, env)
+
+    return rehearse
 
 
-def _serve(channel: socket.socket, reason: str | None) -> socket.socket | None:
+def _serve(
+    channel: socket.socket, reason: str | None, rehearse: Callable[[int], None]
+) -> socket.socket | None:
     """Fork for each request. Returns a child's end in a child; None when the supervisor lets go."""
-    # Who comes between ends at once; nobody has to wait for it.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    ahead = _Ahead(channel, rehearse)
     while True:
+        taken = ahead.fork() if reason is None else None
+        if taken is not None:
+            return taken
         data, handles, _, _ = socket.recv_fds(channel, _REQUEST, 1)
         if not data:
             return None
         if not handles:
             continue
         link = socket.socket(fileno=handles[0])
-        why = reason or preloading.hides(json.loads(data)["folder"])
-        if why is None and (extra := preloading.threads() - 1):
-            why = f"its zygote has {extra} more thread(s)"
-        if why is None:
+        why = reason or _obstacle(json.loads(data)["folder"])
+        if why is None and not ahead.give(link):
             try:
-                between = os.fork()
-            except OSError as error:
-                why = f"its zygote cannot fork: {error.strerror}"
-            else:
-                if between == 0 and _fork_again(link):
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                if _fork():
                     channel.close()
                     return link
+            except OSError as error:
+                why = f"its zygote cannot fork: {error.strerror}"
         if why is not None:
             _refuse(link, why)
         link.close()
 
 
-def _fork_again(link: socket.socket) -> bool:
-    """Fork in the one in between; True in the child, once it is the supervisor's."""
-    between = os.getpid()
+class _Ahead:
+    """One child that is forked while nothing is asked for, for whoever asks next.
+
+    It ends with its zygote, which holds the other end of what it waits for.
+    """
+
+    def __init__(self, channel: socket.socket, rehearse: Callable[[int], None]) -> None:
+        self._channel = channel
+        self._rehearse = rehearse
+        self._child: socket.socket | None = None
+
+    def fork(self) -> socket.socket | None:
+        """Fork it, if it is time; in the child, wait for the end that it is given."""
+        if self._child is not None or select.select((self._channel,), (), (), _IDLE)[0]:
+            return None
+        self._child, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        forked = False
+        with contextlib.suppress(OSError):  # whoever asks next is told
+            forked = preloading.threads() == 1 and _fork()
+        if forked:
+            self._channel.close()
+            self._child.close()
+            return self._wait(theirs)
+        theirs.close()
+        return None
+
+    def _wait(self, zygote: socket.socket) -> socket.socket:
+        # Its own copies of what it will touch are made now, and not when somebody waits.
+        self._rehearse(1)
+        data, handles, _, _ = socket.recv_fds(zygote, 1, 1)
+        if not data or not handles:
+            os._exit(0)
+        zygote.close()
+        return socket.socket(fileno=handles[0])
+
+    def give(self, link: socket.socket) -> bool:
+        """Give it a request; False if there is no such child, and then there is none to close."""
+        if self._child is None:
+            return False
+        try:
+            socket.send_fds(self._child, [b"."], [link.fileno()])
+        except OSError:  # it was killed, or never was
+            return False
+        else:
+            return True
+        finally:
+            self._child.close()
+            self._child = None
+
+
+def _fork() -> bool:
+    """Fork; True in the child, once it is the supervisor's."""
+    if siblings.available():
+        return siblings.fork() == 0
+    between = os.fork()
+    if between != 0:
+        os.waitpid(between, 0)
+        return False
+    own = os.getpid()
     try:
         child = os.fork()
-    except OSError as error:
-        _refuse(link, f"its zygote cannot fork: {error.strerror}")
-        os._exit(1)
+    except OSError:
+        os._exit(1)  # the end of the link says it
     if child != 0:
         os._exit(0)
-    while os.getppid() == between:
+    while os.getppid() == own:
         time.sleep(0.0001)
     return True
+
+
+def _obstacle(folder: str) -> str | None:
+    """Why a program whose modules are in `folder` cannot be forked now."""
+    why = preloading.hides(folder)
+    if why is None and (extra := preloading.threads() - 1):
+        why = f"its zygote has {extra} more thread(s)"
+    return why
 
 
 def _refuse(link: socket.socket, why: str) -> None:

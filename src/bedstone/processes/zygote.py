@@ -12,8 +12,11 @@ sockets that nothing else can reach. A request carries one end of another pair, 
 Rules:
 - The zygote never sees a specification, so that no secret of a child is in its memory.
 - One thread at the fork, by the kernel's word; else it refuses.
-- It forks twice. The one in between ends at once, so that the child is the supervisor's, which is
-  the subreaper above: it gets exit codes, limits lives, and outlives the zygote.
+- The child is the supervisor's, by `siblings.fork`, or else by two forks of which the one in
+  between ends at once: the supervisor gets exit codes, limits lives, and the child outlives the
+  zygote.
+- Where nothing is asked for a moment, it forks one child ahead. That waits for the request after,
+  has been told nothing, and ends with its zygote.
 - A zygote may itself be forked from another: base → libraries → application.
 
 ROOT is where Bedstone is found, for an interpreter that has never heard of it. Standard library
