@@ -1,4 +1,4 @@
-"""What copies keep of files, and what not; that they stay in the box is in the conformance suite."""
+"""What copies keep of files, and what not. That they stay in the box others test."""
 
 from __future__ import annotations
 
