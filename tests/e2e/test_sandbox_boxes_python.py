@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bedstone.boxes import Sandbox
-from bedstone.errors import InvalidError, NotFoundError
+from bedstone.errors import InvalidError, NotFoundError, UnavailableError
 from bedstone.sandbox.box import Mount
 from bedstone.sandbox.policy import Policy
 from bedstone.testing.box_commands import box_place, fetched, need
@@ -62,6 +62,8 @@ def test_sandbox_in_python(isolation: str, place: Path) -> None:
             async with box.exec_stream("sh", "-c", "echo $$; exec sleep 60") as program:
                 pid = (await anext(program)).data.decode().strip()
             assert (await box.exec("kill", "-0", pid)).code == 1  # it went with its block
+            with pytest.raises(UnavailableError, match=f"{isolation} boxes cannot be forked"):
+                await box.fork_many(2).__aenter__()
             return box.id
 
     need(isolation, place)
@@ -90,6 +92,39 @@ def test_a_sandbox_with_a_command_and_a_network_of_its_own(place: Path) -> None:
             assert await box.wait() == 7
 
     asyncio.run(work())
+
+
+def test_copies_of_a_sandbox_go_on_where_it_is(place: Path) -> None:
+    """Each with its own network, random numbers and files, and all of them go at the end."""
+
+    async def work() -> list[str]:
+        async with Sandbox.create(
+            str(place / "root"),
+            isolation="microvm",
+            ports=["80"],
+            egress=["a.example"],
+            home=place / "boxes",
+        ) as box:
+            await box.write("/work/index.html", b"page\n")
+            await box.exec("httpd", "-p", "80", "-h", "/work")
+            async with box.fork_many(2) as (one, two):
+                await one.write("/work/index.html", b"other\n")
+                pages = [
+                    await asyncio.to_thread(fetched, each.ports[0].port) for each in (box, one, two)
+                ]
+                assert pages == [b"page\n", b"other\n", b"page\n"]
+                script = "head -c 8 /dev/urandom | md5sum; wget -q -O - http://b.example"
+                found = await asyncio.gather(
+                    *(each.exec("sh", "-c", script) for each in (box, one, two))
+                )
+                assert len({each.stdout for each in found}) == 3
+                assert all(b"403" in each.stderr for each in found)
+                return [box.id, one.id, two.id]
+
+    need("microvm", place)
+    for box in asyncio.run(work()):
+        assert not leftovers(place / "boxes", box)
+        assert not list(Path("/run/bedstone/boxes").glob(f"*-{box}"))
 
 
 def test_a_sandbox_that_is_refused_leaves_nothing(place: Path) -> None:

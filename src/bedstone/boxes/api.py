@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import posixpath
 import secrets
 import tarfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bedstone.boxes.home import boxes_directory
-from bedstone.boxes.idle import TARGET, idle
+from bedstone.boxes.idle import FALLBACK, TARGET, idle
 from bedstone.boxes.network import parse_egress, parse_port
-from bedstone.boxes.roots import Root, find_root, find_user
+from bedstone.boxes.roots import DEFAULT_PATH, Root, find_root, find_user
 from bedstone.boxes.standalone import Standalone, Started
 from bedstone.boxes.streams import Program, running
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats
-from bedstone.sandbox.boxes import Boxes
+from bedstone.sandbox.boxes import KIND, Boxes, Forks
 from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
 from bedstone.sandbox.policy import Network as PolicyNetwork
 
@@ -133,10 +134,11 @@ class Sandbox:
         self.id = started.spec.id
         self.notes = started.notes
         """In words, what of limits and isolation could not be applied."""
-        self.ports = started.ports
+        self.ports = started.network.ports if started.network is not None else ()
         """What is published of it, with the real numbers."""
         self._standalone = standalone
         self._boxes = boxes
+        self._started = started
         self._spec = started.spec
 
     @classmethod
@@ -197,7 +199,7 @@ class Sandbox:
             # A microVM's root is made of all of its files at once.
             found = await find_root(root, box, lazy=lazy and isolation != "microvm")
             whole, file = (
-                await asyncio.to_thread(idle, standalone.home)
+                await asyncio.to_thread(_waiting, standalone, isolation, found)
                 if command is None
                 else (tuple(command), None)
             )
@@ -220,10 +222,7 @@ class Sandbox:
             )
             started = await standalone.start(spec, isolation, ports=published, egress=rules)
             started = replace(started, notes=(*found.notes, *started.notes))
-            if not await standalone.started(box):
-                text = b"".join([block async for block in standalone.logs(box)])
-                said = text.decode(errors="replace").strip().splitlines()
-                raise UnavailableError(f"box {box} did not start: {said[-1:] or 'it said nothing'}")
+            await _demand_started(standalone, box)
         try:
             yield cls(standalone, await standalone.driver(isolation), started)
         finally:
@@ -329,6 +328,36 @@ class Sandbox:
 
         await self.copy_in(folder, blocks())
 
+    @asynccontextmanager
+    async def fork_many(self, count: int) -> AsyncIterator[list[Sandbox]]:
+        """Copies of it as it is now, memory, processes and files; deleted at the end of the block.
+
+        A copy has random numbers and a time of its own from the kernel, and what the programs in it
+        have seeded themselves is theirs to seed again. What it publishes is published of each, at
+        free ports. Programs that `exec` started are not in them.
+
+        Raises:
+            UnavailableError: its isolation cannot do that.
+            InvalidError: it has what cannot be copied, as mounts of this machine.
+        """
+        ids = [new_id() for _ in range(count)]
+        standalone, isolation = self._standalone, self._boxes.isolation
+        async with AsyncExitStack() as making:
+            for box in ids:
+                await making.enter_async_context(standalone.making(box, isolation))
+            found = await standalone.fork_many(self._started, isolation, ids)
+            await asyncio.gather(*(_demand_started(standalone, box) for box in ids))
+        try:
+            yield [Sandbox(standalone, self._boxes, started) for started in found]
+        finally:
+            await asyncio.gather(*(standalone.delete(box) for box in ids))
+
+    @asynccontextmanager
+    async def fork(self) -> AsyncIterator[Sandbox]:
+        """One copy; see `fork_many`."""
+        async with self.fork_many(1) as (copy,):
+            yield copy
+
     async def stats(self) -> Stats:
         """What it uses."""
         return await self._boxes.stats(self.id)
@@ -353,3 +382,22 @@ class Sandbox:
 async def _feed(program: Program, data: bytes) -> None:
     await program.write(data)
     await program.close()
+
+
+async def _demand_started(standalone: Standalone, box: str) -> None:
+    if not await standalone.started(box):
+        text = b"".join([block async for block in standalone.logs(box)])
+        said = text.decode(errors="replace").strip().splitlines()
+        raise UnavailableError(f"box {box} did not start: {said[-1:] or 'it said nothing'}")
+
+
+def _waiting(
+    standalone: Standalone, isolation: str, root: Root
+) -> tuple[tuple[str, ...], str | None]:
+    """A command that waits, and the file to mount for it, if it is not the root's own."""
+    # What is mounted of this machine cannot be forked.
+    if issubclass(KIND.load(isolation), Forks):
+        for folder in root.env.get("PATH", DEFAULT_PATH).split(":"):
+            if os.path.lexists(f"{root.path}{folder}/{FALLBACK[0]}"):
+                return FALLBACK, None
+    return idle(standalone.home)

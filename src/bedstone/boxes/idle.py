@@ -13,7 +13,7 @@ from typing import Final
 from bedstone.sandbox.oci.program import executable
 
 TARGET: Final = "/.bedstone-idle"
-_FALLBACK: Final = ("sleep", "infinity")
+FALLBACK: Final = ("sleep", "2147483647")
 _REAP: Final = bytes.fromhex("bfffffffff 31f6 31d2 4531d2 b83d000000 0f05 4885c0")
 _SLEEP: Final = bytes.fromhex("31ff 31f6 bae8030000 b807000000 0f05")
 
@@ -21,7 +21,7 @@ _SLEEP: Final = bytes.fromhex("31ff 31f6 bae8030000 b807000000 0f05")
 def idle(home: Path) -> tuple[tuple[str, ...], str | None]:
     """The command, and the file to mount at `TARGET`; None where the command is the root's own."""
     if platform.machine() != "x86_64":
-        return _FALLBACK, None
+        return FALLBACK, None
     path = home / ".run" / "idle"
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

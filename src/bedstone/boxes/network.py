@@ -93,6 +93,8 @@ class Network:
         env: what programs need to find the proxy.
         sockets: those that the relay gets.
         relay: what it is told.
+        rules: what may be reached.
+        proxy_port: of the proxy in the namespace.
     """
 
     netns: str
@@ -100,6 +102,8 @@ class Network:
     env: dict[str, str] = field(default_factory=dict)
     sockets: list[socket.socket] = field(default_factory=list)
     relay: dict[str, Any] = field(default_factory=dict)
+    rules: tuple[egress.Rule, ...] = ()
+    proxy_port: int = 0
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -189,12 +193,12 @@ def remove_namespace(home: Path, box: str) -> None:
         delete_netns(path)
 
 
-def proxy(link: Link, netns: str) -> tuple[socket.socket, dict[str, str]]:
+def proxy(link: Link, netns: str, port: int) -> tuple[socket.socket, dict[str, str]]:
     """Listen for the proxy in a namespace; the socket, and the variables that lead to it."""
 
     def listen() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        made.bind((link.namespace, 0))
+        made.bind((link.namespace, port))
         made.listen(_BACKLOG)
         return made
 
@@ -204,7 +208,13 @@ def proxy(link: Link, netns: str) -> tuple[socket.socket, dict[str, str]]:
     return made, {**values, **{name.lower(): value for name, value in values.items()}}
 
 
-def make(path: Path, link: Link, ports: Sequence[Port], rules: Sequence[egress.Rule]) -> Network:
+def make(
+    path: Path,
+    link: Link,
+    ports: Sequence[Port],
+    rules: Sequence[egress.Rule],
+    proxy_port: int = 0,
+) -> Network:
     """The sockets of a box's network, whose namespace is there and linked.
 
     Args:
@@ -212,8 +222,9 @@ def make(path: Path, link: Link, ports: Sequence[Port], rules: Sequence[egress.R
         link: what the driver's `link` said.
         ports: to be published.
         rules: what may be reached; without any there is no proxy.
+        proxy_port: where the box expects its proxy; 0 where it is told.
     """
-    found = Network(str(path))
+    found = Network(str(path), rules=tuple(rules))
     with contextlib.ExitStack() as stack:
         stack.callback(found.close)
         found.sockets += publish(ports)
@@ -231,7 +242,8 @@ def make(path: Path, link: Link, ports: Sequence[Port], rules: Sequence[egress.R
             "egress": [str(rule) for rule in rules],
         }
         if rules:
-            made, found.env = proxy(link, str(path))
+            made, found.env = proxy(link, str(path), proxy_port)
+            found.proxy_port = made.getsockname()[1]
             found.sockets.append(made)
             found.relay["proxy"] = made.fileno()
         stack.pop_all()

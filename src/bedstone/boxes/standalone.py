@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,8 +38,8 @@ from bedstone.errors import (
     NotFoundError,
     UnavailableError,
 )
-from bedstone.sandbox.box import BoxInfo, BoxSpec, check_id
-from bedstone.sandbox.boxes import KIND, Boxes
+from bedstone.sandbox.box import BoxInfo, BoxSpec, Launch, check_id
+from bedstone.sandbox.boxes import KIND, Boxes, Forks
 from bedstone.sandbox.failing import read
 from bedstone.sandbox.folders import Folders, write
 
@@ -52,12 +53,12 @@ class Started:
     Attributes:
         spec: what it is, its network included.
         notes: in words, what could not be applied.
-        ports: what is published of it, with the real numbers.
+        network: what it has for one.
     """
 
     spec: BoxSpec
     notes: tuple[str, ...]
-    ports: tuple[Port, ...]
+    network: Network | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,52 +169,108 @@ class Standalone:
             network = await self._network(boxes, spec.id, ports, egress)
             spec = replace(spec, netns=network.netns, env={**network.env, **spec.env})
         try:
-            return await self._start(
-                boxes,
+            launch = await boxes.prepare(spec)
+            return await self._run(
+                isolation,
                 spec,
+                launch,
                 network,
-                {"stdin": stdin, "size": size, "wait_for_client": attached, "remove": remove},
+                remove=remove,
+                wait_for_client=attached,
+                stdin=stdin,
+                size=size,
             )
         finally:
             if network is not None:
                 network.close()
 
+    async def fork_many(
+        self, source: Started, isolation: str, copies: Sequence[str]
+    ) -> list[Started]:
+        """Copies of a running box, each under a shim of its own, each within `making`.
+
+        A copy that is to have a network has one of its own: it reaches what the source may, and the
+        same ports of it are published, each at any free port.
+
+        Raises:
+            UnavailableError: the driver cannot copy boxes.
+            Error: as `Forks.fork_many`.
+        """
+        boxes = await self.driver(isolation)
+        if not isinstance(boxes, Forks):
+            able = [name for name in KIND.names() if issubclass(KIND.load(name), Forks)]
+            raise UnavailableError(
+                f"{isolation} boxes cannot be forked", hint=f"choose isolation {' or '.join(able)}"
+            )
+        async with contextlib.AsyncExitStack() as stack:
+            specs, networks = [], []
+            for box in copies:
+                network = None
+                if (model := source.network) is not None:
+                    ports = [replace(port, port=0) for port in model.ports]
+                    network = await self._network(boxes, box, ports, model.rules, model.proxy_port)
+                    stack.callback(network.close)
+                netns = None if network is None else network.netns
+                specs.append(replace(source.spec, id=box, netns=netns, created_at=time.time()))
+                networks.append(network)
+            launches = await boxes.fork_many(source.spec.id, specs)
+            return await asyncio.gather(
+                *(
+                    self._run(isolation, spec, launch, network)
+                    for spec, launch, network in zip(specs, launches, networks, strict=True)
+                )
+            )
+
     async def _network(
-        self, boxes: Boxes, box: str, ports: Sequence[Port], rules: Sequence[Rule]
+        self,
+        boxes: Boxes,
+        box: str,
+        ports: Sequence[Port],
+        rules: Sequence[Rule],
+        proxy_port: int = 0,
     ) -> Network:
         path = path_of(self.home, box)
         await asyncio.to_thread(make_namespace, path)
         link = await boxes.link(str(path))
-        return await asyncio.to_thread(make, path, link, ports, rules)
+        return await asyncio.to_thread(make, path, link, ports, rules, proxy_port)
 
-    async def _start(
-        self, boxes: Boxes, spec: BoxSpec, network: Network | None, how: dict[str, Any]
+    async def _run(
+        self,
+        isolation: str,
+        spec: BoxSpec,
+        launch: Launch,
+        network: Network | None,
+        *,
+        remove: bool = False,
+        wait_for_client: bool = False,
+        stdin: bool = False,
+        size: tuple[int, int] = (24, 80),
     ) -> Started:
         folder = self._folder(spec.id)
-        folder = self._folder(spec.id)
-        launch = await boxes.prepare(spec)
         starting = {"started": launch.started, "log": launch.log}
         after = [sys.executable, "-m", "bedstone.boxes.remove", str(self.home), spec.id]
         config = {
             "argv": launch.argv,
             "env": dict(launch.env),
             "tty": spec.tty,
-            "after": after if how.pop("remove") else [],
+            "stdin": stdin,
+            "size": size,
+            "wait_for_client": wait_for_client,
+            "after": after if remove else [],
             "relay": network.command("\r\n" if spec.tty else "\n") if network else [],
             "descriptors": network.descriptors if network else [],
-            **how,
             **starting,
         }
         write(folder / "shim.json", json.dumps(config))
         record = {
-            "isolation": boxes.isolation,
+            "isolation": isolation,
             "notes": launch.notes,
             "ports": [asdict(port) for port in network.ports] if network else [],
             **starting,
         }
         write(folder / "box.json", json.dumps(record))
         await self._spawn(folder, network.descriptors if network else ())
-        return Started(spec, launch.notes, network.ports if network else ())
+        return Started(spec, launch.notes, network)
 
     async def attach(self, box: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the shim of a box; `shim` says what is spoken.
