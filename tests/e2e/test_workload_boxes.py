@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from bedstone.boxes.home import boxes_directory
-from bedstone.processes.state import run_directory
 from bedstone.testing.domain import Domain
 from bedstone.testing.isolation import missing
+from bedstone.testing.workloads import server
 
 MANIFEST = """\
 app: shop
@@ -128,13 +128,6 @@ def ask(domain: Domain, path: str = "/", **parameters: Any) -> Any:
         answer = client.get(f"{domain.url}{path}", params=parameters)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def server(domain: Domain, path: str, **parameters: str) -> Any:
-    """What the server's API answers; quicker than a command."""
-    transport = httpx.HTTPTransport(uds=str(run_directory(domain.state) / "api.sock"))
-    with httpx.Client(transport=transport, base_url="http://api", timeout=20) as client:
-        return client.get(path, params=parameters).json()
 
 
 def web(domain: Domain) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from bedstone.sandbox.environment import INHERITED, INHERITED_PATHS, environment
 from bedstone.sandbox.interpreter import closed, find_interpreter
 from bedstone.sandbox.policy import AllowedMount, Policy
 from bedstone.sandbox.protocol import Host, ImageRoot, Unit
-from bedstone.sandbox.views import USER, compose, find_program, installed
+from bedstone.sandbox.views import USER, compose, find_program, installed, program_inside
 
 UID: Final = 64000
 """The user of a box whose source everybody may read; no distribution gives this number out."""
@@ -212,16 +212,16 @@ def _of_image(
 ) -> _Made:
     env = environment(unit)
     _without_inherited(unit, env)
-    env = {**image.env, **env}
+    env = {"PATH": _PATH, **image.env, **env}
     declared = unit.revision.spec.command
-    argv = tuple(command or declared or image.command)
-    argv = (*image.entrypoint, *argv)
+    argv = (*image.entrypoint, *(command or declared or image.command))
     if not argv:
         raise InvalidError(
             f"the image {image.image} names no command", hint="declare one with `command:`"
         )
     if host.images is None:
         raise AssertionError("an image was found by something")
+    argv = (program_inside(image.path, argv[0], env["PATH"]), *argv[1:])
     user = host.images.user(image)
     mounts = _identity(unit, folder, env)
     probes = [tuple(probe) for probe in _probes(unit, command)]

@@ -26,6 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # Numbers of system calls that are the same on every architecture (they were added after 2019).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _RESOLVE_NO_LINKS = 0x02 | 0x04  # RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+_RESOLVE_IN_ROOT = 0x10
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
@@ -131,6 +132,24 @@ def open_exactly(path: str | Path) -> int:
         ),
         f"open {path}",
     )
+
+
+def open_inside(root: Path, path: str) -> int:
+    """A descriptor of what is at `path` for whoever has `root` as its root; no link leads out.
+
+    Raises:
+        OSError: nothing is there.
+    """
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+        size = ctypes.c_size_t(ctypes.sizeof(how))
+        name = os.fsencode(path)
+        return _check(
+            _libc.syscall(_OPENAT2, folder, name, ctypes.byref(how), size), f"open {path}"
+        )
+    finally:
+        os.close(folder)
 
 
 def view(source: Path, target: Path, *, owner: int | None, size: int, readonly: bool) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import InvalidError
+from bedstone.sandbox import mounts
 from bedstone.sandbox.box import Mount
 
 SYSTEM: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -85,17 +86,17 @@ def compose(
             wanted[os.path.normpath(path)] = found
             wanted[str(found)] = found
     binds = [Mount(str(source), target) for target, source in _outermost(wanted)]
-    mounts = [*binds, *_hide(binds, hidden), *extra]
-    for mount in mounts:
+    all_mounts = [*binds, *_hide(binds, hidden), *extra]
+    for mount in all_mounts:
         _place(root, mount)
     (root / "tmp").mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
-    return tuple(mounts)
+    return tuple(all_mounts)
 
 
-def _hide(mounts: Sequence[Mount], hidden: Iterable[Path]) -> Iterator[Mount]:
+def _hide(binds: Sequence[Mount], hidden: Iterable[Path]) -> Iterator[Mount]:
     for secret in map(Path, map(os.path.realpath, hidden)):
-        for mount in mounts:
+        for mount in binds:
             source = Path(mount.source)
             if source.is_relative_to(secret):
                 raise InvalidError(
@@ -212,7 +213,28 @@ def _systems(path: Path) -> bool:
     return path.parts[1:2] == ("usr",) or path == Path("/")
 
 
-def find_program(name: str, path: str, cwd: Path, mounts: Sequence[Mount]) -> str:
+def program_inside(root: Path, name: str, path: str) -> str:
+    """The path of a program of an image by its name; the name itself if PATH there has none."""
+    if "/" in name:
+        return name
+    for folder in path.split(os.pathsep):
+        place = f"{folder.rstrip('/')}/{name}"
+        if not folder.startswith("/"):
+            continue
+        try:
+            found = mounts.open_inside(root, place)
+        except OSError:
+            continue
+        try:
+            mode = os.fstat(found).st_mode
+        finally:
+            os.close(found)
+        if stat.S_ISREG(mode) and mode & 0o111:
+            return place
+    return name
+
+
+def find_program(name: str, path: str, cwd: Path, mounted: Sequence[Mount]) -> str:
     """The program as the box can run it: a name of PATH, or a path, that is in the box.
 
     Raises:
@@ -222,7 +244,7 @@ def find_program(name: str, path: str, cwd: Path, mounts: Sequence[Mount]) -> st
     if found is None or not os.path.exists(found):  # noqa: PTH110
         raise InvalidError(f"program not found: {name}")
     within = Path(os.path.normpath(found))
-    shown = [Path(mount.target) for mount in mounts if mount.kind == "bind"]
+    shown = [Path(mount.target) for mount in mounted if mount.kind == "bind"]
     shown += [Path("/", name) for name in SYSTEM]
     if not any(within.is_relative_to(target) for target in shown):
         raise InvalidError(
