@@ -197,3 +197,29 @@ def test_a_stopped_process_is_stopped_all_the_same(tmp_path: Path) -> None:
             assert time.monotonic() - start < 15, "long before it is killed"
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what works for others; run as root")
+def test_what_works_for_others_too_outlives_the_run(tmp_path: Path) -> None:
+    """A daemon that says so is left to them; one that does not say so ends with the run."""
+    start = (
+        "import os, subprocess, sys\n"
+        "kept = {k: v for k, v in os.environ.items() if not k.startswith('BEDSTONE_')}\n"
+        "for name, more in (('shared', {'BEDSTONE_SHARED': '1'}), ('own', {})):\n"
+        "    child = subprocess.Popen(['sleep', '1000'], env=kept | more, start_new_session=True)\n"
+        f"    open({str(tmp_path)!r} + '/' + name, 'w').write(str(child.pid))\n"
+    )
+
+    async def check() -> None:
+        async with supervised(tmp_path / "state", script("starter", start)) as (_, client):
+            await until(lambda: any(file.read_text() for file in tmp_path.glob("own")))
+            await client.shutdown()
+
+    asyncio.run(check())
+    shared, own = (int((tmp_path / name).read_text()) for name in ("shared", "own"))
+    try:
+        assert not Path(f"/proc/{own}").exists()
+        assert Path(f"/proc/{shared}").exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(shared, signal.SIGKILL)

@@ -21,6 +21,9 @@ RUN_MARKER = "BEDSTONE_RUN"
 NAME_MARKER = "BEDSTONE_PROCESS"
 """Environment variable with the name of the process that a descendant belongs to."""
 
+SHARED_MARKER = "BEDSTONE_SHARED"
+"""Environment variable, `1`, of a descendant that also works for others, and outlives the run."""
+
 STAGE_NODE = 0
 STAGE_INSTANCE = 1
 STAGE_ENVOY = 2

@@ -34,6 +34,7 @@ from bedstone.processes.spec import (
     COLD_START,
     NAME_MARKER,
     RUN_MARKER,
+    SHARED_MARKER,
     WARM_START,
     ProcessInfo,
     ProcessSpec,
@@ -340,8 +341,8 @@ class ProcessTable:
             return
 
     def kill_children(self) -> bool:
-        """SIGKILL every child but the supervisor's own; False when there was none."""
-        pids = [pid for pid in _children() if pid not in self._kept]
+        """SIGKILL every child but the supervisor's own, and others'; False when there was none."""
+        pids = [pid for pid in _children() if pid not in self._kept and not _shared(pid)]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)  # ours and not reaped, so nobody else has the number
         return bool(pids)
@@ -427,6 +428,16 @@ def _children() -> list[int]:
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
         return [number for number in numbers if (read_stat(number) or ("", 0, 0))[1] == pid]
+
+
+def _shared(pid: int) -> bool:
+    """Whether a child works for others, too: it says so, and is root's as this process is."""
+    if os.geteuid() != 0 or f"{SHARED_MARKER}=1".encode() not in warden.environment(pid):
+        return False
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == 0
+    except OSError:
+        return False
 
 
 def _isolation(spec: ProcessSpec) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from bedstone.images.lazy import kernel
 from bedstone.images.lazy.making import Lazy
 from bedstone.images.lazy.server import Journal
 from bedstone.images.lazy.spec import DEVICE, Spec
+from bedstone.processes.spec import NAME_MARKER, RUN_MARKER, SHARED_MARKER
 
 How = Literal["erofs", "loop", "plain"]
 _RECORD = "mounted.json"
@@ -186,12 +187,19 @@ async def start_keeper(directory: Path, *, take_over: bool = False) -> None:
         argv.append("--take-over")
     with (directory / "keeper.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=_of_no_run()
         )
     if await process.wait() != 0:
         raise UnavailableError(
             f"the image's blob server did not start; {directory / 'keeper.log'} says why"
         )
+
+
+def _of_no_run() -> dict[str, str]:
+    """The environment of what works for all users of an image, whoever was the first."""
+    own = (RUN_MARKER, NAME_MARKER)
+    kept = {name: value for name, value in os.environ.items() if name not in own}
+    return {**kept, SHARED_MARKER: "1"}
 
 
 async def tell(directory: Path, word: str) -> None:
