@@ -1,11 +1,15 @@
 """Lazy images: what making one costs, how little of it a program reads, and how fast it is read.
 
     python benchmarks/images.py [--rate 12.5] [--packages]
+    python benchmarks/images.py --boxes [--rate 3] [--packages]
 
 The image is the Python that runs this, with its library (`--packages`: and what is installed), in
 one gzip layer; the program is that Python, importing json, asyncio, http.client and sqlite3. A
 registry on loopback gives `--rate` MB/s in all. Root and Linux 6.12 are needed. Page caches of what
 is read cold are dropped for the files in question, not for the machine.
+
+With `--boxes`, what users wait for: `bedstone run` of that image from its registry, which another
+machine has pushed it to, until the program's first output; nothing of it is on this machine.
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.server
+import io
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import threading
 import time
@@ -27,21 +34,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from bedstone.images import signatures
 from bedstone.images.bundles import load
 from bedstone.images.lazy import artifact
 from bedstone.images.lazy.mounting import Mounted, best, mount
 from bedstone.images.lazy.spec import Origin, Spec
 from bedstone.images.opening import Opened, open_image
 from bedstone.images.pulling import pull
+from bedstone.images.pushing import push
 from bedstone.images.reference import Reference
+from bedstone.images.referrers import artifacts
 from bedstone.images.registry import RegistryClient
 from bedstone.images.roots import prepare_root
 from bedstone.images.store import ContentStore
 from bedstone.testing.layers import oci_layout
+from bedstone.testing.registry import running_registry
 
 LARGEST = 64 << 20
 """Bytes of the files that reading is measured with."""
 
+CLI = "from bedstone.cli.main import main; main()"
 PROGRAM = "import json, asyncio, http.client, sqlite3"
 NAME = Reference.parse("localhost/python:1")
 
@@ -232,8 +247,7 @@ async def measure(scratch: Path, plain_bytes: int, rate: float) -> None:
     packed = sum(layer.size for layer in image.manifest.layers)
     print(f"image: {plain_bytes / 1e6:.1f} MB, {packed / 1e6:.1f} MB as it is transferred")
     root = await full_pull(scratch, store, image, rate)
-    forms: list[artifact.Form] = ["converted", "index"]
-    for form in forms:
+    for form in FORMS:
         one = Form(scratch, store, image, form)
         one.make(plain_bytes)
         await one.mounted(rate, f"{form}-first", one.start)
@@ -245,9 +259,113 @@ async def measure(scratch: Path, plain_bytes: int, rate: float) -> None:
     print(f"plain files: {best_of(cold)} cold, {best_of(warm)} from the page cache")
 
 
+def native_layer() -> bytes:
+    """The shared libraries that Python needs, for a box has none of this machine's."""
+    root = Path(sys.base_prefix)
+    programs = [root / "bin" / f"python{sysconfig.get_python_version()}"]
+    programs += root.glob("lib/python*/lib-dynload/*.so")
+    found = {}
+    for program in programs:
+        shown = subprocess.run(["ldd", program], capture_output=True, text=True, check=True)
+        for path in re.findall(r"(/\S+) \(0x", shown.stdout):
+            found[Path(path).name] = Path(path)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", dereference=True) as archive:
+        for name, path in found.items():
+            archive.add(path, f"lib64/{name}" if name.startswith("ld-") else f"lib/{name}")
+        for name in ("proc", "dev", "sys", "tmp", "etc"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+    return out.getvalue()
+
+
+async def first_output(home: Path, *arguments: str) -> float:
+    """Seconds until a box's first output; it is gone afterwards."""
+    python = f"/bin/python{sysconfig.get_python_version()}"
+    env = ["-e", "LD_LIBRARY_PATH=/lib", "-e", "PYTHONHOME=/"]
+    command = [*env, *arguments, python, "-s", "-B", "-c"]
+    with timed() as seconds:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", CLI, "run", "--rm", *command, f"{PROGRAM}; print(1)"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"BEDSTONE_HOME": str(home)},
+        )
+        assert process.stdout is not None
+        if await process.stdout.read(1) != b"1":
+            raise SystemExit("the box's program failed")
+        took = seconds()
+    await process.wait()
+    return took
+
+
+FORMS: list[artifact.Form] = ["converted", "index"]
+
+
+async def boxes(scratch: Path, rate: float) -> None:
+    maker, home = ContentStore(scratch / "maker"), scratch / "home"
+    key = ed25519.Ed25519PrivateKey.generate()
+    home.mkdir()
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (home / "maker.pub").write_bytes(public)
+    with running_registry(scheme="none") as registry:
+        names = {}
+        for form in FORMS:
+            names[form] = name = Reference.parse(f"{registry.host}/{form}:1")
+            load(maker, scratch / "layout", tag="1", name=name)
+            image = open_image(maker, name)
+            artifact.build(maker, image, form)
+            async with RegistryClient() as client:
+                await push(maker, client, name)
+        size = sum(layer.size for layer in image.manifest.layers)
+        root, _ = await asyncio.to_thread(prepare_root, maker, image)
+        await first_output(home, str(root))  # finds out which runtime works here
+        print(f"image of {size / 1e6:.1f} MB as it is transferred, at {rate / 1e6:.1f} MB/s")
+        print(f"box of a directory: {await first_output(home, str(root)):.2f} s to first output")
+        registry.faults.bytes_per_second = rate
+
+        async def measured(what: str, *arguments: str) -> None:
+            before = registry.sent()
+            took = await first_output(home, *arguments)
+            sent = registry.sent() - before
+            print(f"{what}: {took:.2f} s, {sent / 1e6:.2f} MB fetched = {sent / size:.1%}")
+
+        for form in FORMS:
+            name = names[form]
+            shutil.rmtree(home / "images", ignore_errors=True)
+            await measured(f"{form}, nothing known", str(name))
+            store = ContentStore(home / "images")
+            image = open_image(store, name)
+            lazy, subject = artifact.find(store, image), image.descriptor.digest
+            touched = artifact.remembered(store, image, lazy.digest)
+            # What the first machine learned goes to the registry, signed, and to another machine.
+            registry.faults.bytes_per_second = None
+            artifact.build(maker, open_image(maker, name), form)
+            artifact.remember(maker, subject, lazy.digest, touched)
+            async with RegistryClient() as client:
+                await push(maker, client, name)
+                lists = [one.descriptor.digest for one in artifacts(maker, subject)]
+                for digest in (subject, *lists):
+                    signed = signatures.sign(name, digest, key)
+                    await signatures.publish(client, name, digest, signed)
+            registry.faults.bytes_per_second = rate
+            shutil.rmtree(home / "images")
+            policy = home / "image-policy.yaml"
+            policy.write_text('images: [{match: "*", signed_by: [maker.pub]}]')
+            await measured(f"{form}, a signed list of {len(touched)} read ahead", str(name))
+            policy.unlink()
+        shutil.rmtree(home / "images")
+        await measured("full pull, unpacked", "--no-lazy", str(names["converted"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=12.5, help="MB/s of the registry")
+    parser.add_argument("--rate", type=float, help="MB/s of the registry (12.5, boxes 3)")
+    parser.add_argument("--boxes", action="store_true", help="boxes until their first output")
     parser.add_argument("--packages", action="store_true", help="a larger image")
     given = parser.parse_args()
     if best()[0] == "plain":
@@ -258,8 +376,12 @@ def main() -> None:
         if not given.packages:
             skip.append("--exclude=site-packages")
         subprocess.run(["tar", "-cf", tar, *skip, "-C", sys.base_prefix, "."], check=True)
-        oci_layout(Path(scratch, "layout"), [tar.read_bytes()], "1")
-        asyncio.run(measure(Path(scratch), tar.stat().st_size, given.rate * 1e6))
+        layers = [tar.read_bytes(), *([native_layer()] if given.boxes else [])]
+        oci_layout(Path(scratch, "layout"), layers, "1")
+        if given.boxes:
+            asyncio.run(boxes(Path(scratch), (given.rate or 3) * 1e6))
+        else:
+            asyncio.run(measure(Path(scratch), tar.stat().st_size, (given.rate or 12.5) * 1e6))
 
 
 if __name__ == "__main__":

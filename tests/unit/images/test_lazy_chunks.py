@@ -243,6 +243,27 @@ async def test_mirrors_follow_in_order_and_one_that_failed_comes_last(tmp_path: 
         FirstOf([])
 
 
+@pytest.mark.parametrize("form", ["converted", "gzip"])
+@in_loop
+async def test_what_is_read_ahead_is_not_fetched_twice(tmp_path: Path, form: str) -> None:
+    image, blobs = made(tmp_path, form)
+    source = Source(blobs)
+    mine = chunks(image, source, tmp_path / "cache")
+    known = [*range(len(image.table)), len(image.table) + 7]
+    reading = asyncio.gather(*(mine.get(number) for number in reversed(range(len(image.table)))))
+    ahead = asyncio.ensure_future(mine.ahead(known))
+    await asyncio.sleep(0)
+    late = asyncio.gather(*(mine.get(number) for number in range(len(image.table))))
+    await asyncio.gather(reading, ahead, late)
+    assert len(source.asked) == len(set(source.asked))
+    again = chunks(image, source, tmp_path / "other")
+    source.asked.clear()
+    await asyncio.gather(again.ahead(known), again.get(0))
+    await asyncio.gather(*(again.get(number) for number in range(len(image.table))))
+    asked = sum(length for _, length in source.asked)
+    assert asked <= sum(blob.size for blob in image.table.blobs)
+
+
 @in_loop
 async def test_the_last_resort_pulls_a_blob_whole_for_one_reader_at_a_time(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path / "blobs")

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 
 import cramjam
 
-from bedstone.errors import InvalidError, UnavailableError, VerificationError
+from bedstone.errors import Error, InvalidError, UnavailableError, VerificationError
 from bedstone.images.lazy.cache import ChunkCache
 from bedstone.images.lazy.erofs import BLOCK
 from bedstone.images.lazy.sealing import Cipher
@@ -28,7 +29,7 @@ from bedstone.images.lazy.table import Place, Table
 
 _MEMORY = 32  # chunks kept in memory: the kernel asks for one by several reads
 _SPANS = 128  # inflated spans kept in memory: small files lie side by side, and runs have many
-_RUN = 4 << 20  # bytes of one request when reading ahead
+_RUN = 1 << 20  # bytes of one request when reading ahead
 
 
 @dataclass(slots=True)
@@ -97,6 +98,7 @@ class Chunks:
     _inflated: OrderedDict[tuple[int, int], bytes] = field(default_factory=OrderedDict)
     _coming: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
     _inflating: dict[tuple[int, int], asyncio.Lock] = field(default_factory=dict)
+    _running: dict[int, asyncio.Future[None]] = field(default_factory=dict)
 
     def here(self, number: int) -> bytes | None:
         """A chunk's content if it needs no source."""
@@ -157,15 +159,26 @@ class Chunks:
             parallel: requests at a time.
         """
         runs = asyncio.Queue[list[int]]()
-        for run in _runs(self.table, self.spans, [it for it in numbers if not self._has(it)]):
+        wanted = [it for it in numbers if it < len(self.table) and not self._has(it)]
+        for run in _runs(self.table, self.spans, wanted):
             runs.put_nowait(run)
 
         async def worker() -> None:
             while not runs.empty():
-                try:
-                    await self._run(runs.get_nowait())
-                except (UnavailableError, VerificationError, InvalidError):
-                    continue
+                run = runs.get_nowait()
+                # What readers have asked for meanwhile is theirs; they wait for the rest of it.
+                rest = [it for it in run if it not in self._coming and not self._has(it)]
+                for part in _runs(self.table, self.spans, rest):
+                    running = asyncio.get_running_loop().create_future()
+                    self._running.update(dict.fromkeys(part, running))
+                    try:
+                        await self._run(part)
+                    except (Error, OSError):
+                        continue
+                    finally:
+                        for number in part:
+                            del self._running[number]
+                        running.set_result(None)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(parallel):
@@ -192,23 +205,39 @@ class Chunks:
         blob, digest = places[0].blob, self.table.blobs[places[0].blob].digest
         first = spans.find(places[0].offset)
         last = max(spans.find(place.offset + place.size - 1) for place in places)
-        begin, end = spans.bounds(first)[0], spans.bounds(last)[1]
-        if not all((blob, span) in self._inflated for span in range(first, last + 1)):
-            window, data = await asyncio.gather(
-                self._window(spans, first),
-                self._fetch(self.source, digest, begin, end - begin),
-            )
+        async with contextlib.AsyncExitStack() as held:
             for span in range(first, last + 1):
-                low, high = spans.bounds(span)
-                part = data[low - begin : high - begin]
-                content = await asyncio.to_thread(self._inflate, blob, span, spans, part, window)
-                self._keep_span(blob, span, content)
-                window = (window + content)[-WINDOW:]
+                await held.enter_async_context(self._lock(blob, span))
+            # A reader has got some of them meanwhile.
+            missing = [it for it in range(first, last + 1) if (blob, it) not in self._inflated]
+            if missing:
+                await self._spans(digest, blob, spans, missing[0], missing[-1])
         for number in run:
             if not self._has(number):  # it lies in two spans
-                await self.get(number)
+                await self._from(self.source, number)
+
+    async def _spans(self, digest: str, blob: int, spans: Spans, first: int, last: int) -> None:
+        """Get and inflate spans by one request; each span's end is the next one's window."""
+        begin, end = spans.bounds(first)[0], spans.bounds(last)[1]
+        window, data = await asyncio.gather(
+            self._window(spans, first), self._fetch(self.source, digest, begin, end - begin)
+        )
+        for span in range(first, last + 1):
+            low, high = spans.bounds(span)
+            part = data[low - begin : high - begin]
+            content = await asyncio.to_thread(self._inflate, blob, span, spans, part, window)
+            self._keep_span(blob, span, content)
+            window = (window + content)[-WINDOW:]
+
+    def _lock(self, blob: int, span: int) -> asyncio.Lock:
+        return self._inflating.setdefault((blob, span), asyncio.Lock())
 
     async def _patiently(self, number: int) -> bytes:
+        if number in self._running:
+            await asyncio.wait([self._running[number]])
+            content = self.here(number)
+            if content is not None:
+                return content
         loop = asyncio.get_running_loop()
         deadline, wait = loop.time() + self.patience, 0.05
         while True:
@@ -262,7 +291,7 @@ class Chunks:
 
     async def _span(self, source: Source, blob: int, span: int, spans: Spans) -> bytes:
         key = blob, span
-        async with self._inflating.setdefault(key, asyncio.Lock()):
+        async with self._lock(blob, span):
             content = self._inflated.get(key)
             if content is None:
                 begin, end = spans.bounds(span)
