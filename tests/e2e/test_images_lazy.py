@@ -418,7 +418,10 @@ def test_the_same_layers_give_the_same_image(tmp_path: Path) -> None:
 
 def test_most_content_has_one_place_in_an_unmodified_layer(tmp_path: Path) -> None:
     image, blobs = made(tmp_path, "index")
-    assert [blob.kind for blob in image.table.blobs] == ["gzip", "gzip"]
+    assert [blob.kind for blob in image.table.blobs] == ["gzip", "gzip", "chunks"]
+    windows = {point.window for spans in image.spans.values() for point in spans.points} - {-1}
+    own = {it for it in range(len(image.table)) if image.table.place(it).blob == 2}
+    assert own == windows, "nothing is stored again but what inflating needs"
     assert all(blobs.path(digest).exists() for digest in image.spans)
     assert hashlib.sha256(BIG[:CHUNK]).digest() in {
         image.table.digest(it) for it in range(len(image.table))
