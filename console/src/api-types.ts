@@ -68,6 +68,8 @@ export interface Part {
   shared_user: string;
   enforced: boolean;
   cold_start: string;
+  isolation: string;
+  unapplied: string[];
 }
 
 /** An app at one glance. */

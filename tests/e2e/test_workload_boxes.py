@@ -159,6 +159,7 @@ def test_it_is_in_the_mesh_and_in_a_box(shop: Domain) -> None:
     assert part["enforced"]
     owner = Path(f"/proc/{part['pid']}").stat().st_uid
     assert owner == 0, "the runtime's"
+    assert "isolation container: stock, web" in shop.ok("ps")
     log = shop.ok("logs", "web")
     assert re.search(r"prepared \d\n", log), "in a process namespace, too"
     assert "asked" in log

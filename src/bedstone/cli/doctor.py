@@ -77,27 +77,27 @@ def _microvm() -> Check:
     try:
         tools = find_tools(boxes_directory())
     except UnavailableError as error:
-        detail = f"no boxes as virtual machines: {error.message}"
-        return Check("microvm", ok=False, detail=detail, fix=error.hint, required=False)
-    return Check("microvm", ok=True, detail=tools.kernel.image.name)
+        detail = f"no workloads and boxes as virtual machines: {error.message}"
+        return Check("isolation: microvm", ok=False, detail=detail, fix=error.hint, required=False)
+    return Check("isolation: microvm", ok=True, detail=tools.kernel.image.name)
 
 
 def boxes() -> list[Check]:
-    """What `bedstone run` needs. Whether a runtime works, only a box can tell."""
+    """What boxes and workloads in them need. Whether a runtime works, only a box can tell."""
     from bedstone.engines.doctor import Check
     from bedstone.sandbox.oci.machine import which
 
     found = []
     for isolation, programs in (("container", ("runc", "crun")), ("gvisor", ("runsc",))):
         paths = [path for name in programs if (path := which(name)) is not None]
-        name = f"boxes: {isolation}"
+        name = f"isolation: {isolation}"
         if not paths:
             fix = f"install {programs[0]} (Debian: apt-get install {programs[0]})"
-            detail = f"no {' or '.join(programs)}; `bedstone run --isolation {isolation}` needs it"
+            detail = f"no {' or '.join(programs)}; workloads and boxes with it cannot run"
             found.append(Check(name, ok=False, detail=detail, fix=fix, required=False))
         elif os.geteuid() != 0:
             found.append(
-                Check(name, ok=False, detail="not root", fix="run boxes as root", required=False)
+                Check(name, ok=False, detail="not root", fix="run it as root", required=False)
             )
         else:
             found.append(Check(name, ok=True, detail=", ".join(paths)))

@@ -118,6 +118,7 @@ def remarks(status: DomainStatus) -> list[str]:
     for app in status.apps:
         lines += ["", *shared_users(app)] if shared_users(app) else []
         lines += ["", *cold_starts(app)] if cold_starts(app) else []
+        lines += ["", *isolations(app)] if isolations(app) else []
         for workload, number in app.scaled.items():
             lines += ["", f"{workload} is scaled to {number}, until its manifest says otherwise"]
         for condition in app.conditions:
@@ -160,6 +161,24 @@ def cold_starts(app: AppStatus) -> list[str]:
         f"{clean(reason)}"
         for reason, names in found.items()
     ]
+
+
+def isolations(app: AppStatus) -> list[str]:
+    """What workloads are separated by that are no processes, and what is missing of that."""
+    found: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
+    for part in app.parts:
+        if part.isolation not in ("", "process"):
+            _once(found.setdefault(part.isolation, []), part.workload)
+            for note in part.unapplied:
+                _once(missing.setdefault(note, []), part.workload)
+    lines = [f"isolation {name}: {', '.join(names)}" for name, names in sorted(found.items())]
+    return lines + [f"{', '.join(names)}: {clean(note)}" for note, names in missing.items()]
+
+
+def _once(names: list[str], name: str) -> None:
+    if name not in names:
+        names.append(name)
 
 
 def headline(app: AppStatus) -> str:

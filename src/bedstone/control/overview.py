@@ -11,6 +11,7 @@ from bedstone.model.api import AppStatus, Part
 from bedstone.model.database_url import place_of
 from bedstone.model.resources import (
     SHARED_USER,
+    UNAPPLIED,
     App,
     Condition,
     Database,
@@ -184,15 +185,20 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             and instance.revision == current.get(instance.workload),
             shared_user=_note(status, SHARED_USER),
             cold_start=_note(status, COLD_START),
+            isolation=status.isolation if status else "",
+            unapplied=tuple(_notes(status, UNAPPLIED)),
             enforced=_enforced(snapshot, instance),
         )
 
 
 def _note(status: InstanceStatus | None, beginning: str) -> str:
-    """What follows a beginning, among the notes on an instance."""
+    """What follows a beginning, in the first of the notes on an instance that has it."""
+    return next(_notes(status, beginning), "")
+
+
+def _notes(status: InstanceStatus | None, beginning: str) -> Iterator[str]:
     notes = status.limits if status else ()
-    found = (note for note in notes if note.startswith(beginning))
-    return next((note.removeprefix(beginning) for note in found), "")
+    return (note.removeprefix(beginning) for note in notes if note.startswith(beginning))
 
 
 def _routes(snapshot: Snapshot, app: App, *, programmed: bool) -> Iterator[Part]:

@@ -105,6 +105,10 @@ class Part(Frozen):
     """The operating system enforces an instance's identity."""
     cold_start: str = ""
     """Why an instance was started cold, where its workload declares `warm`."""
+    isolation: str = ""
+    """What an instance is separated by, once it runs: `process`, `container`, …"""
+    unapplied: tuple[str, ...] = ()
+    """What of its isolation and limits could not be applied, and why."""
 
 
 class AppStatus(Frozen):

@@ -22,6 +22,10 @@ SHARED_USER = "user: runs "
 where it could have one: `user: runs as root, since /root is not open to others`."""
 
 
+UNAPPLIED = "box: "
+"""How an entry of `InstanceStatus.limits` begins that says what its box has not, and why."""
+
+
 class Frozen(BaseModel):
     """An immutable record that refuses unknown fields."""
 

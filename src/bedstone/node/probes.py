@@ -54,6 +54,13 @@ def _untraced() -> str:
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
 
 
+def _where(address: Address) -> str:
+    """What to say of a port that nobody has opened beside this machine's network."""
+    if address.host.startswith("127."):
+        return ""
+    return f"; in its box, a program listens on 0.0.0.0:{address.port}, not on 127.0.0.1"
+
+
 async def probe(  # noqa: PLR0911 - each is another thing that a user can act on
     make: MakeSocket, address: Address, spec: HttpProbe | TcpProbe
 ) -> Outcome:
@@ -65,8 +72,8 @@ async def probe(  # noqa: PLR0911 - each is another thing that a user can act on
             ok=False, message=f"port {address.port} did not accept within {spec.timeout:g} s"
         )
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        return Outcome(ok=False, message=f"port {address.port}: {reason.lower()}")
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        return Outcome(ok=False, message=f"port {address.port}: {reason}{_where(address)}")
     except Error as error:
         return Outcome(ok=False, message=error.message)
     if isinstance(spec, TcpProbe):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from bedstone.errors import ConflictError, Error, InvalidError, NotFoundError, UnavailableError
-from bedstone.model.resources import Address, Instance, Plumbing
+from bedstone.model.resources import UNAPPLIED, Address, Instance, Plumbing
 from bedstone.processes.spec import ProcessInfo, ProcessSpec
 from bedstone.sandbox import beside
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
@@ -244,7 +244,8 @@ class BoxSandbox:
             launch = await boxes.prepare(made.spec)
         except ConflictError as error:
             raise UnavailableError(error.message) from error
-        notes = (f"isolation: {self._isolation}", *made.notes, *launch.notes)
+        unapplied = (f"{UNAPPLIED}{note}" for note in launch.notes)
+        notes = (f"isolation: {self._isolation}", *made.notes, *unapplied)
         if image is not None:
             notes = (*notes, *image.notes, f"image: {image.image}@{image.digest}")
         write(self._folder(box) / "notes.json", json.dumps(notes))

@@ -12,7 +12,7 @@ from bedstone.cli.doctor import boxes, result
 def test_what_is_missing_is_a_warning_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bedstone.sandbox.oci.machine.which", lambda _name: None)
     found = boxes()
-    assert [check.name for check in found] == ["boxes: container", "boxes: gvisor"]
+    assert [check.name for check in found] == ["isolation: container", "isolation: gvisor"]
     assert {result(check) for check in found} == {"warn"}
     assert "apt-get install runsc" in (found[1].fix or "")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bedstone.cli.ps import isolations
 from bedstone.control.overview import app_status
 from bedstone.control.scheduling import revision_name
 from bedstone.control.snapshot import Snapshot
@@ -90,6 +91,15 @@ def test_a_cold_start_is_told_with_the_reason() -> None:
     cold = {part.kind: part.cold_start for part in found.parts}
     assert cold["instance"] == "after its import, grpc has 2 thread(s)"
     assert {part.cold_start for part in status().parts} == {""}
+
+
+def test_a_box_is_told_with_what_it_has_not() -> None:
+    limits = ["isolation: gvisor", "box: cpu limit not applied", "user: 64000 of the box"]
+    found = status(STATUS.model_copy(update={"limits": limits, "isolation": "gvisor"}))
+    part = next(part for part in found.parts if part.kind == "instance")
+    assert (part.isolation, part.unapplied) == ("gvisor", ("cpu limit not applied",))
+    assert isolations(found) == ["isolation gvisor: web", "web: cpu limit not applied"]
+    assert isolations(status(STATUS)) == [], "of processes nothing is said"
 
 
 def test_an_app_is_enforced_only_if_each_of_its_instances_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -481,3 +482,17 @@ def test_a_node_that_always_has_something_else_to_say_is_heard_of_regularly(
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_a_port_of_a_box_that_is_closed_says_where_to_listen() -> None:
+    """In a network stack of its own a program on 127.0.0.1 hears nobody."""
+
+    def refusing(_: Address) -> socket.socket:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    place = Address(host="10.107.0.2", port=8080)
+    outcome = asyncio.run(probe(refusing, place, TcpProbe()))
+    assert outcome.message == (
+        "port 8080: connection refused; in its box, a program listens on 0.0.0.0:8080, not on "
+        "127.0.0.1"
+    )
