@@ -21,6 +21,9 @@ import time
 _GRACE = 0.2
 """Seconds that the kernel's own death signals get, so that PostgreSQL can end by itself."""
 _PATIENCE = 30.0
+_LOOKS = 3
+_EXEC = 1.0
+"""Seconds that a process gets to become its next program."""
 
 
 def _processes() -> dict[int, tuple[int, int]]:
@@ -41,12 +44,42 @@ def _processes() -> dict[int, tuple[int, int]]:
 
 
 def environment(pid: int) -> list[bytes]:
-    """The variables a process was started with; none if it may not be read or has gone."""
+    """The variables a process was started with; none if it may not be read or has gone.
+
+    In the midst of an exec it has none yet. Who looks then would take it for a stranger, so that it
+    is waited for; three looks that find nothing, and no exec, are believed.
+    """
+    deadline = time.monotonic() + _EXEC
+    looks = 0
+    while True:
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+                text = file.read()
+        except OSError:
+            return []
+        if text:
+            return text.split(b"\0")
+        begins = _begins(pid)
+        looks += not begins
+        if begins is None or looks == 3 or time.monotonic() > deadline:
+            return []
+        if begins:
+            time.sleep(0.001)
+
+
+def _begins(pid: int) -> bool | None:
+    """Whether a process is between two programs: it has memory, and nowhere in it variables.
+
+    None if it is no process with memory.
+    """
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-            return file.read().split(b"\0")
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            text = file.read()
     except OSError:
-        return []
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()  # from the third on, as proc(5) counts
+    size, end = fields[23 - 3], fields[51 - 3]
+    return None if size == b"0" else end == b"0"
 
 
 def read_journal(path: str) -> set[tuple[int, int]]:
@@ -119,12 +152,20 @@ def sweep(
     spare: frozenset[int] = frozenset(),
     patience: float = _PATIENCE,
 ) -> list[int]:
-    """Kill everything of a run until nothing is found; returns what outlived `patience` seconds."""
+    """Kill everything of a run until nothing is found; returns what outlived `patience` seconds.
+
+    A process may fork after /proc was listed and end before it is looked at, and its child is then
+    missed. So nothing has to be found several times in a row.
+    """
     deadline = time.monotonic() + patience
+    empty = 0
     while True:
         found = find(marker, journal, spare)
-        if not found or time.monotonic() > deadline:
+        empty = 0 if found else empty + 1
+        if empty == _LOOKS or (found and time.monotonic() > deadline):
             return sorted(found)
+        if not found:
+            continue
         for pid, start in found.items():
             kill(pid, start)
         time.sleep(0.02)
