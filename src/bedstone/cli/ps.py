@@ -164,14 +164,14 @@ def cold_starts(app: AppStatus) -> list[str]:
 
 
 def isolations(app: AppStatus) -> list[str]:
-    """What workloads are separated by that are no processes, and what is missing of that."""
+    """What workloads are separated by that are no processes, and what is missing of any."""
     found: dict[str, list[str]] = {}
     missing: dict[str, list[str]] = {}
     for part in app.parts:
         if part.isolation not in ("", "process"):
             _once(found.setdefault(part.isolation, []), part.workload)
-            for note in part.unapplied:
-                _once(missing.setdefault(note, []), part.workload)
+        for note in part.unapplied:
+            _once(missing.setdefault(note, []), part.workload)
     lines = [f"isolation {name}: {', '.join(names)}" for name, names in sorted(found.items())]
     return lines + [f"{', '.join(names)}: {clean(note)}" for note, names in missing.items()]
 

@@ -22,7 +22,7 @@ from bedstone.model.resources import (
     Phase,
     Preparation,
 )
-from bedstone.processes.spec import COLD_START
+from bedstone.processes.spec import COLD_START, UNCONFINED
 
 _UNHEARD = {"state": Phase.PENDING, "detail": "its node is not heard from yet", "pid": None}
 
@@ -186,7 +186,7 @@ def _instances(snapshot: Snapshot, app: App) -> Iterator[Part]:
             shared_user=_note(status, SHARED_USER),
             cold_start=_note(status, COLD_START),
             isolation=status.isolation if status else "",
-            unapplied=tuple(_notes(status, UNAPPLIED)),
+            unapplied=(*_notes(status, UNAPPLIED), *_notes(status, UNCONFINED)),
             enforced=_enforced(snapshot, instance),
         )
 

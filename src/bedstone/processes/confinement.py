@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bedstone.processes import landlock, linux, seccomp
-from bedstone.processes.spec import Confinement
+from bedstone.processes.spec import UNCONFINED, Confinement
 
 PROCESSES: Final = 4096
 """Processes and threads of a user whom nobody shares, where no limit is declared."""
@@ -53,7 +53,7 @@ def separate(given: Confinement) -> list[str]:
         # What is mounted later outside is seen, and nothing that is mounted inside is seen outside.
         linux.mount(None, "/", linux.MS_REC | linux.MS_SLAVE)
     except OSError as error:
-        return [f"no {names} namespaces of its own: {error.strerror}"]
+        return [f"{UNCONFINED}no {names} namespaces of its own: {error.strerror}"]
     notes = [f"own {names} namespaces"]
     kept = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in given.visible}
     try:
@@ -98,7 +98,7 @@ def hide_processes() -> str:
 
     Needs the mount namespace that `separate` makes, and root. Those it is forked to have it too.
     """
-    what = "sees processes of others"
+    what = f"{UNCONFINED}it sees processes of others"
     if _release() < _OWN_PROC_SINCE:
         return f"{what}: Linux {platform.release()} is older than 5.8"
     try:
@@ -139,14 +139,15 @@ def rehearse() -> None:
 
 
 def _restrict_writing(given: Confinement) -> str:
+    what = f"{UNCONFINED}it writes wherever its user may"
     known = landlock.version()
     if known < landlock.OLDEST:
         found = f"has version {known}" if known else "has none"
-        return f"writes wherever its user may: this kernel {found}, expected Landlock 2"
+        return f"{what}: this kernel {found}, expected Landlock 2"
     try:
         landlock.restrict((*given.writable, *_devices()), known)
     except OSError as error:
-        return f"writes wherever its user may: {error.strerror}"
+        return f"{what}: {error.strerror}"
     return f"writes only below {', '.join(given.writable)} (Landlock {known})"
 
 
@@ -164,13 +165,14 @@ def _devices() -> Iterator[str]:
 
 
 def _filter_calls() -> str:
+    what = f"{UNCONFINED}its system calls are not filtered"
     program = seccomp.program()
     if program is None:
-        return f"system calls not filtered: their numbers on {platform.machine()} are not known"
+        return f"{what}: their numbers on {platform.machine()} are not known"
     try:
         linux.filter_calls(program)
     except OSError as error:
-        return f"system calls not filtered: {error.strerror}"
+        return f"{what}: {error.strerror}"
     return "system calls filtered"
 
 

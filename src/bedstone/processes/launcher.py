@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from bedstone.processes import confinement, linux
 from bedstone.processes.cgroups import Membership
-from bedstone.processes.spec import ProcessSpec
+from bedstone.processes.spec import UNCONFINED, ProcessSpec
 
 FAILED = 127
 CHANNEL = 3
@@ -86,8 +86,9 @@ def _separate(spec: ProcessSpec) -> list[str]:
     if given is None or os.geteuid() != 0:
         return []
     notes = confinement.separate(given)
-    own = notes[0].startswith("own")
-    return [*notes, confinement.hide_processes()] if own else notes
+    if notes[0].startswith(UNCONFINED):
+        return notes
+    return [*notes, confinement.hide_processes()]
 
 
 def _applied(notes: Sequence[str]) -> bytes:

@@ -211,7 +211,9 @@ def _refuse(link: socket.socket, why: str) -> None:
 
 
 def _separate(spec: ProcessSpec, *, hides: bool) -> list[str]:
-    """Namespaces of its own; its view of processes is the zygote's."""
+    """Namespaces of its own, where it can; its view of processes is the zygote's."""
+    if os.geteuid() != 0:
+        return []
     notes = confinement.separate(spec.confinement or Confinement())
     return [*notes, confinement.HIDES] if hides else notes
 

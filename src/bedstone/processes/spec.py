@@ -33,6 +33,8 @@ STAGE_SERVER = 4
 COLD_START = "cold start: "
 """How an entry of `ProcessInfo.applied` begins that says why it was not forked from its zygote."""
 WARM_START = "warm start: "
+UNCONFINED = "not confined: "
+"""How one begins that says what a process is not kept from, since the machine cannot."""
 
 State = Literal["running", "exited", "failed"]
 

@@ -99,7 +99,13 @@ def test_a_box_is_told_with_what_it_has_not() -> None:
     part = next(part for part in found.parts if part.kind == "instance")
     assert (part.isolation, part.unapplied) == ("gvisor", ("cpu limit not applied",))
     assert isolations(found) == ["isolation gvisor: web", "web: cpu limit not applied"]
-    assert isolations(status(STATUS)) == [], "of processes nothing is said"
+    assert isolations(status(STATUS)) == [], "of processes that have it all nothing is said"
+
+
+def test_what_a_process_is_not_kept_from_is_told() -> None:
+    limits = ["system calls filtered", "not confined: it writes wherever its user may: old kernel"]
+    found = status(STATUS.model_copy(update={"limits": limits}))
+    assert isolations(found) == ["web: it writes wherever its user may: old kernel"]
 
 
 def test_an_app_is_enforced_only_if_each_of_its_instances_is() -> None:
