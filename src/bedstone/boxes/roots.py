@@ -90,10 +90,11 @@ async def find_root(
 def let_go(box: str) -> None:
     """The box needs its image no longer. Idempotent. Blocks."""
     from bedstone.images.home import images_directory
-    from bedstone.images.store import ContentStore
 
     if not images_directory().is_dir():
         return
+    from bedstone.images.store import ContentStore
+
     content = ContentStore(images_directory())
     content.lease(lease_name(box)).release()
     if any(content.root.glob("lazy/run-*")):

@@ -39,7 +39,7 @@ PERMISSIVE: Final = Policy(
     copy_in=("/",),
     copy_out=("/",),
 )
-IDLE: Final = ("/bin/sh", "-c", "echo ready; trap 'exit 9' TERM; while :; do sleep 0.05; done")
+IDLE: Final = ("/bin/sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done")
 
 Make = Callable[[Path], Boxes]
 

@@ -27,4 +27,6 @@ def test_one_of_two_runtimes_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (container.ok, container.detail) == (True, "/bin/crun")
     assert not gvisor.ok
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert boxes()[0].detail == "not root"
+    assert boxes()[0].detail.startswith("/bin/crun; without root")
+    monkeypatch.setattr("bedstone.sandbox.oci.machine.which", lambda name: f"/bin/{name}")
+    assert boxes()[1].detail == "not root"

@@ -46,6 +46,10 @@ class Place:
         sentry: whether a kernel in user space runs it, which has namespaces and filters of its own.
         open_files: the most that a process may have here, which no box can exceed.
         init: the program that is to be its first process, on this machine; None for its command.
+        memory: (where in the box, bytes) of file systems in memory that the runtime mounts.
+        overlay: options of an overlay that the runtime mounts as the root; empty if it is mounted.
+        owner: this machine's user and group that are 0 in the box, which has no others; None where
+            root made it.
     """
 
     root: str
@@ -57,6 +61,9 @@ class Place:
     sentry: bool = False
     open_files: int | None = None
     init: str | None = None
+    memory: tuple[tuple[str, int], ...] = ()
+    overlay: tuple[str, ...] = ()
+    owner: tuple[int, int] | None = None
 
 
 def config(spec: BoxSpec, place: Place) -> dict[str, Any]:
@@ -78,10 +85,14 @@ def config(spec: BoxSpec, place: Place) -> dict[str, Any]:
     if spec.netns is None and not place.sentry:
         # Nobody else is in its network, so that no port in it is worth a privilege.
         linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0"}
-    linux["resources"]["devices"] = [
-        {"allow": False, "access": "rwm"},
-        *(_device_rule(device) for device in linux["devices"]),
-    ]
+    if place.owner is not None:
+        for kind, number in zip(("uid", "gid"), place.owner, strict=True):
+            linux[f"{kind}Mappings"] = [{"containerID": 0, "hostID": number, "size": 1}]
+    else:
+        linux["resources"]["devices"] = [
+            {"allow": False, "access": "rwm"},
+            *(_device_rule(device) for device in linux["devices"]),
+        ]
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
@@ -182,16 +193,17 @@ def _namespaces(spec: BoxSpec, place: Place) -> list[dict[str, str]]:
         found.append({"type": "network"})
     elif place.sentry:
         found.append({"type": "network", "path": f"/proc/self/fd/{OWN}"})
-    if place.first_id is not None:
+    if place.first_id is not None or place.owner is not None:
         found.append({"type": "user"})
     return found
 
 
 def _mounts(spec: BoxSpec, place: Place) -> list[dict[str, Any]]:
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
-    if place.first_id is None:
+    if place.first_id is None and place.owner is None:
         pts.append("gid=5")
-    found: list[dict[str, Any]] = [
+    found = [_mount("/", "overlay", place.overlay)] if place.overlay else []
+    found += [
         _mount("/proc", "proc", _TIGHT),
         _mount("/dev", "tmpfs", ("nosuid", "noexec", "strictatime", "mode=755", "size=65536k")),
         _mount("/dev/pts", "devpts", pts),
@@ -209,6 +221,8 @@ def _mounts(spec: BoxSpec, place: Place) -> list[dict[str, Any]]:
     for source, target, readonly in sorted(binds, key=lambda bind: bind[1]):
         options = ("bind", "private", "nosuid", "nodev", "ro" if readonly else "rw")
         found.append(_mount(target, "bind", options, source))
+    for target, size in place.memory:
+        found.append(_mount(target, "tmpfs", ("nosuid", "nodev", "mode=1777", f"size={size}")))
     return found
 
 

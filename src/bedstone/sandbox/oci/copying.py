@@ -28,6 +28,7 @@ from bedstone.sandbox.alone import standard_python
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
+_JOINED: Final = (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS))
 _MS_REC_PRIVATE: Final = 0x4000 | 1 << 18
 _MS_REMOUNT_READONLY: Final = 0x20 | 0x1000 | 0x1
 _AT_FDCWD: Final = -100
@@ -49,14 +50,17 @@ def main() -> None:
     """Copy as the JSON object of the first argument says; tar on standard input or output.
 
     Fields: `mode` (`in` or `out`), `path`, `root`, `readonly`, `binds` (pairs of place and target),
-    `first_id`.
+    `first_id`; of a box without root instead of all but the first two `pid`, one of its processes.
     Ends with status 1 and `{"code", "message"}` on standard error if it could not.
     """
     wanted = json.loads(sys.argv[1])
     for encoding in ("ascii", "latin-1", "utf-8"):
         "".encode(encoding)
     try:
-        enter(wanted["root"], wanted["binds"], wanted["first_id"], readonly=wanted["readonly"])
+        if "pid" in wanted:
+            join(wanted["pid"])
+        else:
+            enter(wanted["root"], wanted["binds"], wanted["first_id"], readonly=wanted["readonly"])
         if wanted["mode"] == "in":
             unpack(sys.stdin.buffer, wanted["path"])
         else:
@@ -92,10 +96,7 @@ def enter(root: str, binds: list[list[str]], first_id: int | None, *, readonly: 
         _check(libc.mount(None, os.fsencode(root), None, flags, None), f"remount {root}")
     os.chroot(root)
     os.chdir("/")
-    # Nothing is imported from here on: the files at the places of modules are the box's.
-    sys.path.clear()
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
+    _import_no_more()
     for tree, target in sorted(trees, key=lambda item: item[1]):
         with contextlib.suppress(OSError):  # its target is not there: the box never saw it
             mounts.attach(tree, target)
@@ -104,6 +105,30 @@ def enter(root: str, binds: list[list[str]], first_id: int | None, *, readonly: 
         _check(libc.setns(user, _CLONE_NEWUSER), "setns")
         os.close(user)
     os.setgroups([])
+    _become_root(libc)
+
+
+def join(pid: int) -> None:
+    """Enter the users and the mounts of a box that belongs to the user of this process."""
+    places = [(f"/proc/{pid}/ns/{kind}", number) for kind, number in _JOINED]
+    opened = [(os.open(place, os.O_RDONLY | os.O_CLOEXEC), number) for place, number in places]
+    libc = ctypes.CDLL(None, use_errno=True)
+    _import_no_more()
+    for descriptor, number in opened:
+        _check(libc.setns(descriptor, number), "setns")
+        os.close(descriptor)
+    os.chdir("/")
+    _become_root(libc)
+
+
+def _import_no_more() -> None:
+    """The files at the places of modules are the box's from here on."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+
+
+def _become_root(libc: ctypes.CDLL) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)

@@ -41,7 +41,7 @@ from bedstone.sandbox.box import (
 )
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.links import inside, link_shared, link_stacks
-from bedstone.sandbox.oci import first
+from bedstone.sandbox.oci import first, rootless
 from bedstone.sandbox.oci.config import Place, config, process, unapplied
 from bedstone.sandbox.oci.copying import command as copying
 from bedstone.sandbox.oci.entering import How, end_name, remove
@@ -70,6 +70,7 @@ class OciBoxes:
     """
 
     _sentry = False
+    _for_everybody = False
     _how: How = "shared"
 
     def __init__(self, home: Path, groups: Groups | None = None) -> None:
@@ -96,7 +97,7 @@ class OciBoxes:
 
         What was found is kept, and asked again after a restart of the machine or another version.
         """
-        if os.geteuid() != 0:
+        if rootless.needed() and not self._for_everybody:
             raise UnavailableError(
                 f"{self.isolation} boxes need root", hint="run it as root, or with sudo"
             )
@@ -132,12 +133,16 @@ class OciBoxes:
     async def prepare(self, spec: BoxSpec) -> Launch:
         """Check the policy and make the box; see the protocol."""
         check_start(spec.policy, spec.request())
+        if rootless.needed():
+            rootless.check(f"box {spec.id}", spec)
         return await asyncio.to_thread(self._prepare, spec, self._chosen)
 
     async def exec(self, box: str, program: Exec, stdio: Stdio) -> OciRunning:
         """Run one more program; see the protocol."""
         spec = await self._running(box, paused=False)
         check_exec(spec.policy, program.request(spec))
+        if rootless.needed():
+            rootless.check(f"box {box}", program)
         extra = set(program.capabilities) - set(spec.capabilities)
         if extra:
             raise InvalidError(f"box {box} itself has no {', '.join(sorted(extra))}")
@@ -293,6 +298,27 @@ class OciBoxes:
 
     def _make(self, spec: BoxSpec, runtime: Runtime) -> dict[str, Any]:
         folder = self._folders.begin(spec)
+        targets = {mount.target for mount in spec.mounts}
+        bare = spec.write == "readonly" and _TMP.target not in targets
+        extra = (_TMP,) if bare else ()
+        place, notes = (rootless.build if rootless.needed() else self._build)(spec, folder, extra)
+        write(folder / "bundle" / "config.json", json.dumps(config(spec, place), indent=1))
+        made = {
+            "digest": spec.digest(),
+            "notes": notes,
+            "root": place.root,
+            "binds": [[shown, target] for shown, target, _ in place.binds],
+            "first_id": place.first_id,
+            "readonly": spec.write == "readonly",
+            "runtime": runtime.name,
+        }
+        write(folder / "launch.json", json.dumps(made))
+        return made
+
+    def _build(
+        self, spec: BoxSpec, folder: Path, extra: tuple[Mount, ...]
+    ) -> tuple[Place, tuple[str, ...]]:
+        """Make what a box has of this machine, and say what could not be applied."""
         notes: list[str] = []
         first_id = None
         if self._sentry:
@@ -303,9 +329,6 @@ class OciBoxes:
             )
         else:
             first_id = self._folders.take_ids(spec.id)
-        targets = {mount.target for mount in spec.mounts}
-        bare = spec.write == "readonly" and _TMP.target not in targets
-        extra = (_TMP,) if bare else ()
         tree = build(spec, folder, first_id, extra)
         place = Place(
             root=str(tree.root),
@@ -320,19 +343,7 @@ class OciBoxes:
         )
         if spec.init and not self._sentry and place.init is None:
             notes.append("its command is its first process: none of ours is for this processor")
-        notes += [*tree.notes, *unapplied(spec.limits, place)]
-        write(folder / "bundle" / "config.json", json.dumps(config(spec, place), indent=1))
-        made = {
-            "digest": spec.digest(),
-            "notes": notes,
-            "root": str(tree.root),
-            "binds": [[shown, target] for shown, target, _ in tree.binds],
-            "first_id": tree.first_id,
-            "readonly": spec.write == "readonly",
-            "runtime": runtime.name,
-        }
-        write(folder / "launch.json", json.dumps(made))
-        return made
+        return place, (*notes, *tree.notes, *unapplied(spec.limits, place))
 
     def _delete(self, box: str, runtime: Runtime) -> None:
         with self._folders.locked(box):
@@ -371,6 +382,11 @@ class OciBoxes:
         if made is None:
             raise ConflictError(f"box {box} is not whole, prepare it again")
         wanted = {key: made[key] for key in ("root", "binds", "first_id", "readonly")}
+        if rootless.needed():
+            state, pid = await self._chosen.status(box)
+            if state != "running":
+                raise ConflictError(f"box {box} does not run")
+            wanted = {"pid": pid}
         wanted |= {"mode": field.removeprefix("copy_"), "path": path}
         return await asyncio.create_subprocess_exec(
             *copying(wanted),
@@ -390,6 +406,8 @@ class OciBoxes:
 
 class ContainerBoxes(OciBoxes):
     """`container`: namespaces of this machine's kernel, by runc or crun."""
+
+    _for_everybody = True
 
     @property
     def isolation(self) -> str:

@@ -15,6 +15,7 @@ from bedstone.sandbox import folders
 from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.folders import write
 from bedstone.sandbox.mounts import mounted_below
+from bedstone.sandbox.oci import rootless
 from bedstone.sandbox.oci.roots import release
 
 
@@ -48,7 +49,10 @@ class Folders(folders.Folders):
     def clear(self, box: str) -> None:
         """Unmount and remove all of a box. Idempotent."""
         folder = self.folder(box)
-        release(folder)
+        if rootless.needed():
+            rootless.clear(folder)
+        else:
+            release(folder)
         # What is behind a mount that could not be released is not ours to remove.
         left = mounted_below(folder)
         if left:
