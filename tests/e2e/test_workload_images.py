@@ -23,7 +23,8 @@ echo
 id -u
 pwd
 env
-touch /written && echo written
+wget -q -O- http://container/index.html && echo " from container"
+wget -q -O- http://other/index.html || echo "not from other"
 ls /
 """
 HEAD = """\
@@ -34,12 +35,20 @@ gateway:
 """
 WORKLOAD = """\
   NAME:
-    image: IMAGE
+    image: HOST/pages:TAG
     isolation: NAME
     ready: /index.html
     env: {SAID: manifest}
     start_timeout: 110s
+    uses: [USED]
 """
+
+
+def workload(name: str, isolation: str, tag: str) -> str:
+    """Its declaration; all but the first use that one."""
+    used = "" if name == "container" else "container"
+    text = WORKLOAD.replace("  NAME:", f"  {name}:").replace("NAME", isolation)
+    return text.replace("TAG", tag).replace("USED", used)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def registry() -> Iterator[Registry]:
     program = busybox()
     if program is None:
         pytest.skip("busybox is not static or not there; install it (Debian: busybox-static)")
-    names = ("sh", "httpd", "id", "env", "touch", "ls", "pwd")
+    names = ("sh", "httpd", "id", "env", "wget", "ls", "pwd")
     layer = tar(
         [
             *(folder(name) for name in ("bin", "etc", "www", "www/cgi-bin", "tmp", "opt")),
@@ -94,11 +103,9 @@ def pages(home: Path, registry: Registry, make_domain: Callable[..., Domain]) ->
     there = [name for name in ISOLATIONS if not missing(name)]
     domain = make_domain(manifest="app: pages")
     routes = "".join(f"    - {{path: /{name}, to: {name}, strip: true}}\n" for name in there)
-    workloads = "".join(WORKLOAD.replace("NAME", name) for name in there)
+    workloads = "".join(workload(name, name, "1") for name in there)
     text = (HEAD + routes + "workloads:\n" + workloads).replace("PORT", str(domain.port))
-    (domain.directory / "bedstone.yaml").write_text(
-        text.replace("IMAGE", f"{registry.host}/pages:1")
-    )
+    (domain.directory / "bedstone.yaml").write_text(text.replace("HOST", registry.host))
     domain.up()
     yield domain
     domain.down()
@@ -119,6 +126,9 @@ def test_an_image_runs_as_its_author_meant(pages: Domain, isolation: str) -> Non
     assert {"SAID=manifest", "MADE=image", "PATH=/bin", f"BEDSTONE_WORKLOAD={isolation}"} <= {*said}
     assert {"bin", "opt", "www"} <= {*said}
     assert not {"home", "var", "usr", "work"} & {*said}, "nothing of this machine is in it"
+    if isolation != "container":
+        assert "a page from container" in said, "through its proxy, beside the box"
+    assert "not from other" in said
     found = server(pages, "/v1/resources/instance")["items"]
     notes = next(
         item["value"]["status"]["limits"]
@@ -129,15 +139,32 @@ def test_an_image_runs_as_its_author_meant(pages: Domain, isolation: str) -> Non
     assert any(note.startswith("image: ") and "@sha256:" in note for note in notes)
 
 
+def test_boxes_outlive_their_agent(pages: Domain) -> None:
+    """In every isolation: adopted, with their networks."""
+
+    def running() -> dict[str, tuple[int, str]]:
+        parts = server(pages, "/v1/apps/pages/status")["parts"]
+        instances = (part for part in parts if part["kind"] == "instance")
+        return {part["workload"]: (part["pid"], part["state"]) for part in instances}
+
+    before = running()
+    agent = pages.kill("node")
+    pages.wait(lambda: pages.pids().get("node", agent) != agent, what="another agent")
+    pages.wait(lambda: running() == before, what="adopted")
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        for name in before:
+            assert client.get(f"{pages.url}/{name}/index.html").text == "a page"
+
+
 def test_an_image_that_cannot_be_had_is_named_and_tried_again(
     pages: Domain, registry: Registry
 ) -> None:
     """A registry that is down, and is back."""
     registry.tags["pages", "2"] = registry.tags["pages", "1"]
     registry.faults.down = True
-    more = WORKLOAD.replace("  NAME:", "  other:").replace("NAME", "container")
+    more = workload("other", "container", "2").replace("HOST", registry.host)
     manifest = pages.directory / "bedstone.yaml"
-    manifest.write_text(manifest.read_text() + more.replace("IMAGE", f"{registry.host}/pages:2"))
+    manifest.write_text(manifest.read_text() + more)
     pages.ok("apply", "-f", "bedstone.yaml")
 
     def detail() -> str:
@@ -146,6 +173,7 @@ def test_an_image_that_cannot_be_had_is_named_and_tried_again(
                 return f"{part['state']}: {part['detail']}"
         return ""
 
-    pages.wait(lambda: detail().startswith("backoff: ") and registry.host in detail(), what="why")
+    failed = f"pulling {registry.host}/pages:2; before: "
+    pages.wait(lambda: failed in detail(), timeout=60, what="why")
     registry.faults.down = False
     pages.wait(lambda: detail().startswith("ready"), timeout=40, what="tried again")

@@ -106,6 +106,8 @@ class Runner:
         self._wake = asyncio.Event()
         self._ended: dict[int, ProcessInfo] = {}
         self._network_reason = ""
+        self._failure = ""
+        """Why it could not be started the last time."""
         self._unwritten = ""
         self._listening = False
         self._listen_task: asyncio.Task[object] | None = None
@@ -364,8 +366,10 @@ class Runner:
                 return
             started = await self.sandbox.start(self.unit())
         except Error as error:
+            self._failure = error.message
             self._tell(Exited(error.message, lasting=isinstance(error, _LASTING)))
             return
+        self._failure = ""
         info = started.info
         self._enforced = started.enforced
         self._limits = list(started.limits)
@@ -394,7 +398,7 @@ class Runner:
         return True
 
     def _say(self, text: str) -> None:
-        self._tell(Told(text))
+        self._tell(Told(f"{text}; before: {self._failure}" if self._failure else text))
 
     async def _probe(self, kind: str) -> None:
         pid = self.state.pid

@@ -196,7 +196,8 @@ def _of_machine(host: Host, unit: Unit, folder: Path, command: Sequence[str] | N
     for name, value in (("HOME", "/tmp"), ("TMPDIR", "/tmp"), ("USER", USER), ("LOGNAME", USER)):  # noqa: S108 - its own
         env.setdefault(name, value)
     extra = _identity(unit, folder, env)
-    mounts = compose(folder / "root", shown, host.private, (uid, gid), extra)
+    hidden = (*host.private, host.boxes, host.run_dir)
+    mounts = compose(folder / "root", shown, hidden, (uid, gid), extra)
     own = _resolved(host, unit, command, env["PATH"], mounts)
     probes = [_resolved(host, unit, probe, env["PATH"], mounts) for probe in _probes(unit, command)]
     said = f"user: {note}" if note else f"user: {uid} of the box"
