@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import posixpath
+import shutil
 import tarfile
 from collections.abc import AsyncIterator
 
@@ -14,6 +15,7 @@ from bedstone.sandbox.boxes import Boxes
 from bedstone.sandbox.oci.copying import attributes, set_attributes
 
 _BLOCK = 1 << 18
+_LATEST = 1 << 33
 STREAM = "-"
 
 
@@ -143,47 +145,84 @@ def _unpack(descriptor: int, folder: str, name: str | None) -> list[str]:
     and no link leads out of it. `name` is None to keep it, and `.` for no folder of its own.
     """
     left: list[str] = []
-    attributed: list[tuple[str, tarfile.TarInfo]] = []
+    folders: list[tuple[str, tarfile.TarInfo]] = []
 
     def renamed(text: str) -> str:
         _, slash, rest = text.partition("/")
-        return text if name is None else posixpath.normpath(f"{name}{slash}{rest}")
-
-    def accepted(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        linkname = renamed(member.linkname) if member.islnk() else member.linkname
-        found = member.replace(name=renamed(member.name), linkname=linkname, deep=False)
-        try:
-            if not _stays(found, folder):
-                raise tarfile.LinkOutsideDestinationError(found, linkname)
-            checked = tarfile.data_filter(found, path)
-        except tarfile.FilterError:
-            left.append(member.name)
-            return None
-        place = posixpath.join(folder, checked.name)
-        if os.path.islink(place):  # noqa: PTH114
-            os.unlink(place)  # noqa: PTH108
-        if checked.pax_headers:
-            attributed.append((place, checked))
-        return checked
+        return posixpath.normpath(text if name is None else f"{name}{slash}{rest}")
 
     with (
         os.fdopen(descriptor, "rb") as stream,
         tarfile.open(fileobj=stream, mode="r|", encoding="utf-8") as archive,
     ):
-        archive.extractall(folder, filter=accepted)  # noqa: S202 - what is not ours is left out
-    for place, member in attributed:
-        set_attributes(place, member)
+        for member in archive:
+            shown, member.name = member.name, renamed(member.name)
+            if member.islnk():
+                member.linkname = renamed(member.linkname)
+            if not _stays(member, folder):
+                left.append(shown)
+                continue
+            place = posixpath.join(folder, member.name)
+            _put(archive, member, place, folder)
+            set_attributes(place, member)
+            if member.isdir() and member.name != ".":
+                folders.append((place, member))
+    for place, member in reversed(folders):
+        os.chmod(place, member.mode & 0o755 | 0o700)  # noqa: PTH101
+        _date(place, member)
     return left
 
 
+def _put(archive: tarfile.TarFile, member: tarfile.TarInfo, place: str, folder: str) -> None:
+    """Write one member, in place of what is there; it is the user's, and no more than a file."""
+    os.makedirs(posixpath.dirname(place), exist_ok=True)  # noqa: PTH103
+    if member.isdir():
+        if os.path.islink(place) or not os.path.isdir(place):  # noqa: PTH112, PTH114
+            _remove(place)
+            os.mkdir(place)  # noqa: PTH102
+        return
+    _remove(place)
+    if member.issym():
+        os.symlink(member.linkname, place)  # noqa: PTH211
+    elif member.islnk():
+        os.link(posixpath.join(folder, member.linkname), place, follow_symlinks=False)
+    else:
+        source = archive.extractfile(member)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(place, flags, 0o600), "wb") as file:
+            if source is not None:
+                shutil.copyfileobj(source, file, _BLOCK)
+            os.fchmod(file.fileno(), member.mode & 0o755 | 0o600)
+        _date(place, member)
+
+
+def _date(place: str, member: tarfile.TarInfo) -> None:
+    time = min(max(member.mtime, 0), _LATEST)
+    os.utime(place, (time, time))
+
+
+def _remove(place: str) -> None:
+    try:
+        os.unlink(place)  # noqa: PTH108
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        os.rmdir(place)  # noqa: PTH106
+
+
 def _stays(member: tarfile.TarInfo, folder: str) -> bool:
-    """Whether a member is below the folder, by no link, and its own link leads nowhere else.
+    """Whether a member is a file below the folder, by no link, or a link that leads nowhere else.
 
     Said of paths as they are written, since resolving them has its limits.
     """
-    parts = member.name.split("/")
-    if ".." in parts or member.name.startswith("/"):
+    named = [member.name, member.linkname] if member.islnk() else [member.name]
+    if any(".." in name.split("/") or name.startswith("/") for name in named) or (
+        "\0" in member.name + member.linkname
+    ):
         return False
+    if member.name == ".":
+        return member.isdir()
+    parts = member.name.split("/")
     places = [parts[:count] for count in range(1, len(parts))]
     if member.islnk():
         source = member.linkname.split("/")
@@ -192,11 +231,17 @@ def _stays(member: tarfile.TarInfo, folder: str) -> bool:
         return False
     if member.islnk():
         return os.path.lexists(posixpath.join(folder, member.linkname))
-    if not member.issym():
-        return True
-    steps = [part for part in member.linkname.split("/") if part not in ("", ".")]
+    if member.issym():
+        return _leads_inside(member.linkname, len(parts) - 1)
+    return member.isreg() or member.isdir()
+
+
+def _leads_inside(target: str, depth: int) -> bool:
+    """Whether a link stays below the folder that it is so many folders deep in."""
+    steps = [part for part in target.split("/") if part not in ("", ".")]
     up = next((place for place, part in enumerate(steps) if part != ".."), len(steps))
-    return not member.linkname.startswith("/") and up < len(parts) and ".." not in steps[up:]
+    # What goes up behind a name may go up from where a link has led.
+    return not target.startswith("/") and up <= depth and ".." not in steps[up:]
 
 
 def _write(descriptor: int, data: bytes) -> None:

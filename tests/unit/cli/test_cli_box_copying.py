@@ -73,10 +73,22 @@ def test_a_copy_is_in_the_target_or_is_the_target(tmp_path: Path) -> None:
         out(b"nonsense" * 200, tmp_path)
 
 
+def test_what_is_no_file_is_left_out_and_the_target_stays_as_it_is(tmp_path: Path) -> None:
+    data = archive(("x", b""), type=tarfile.FIFOTYPE)
+    assert out(data, tmp_path) == ["x"]
+    assert not list(tmp_path.iterdir())
+    tmp_path.chmod(0o700)
+    out(archive((".", None), ("./a", b"1"), ("./b", b"2"), mtime=1 << 40), tmp_path, "/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     "members",
     [
         [("x", None), ("x/../../evil", b"1")],
+        [(".", b"1")],
+        [("x/..", b"1")],
         [("/evil", b"1")],
         [("x", None), ("x/l", "/"), ("x/l/evil", b"1")],
         [("x", None), ("x/l", ".."), ("x/m", "l/.."), ("x/m/evil", b"1")],
@@ -110,6 +122,8 @@ def test_hard_links_and_attributes_come_along(tmp_path: Path) -> None:
             link.type, link.linkname = tarfile.LNKTYPE, source
             tar.addfile(link)
     (tmp_path / "outside").write_text("secret")
+    (tmp_path / "kept").mkdir()
+    assert out(made.getvalue(), tmp_path / "kept") == ["x/evil"]
     (tmp_path / "t").mkdir()
     assert out(made.getvalue(), tmp_path / "t/y") == ["x/evil"]
     assert (tmp_path / "t/y/a").samefile(tmp_path / "t/y/b")
