@@ -67,7 +67,7 @@ def parts(folder: Path, host: str = "10.107.0.1", **declared: Any) -> tuple[Host
             cast("Processes", None),
             Ports(1, 2),
             "127.0.0.1",
-            folder,
+            folder / "run",
             serve,
             private=(folder / "app/.bedstone",),
             images=cast("Images", OneUser()),
