@@ -29,7 +29,9 @@ from typing import Any, Final
 from bedstone.boxes import egress
 from bedstone.processes import linux
 
-_BLOCK: Final = 1 << 18
+_BLOCK: Final = 1 << 16
+MOST: Final = 1024
+"""Connections at once. What they hold is not counted as the box's memory, so that it is bounded."""
 _HEAD: Final = 1 << 16
 _PATIENCE: Final = 10.0
 """Seconds for a connection, and for a name."""
@@ -76,8 +78,6 @@ class Relay:
         self._inside = inside
         self._told: set[str] = set()
         self._open = 0  # connections
-        # Each connection has two descriptors.
-        self._most = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64) // 2
 
     async def run(self, ended: asyncio.Event) -> None:
         """Serve until the box has ended, and what it sent last is passed on."""
@@ -94,7 +94,7 @@ class Relay:
 
     async def _listen(self, descriptor: int, port: int | None) -> asyncio.Server:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if self._open >= self._most:
+            if self._open >= MOST:
                 _reset(writer)
                 return
             self._open += 1
@@ -312,6 +312,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # it ends after the box does
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("1000")  # it is the first to go where the machine's memory does not suffice
     inside = ThreadPoolExecutor(
         1, initializer=linux.setns, initargs=(config["netns"], linux.CLONE_NEWNET)
     )

@@ -82,6 +82,26 @@ def test_an_end_is_passed_on_and_what_comes_after_it_returns() -> None:
     asyncio.run(work())
 
 
+def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedstone.boxes.relay.MOST", 2)
+
+    async def work() -> None:
+        async with relayed(echo) as (port, _, _):
+            first = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+            for reader, writer in first:
+                writer.write(b"x")
+                writer.write_eof()
+                assert await reader.read() == b"x"
+                writer.close()
+
+    asyncio.run(work())
+
+
 def test_where_nobody_listens_the_connection_is_reset() -> None:
     async def work() -> None:
         async with relayed(None) as (port, _, _):
