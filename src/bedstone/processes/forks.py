@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Mapping
@@ -49,21 +50,47 @@ def ask(zygote: socket.socket, spec: ProcessSpec) -> Fork:
     Raises:
         RefusedError: it cannot be one.
     """
-    command = parse(spec.argv)
-    if command is None:
+    if parse(spec.argv) is None:
         raise RefusedError("its command gives Python an option, or is not Python's")
+    ahead = _take_ahead(zygote)
+    if ahead is not None:
+        return Fork(ahead)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     ours.settimeout(0)
     try:
-        request = json.dumps({"folder": command.folder(spec.cwd)}).encode()
-        socket.send_fds(zygote, [request], [theirs.fileno()])
+        socket.send_fds(zygote, [b"{}"], [theirs.fileno()])
     except OSError as error:
         ours.close()
         raise RefusedError(f"its zygote takes no request: {error.strerror}") from error
     finally:
         theirs.close()
     return Fork(ours)
+
+
+def _take_ahead(zygote: socket.socket) -> socket.socket | None:
+    """The end of a child that the zygote has forked already; None if none lives."""
+    try:
+        _, handles, _, _ = socket.recv_fds(zygote, 16, 1)
+    except OSError:  # it has offered none
+        return None
+    if not handles:
+        return None
+    with contextlib.suppress(OSError):  # so that it forks the next
+        zygote.send(b"{}")
+    os.set_inheritable(handles[0], False)  # noqa: FBT003 - no keyword
+    try:
+        link = socket.socket(fileno=handles[0])
+    except OSError:  # no socket at all
+        os.close(handles[0])
+        return None
+    link.settimeout(0)
+    ends = select.poll()
+    ends.register(link, 0)  # whether the other one is closed
+    if ends.poll(0):
+        link.close()
+        return None
+    return link
 
 
 def hear(fork: Fork) -> tuple[dict[str, object], int] | None:

@@ -105,17 +105,18 @@ def _serve(
     """Fork for each request. Returns a child's end in a child; None when the supervisor lets go."""
     ahead = _Ahead(channel, rehearse)
     while True:
-        taken = ahead.fork() if reason is None else None
-        if taken is not None:
-            return taken
+        mine = ahead.fork() if reason is None else None
+        if mine is not None:
+            return mine
         data, handles, _, _ = socket.recv_fds(channel, _REQUEST, 1)
         if not data:
             return None
         if not handles:
+            ahead.exists = False  # somebody has taken it
             continue
         link = socket.socket(fileno=handles[0])
-        why = reason or _obstacle(json.loads(data)["folder"])
-        if why is None and not ahead.give(link):
+        why = reason or _obstacle()
+        if why is None:
             try:
                 if _fork():
                     channel.close()
@@ -128,53 +129,33 @@ def _serve(
 
 
 class _Ahead:
-    """One child that is forked while nothing is asked for, for whoever asks next.
+    """One child that is forked while nothing is asked for, and offered to the supervisor.
 
-    It ends with its zygote, which holds the other end of what it waits for.
+    It ends with the supervisor's end of its pair, and so with its zygote.
     """
 
     def __init__(self, channel: socket.socket, rehearse: Callable[[int], None]) -> None:
         self._channel = channel
         self._rehearse = rehearse
-        self._child: socket.socket | None = None
+        self.exists = False
 
     def fork(self) -> socket.socket | None:
-        """Fork it, if it is time; in the child, wait for the end that it is given."""
-        if self._child is not None or select.select((self._channel,), (), (), _IDLE)[0]:
+        """Fork it, if it is time; returns its end in the child."""
+        if self.exists or select.select((self._channel,), (), (), _IDLE)[0]:
             return None
-        self._child, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        forked = False
-        with contextlib.suppress(OSError):  # whoever asks next is told
-            forked = preloading.threads() == 1 and _fork()
-        if forked:
-            self._channel.close()
-            self._child.close()
-            return self._wait(theirs)
+        self.exists = True
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, contextlib.suppress(OSError):  # whoever asks next is told
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            if _obstacle() is None:
+                if _fork():
+                    self._channel.close()
+                    # Its own copies of what it will touch are made now: nobody waits yet.
+                    self._rehearse(1)
+                    return theirs
+                socket.send_fds(self._channel, [b"{}"], [ours.fileno()])
         theirs.close()
         return None
-
-    def _wait(self, zygote: socket.socket) -> socket.socket:
-        # Its own copies of what it will touch are made now, and not when somebody waits.
-        self._rehearse(1)
-        data, handles, _, _ = socket.recv_fds(zygote, 1, 1)
-        if not data or not handles:
-            os._exit(0)
-        zygote.close()
-        return socket.socket(fileno=handles[0])
-
-    def give(self, link: socket.socket) -> bool:
-        """Give it a request; False if there is no such child, and then there is none to close."""
-        if self._child is None:
-            return False
-        try:
-            socket.send_fds(self._child, [b"."], [link.fileno()])
-        except OSError:  # it was killed, or never was
-            return False
-        else:
-            return True
-        finally:
-            self._child.close()
-            self._child = None
 
 
 def _fork() -> bool:
@@ -197,12 +178,10 @@ def _fork() -> bool:
     return True
 
 
-def _obstacle(folder: str) -> str | None:
-    """Why a program whose modules are in `folder` cannot be forked now."""
-    why = preloading.hides(folder)
-    if why is None and (extra := preloading.threads() - 1):
-        why = f"its zygote has {extra} more thread(s)"
-    return why
+def _obstacle() -> str | None:
+    """Why nothing can be forked now."""
+    extra = preloading.threads() - 1
+    return f"its zygote has {extra} more thread(s)" if extra else None
 
 
 def _refuse(link: socket.socket, why: str) -> None:
@@ -231,6 +210,11 @@ def _become(
     env = {**spec.env, **order["marks"]}
     parent = int(order["parent"])
     command = python_command.parse(spec.argv)
+    why = preloading.hides(command.folder(spec.cwd)) if command else "it is no command of Python's"
+    if command is None or why is not None:
+        _refuse(link, str(why))
+        link.recv(1)  # until the supervisor has heard it, it is to see no end
+        os._exit(launcher.FAILED)
     step = "start"
     applied: list[str] = []
     limited = bool(order["memory_limited"])
@@ -251,8 +235,6 @@ def _become(
         for name, action in steps:
             step = name
             action()
-        if command is None:
-            raise ValueError("not a command of Python")
         link.send(json.dumps({"running": applied}).encode())
         link.close()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is told to who asked

@@ -244,6 +244,8 @@ class ProcessTable:
         message, sender = heard or ({}, 0)
         if fork.child is None:
             return self._take_child(process, fork, message, sender)
+        if "refused" in message and self._by_pid.pop(fork.child, None) is not None:
+            return self._fall_back(process, str(message["refused"]))  # it ends by itself
         self._close_report(process)
         running = message.get("running")
         if isinstance(running, list):

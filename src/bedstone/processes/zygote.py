@@ -3,11 +3,12 @@
 The supervisor starts it like any process and holds the other end of descriptor 3, a private pair of
 sockets that nothing else can reach. A request carries one end of another pair, the child's own:
 
-    supervisor → zygote   {"folder": the first entry of its path}, and the child's end
-    zygote → supervisor   {"refused": why}, on that end; it is then started cold
+    supervisor → zygote   {}, and the child's end; without one: the child ahead has been taken
+    zygote → supervisor   {}, and the supervisor's end of the child that it has forked ahead; or, to
+                          a request, {"refused": why} on that end: it is then started cold
     child → supervisor    {}, by which the kernel tells its pid (SCM_CREDENTIALS)
     supervisor → child    {"spec": …, "parent": …, "marks": …}, and its output
-    child → supervisor    {"running": what was applied}, or {"message", "lasting"}
+    child → supervisor    {"running": what was applied}, {"message", "lasting"}, or {"refused": why}
 
 Rules:
 - The zygote never sees a specification, so that no secret of a child is in its memory.
@@ -15,7 +16,7 @@ Rules:
 - The child is the supervisor's, by `siblings.fork`, or else by two forks of which the one in
   between ends at once: the supervisor gets exit codes, limits lives, and the child outlives the
   zygote.
-- Where nothing is asked for a moment, it forks one child ahead. That waits for the request after,
+- Where nothing is asked for a moment, it forks one child ahead. That waits for its order as any,
   has been told nothing, and ends with its zygote.
 - A zygote may itself be forked from another: base → libraries → application.
 
