@@ -61,7 +61,7 @@ class BoxSandbox:
 
     async def open(self) -> None:
         """Clear away what an earlier run has left, if there is something; see the protocol."""
-        if any(self._home.glob(f"{prefix(self._host.run_dir)}*")):
+        if _left(self._home, self._host.run_dir, self._isolation):
             with contextlib.suppress(Error):  # who needs the driver is told what is missing
                 await self._open()
 
