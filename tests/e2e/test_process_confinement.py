@@ -63,7 +63,7 @@ class Scene:
             fields |= {"uid": OWN, "gid": OWN}
         elif self.kind == "root":
             hidden = (str(self.folder / "state"), str(self.folder))
-            kept = replace(kept, hidden=hidden, visible=(str(self.home),))
+            kept = replace(kept, hidden=hidden, visible=(str(self.home),), root=True)
         return program(
             name,
             *(str(SYSTEM), "-c", text, *arguments),
@@ -195,6 +195,53 @@ def test_what_it_sees_is_its_own(scene: Scene) -> None:
     finally:
         theirs.unlink()
         Path("/tmp/mine").unlink(missing_ok=True)
+
+
+def test_root_reaches_no_socket_that_obeys_root(scene: Scene) -> None:
+    """Such as a container engine's, which would start whatever root asks for, with all rights."""
+    if scene.kind != "root":
+        pytest.skip("rights keep others from it")
+    place = Path(tempfile.mkdtemp(prefix="bedstone-outside-", dir="/run"))
+    text = (
+        "import json, os, socket, sys\n"
+        "found = {}\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: found[path] = socket.socket(socket.AF_UNIX).connect(path) or 'reached'\n"
+        "    except OSError as error: found[path] = error.strerror\n"
+        f"found['link'] = open({str(place / 'link')!r}).read()\n"
+        f"found['deep'] = sorted(os.listdir({str(place / 'deep')!r}))\n"
+        "print(json.dumps(found))\n"
+    )
+    (place / "deep" / "er").mkdir(parents=True)
+    (place / "deep" / "file").write_text("read by many")
+    (place / "link").symlink_to("deep/file")
+    roots, deep, named, theirs = paths = [
+        str(place / name) for name in ("engine", "deep/engine", "named", "database")
+    ]
+    listeners = [socket.socket(socket.AF_UNIX) for _ in paths]
+    for path, listener in zip(paths, listeners, strict=True):
+        listener.bind(path)
+        listener.listen()
+        os.chmod(path, 0o600)  # noqa: PTH101
+    os.chown(theirs, 65534, 65534)
+
+    async def check(client: SupervisorClient) -> None:
+        spec = scene.confined("x", text, *paths)
+        assert spec.confinement is not None
+        visible = (*spec.confinement.visible, named)
+        kept = replace(spec.confinement, visible=visible)
+        found = json.loads(await scene.said(client, replace(spec, confinement=kept)))
+        gone = "No such file or directory"
+        assert [found[path] for path in paths] == [gone, gone, "reached", "reached"]
+        assert (found["link"], found["deep"]) == ("read by many", ["er", "file"])
+
+    try:
+        asyncio.run(_supervised(scene, check))
+        assert {path for path in (roots, deep) if Path(path).is_socket()} == {roots, deep}
+    finally:
+        for listener in listeners:
+            listener.close()
+        shutil.rmtree(place)
 
 
 def test_a_program_with_another_users_rights_gains_none(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 
 from bedstone.boxes.home import boxes_directory
 from bedstone.errors import Error, UnavailableError
+from bedstone.images.home import images_directory
 from bedstone.model.messages import (
     Assignments,
     Certificate,
@@ -122,7 +123,7 @@ class Agent:
                 config.enforce,
                 runtime.MODULES,
                 runtime.libraries(),
-                (config.state_dir,),
+                (config.state_dir, images_directory()),
                 config.boxes or boxes_directory(),
                 MachineImages(),
             )

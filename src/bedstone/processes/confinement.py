@@ -15,7 +15,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bedstone.processes import landlock, linux, seccomp
+from bedstone.processes import landlock, linux, seccomp, sockets
 from bedstone.processes.spec import UNCONFINED, Confinement
 
 PROCESSES: Final = 4096
@@ -62,6 +62,8 @@ def separate(given: Confinement) -> list[str]:
         for folder in given.hidden:
             if os.path.isdir(folder):  # noqa: PTH112
                 _hide(folder, kept)
+        if given.root:
+            sockets.hide_those_of_root(given.visible)
     finally:
         for handle in kept.values():
             os.close(handle)

@@ -79,6 +79,8 @@ class Confinement:
         hidden: folders that look empty to it.
         temporary: folder that it sees as /tmp.
         alone: nobody else runs as its user, so that processes of its user are its own.
+        root: it runs as the machine's root, whose rights over files it keeps: so it does not see
+            what root alone could reach by them.
     """
 
     writable: tuple[str, ...] = ()
@@ -86,6 +88,7 @@ class Confinement:
     hidden: tuple[str, ...] = ()
     temporary: str | None = None
     alone: bool = False
+    root: bool = False
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Confinement:

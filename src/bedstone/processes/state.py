@@ -30,6 +30,8 @@ from bedstone.processes.spec import RUN_MARKER
 
 _LOCK = "supervisor.lock"
 _RUN = "run.json"
+ROOT_RUNS = Path("/run/bedstone")
+"""Where the run directories are of all that root runs on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def run_directory(state_dir: Path) -> Path:
     """
     uid = os.getuid()
     if uid == 0:
-        base, mode = Path("/run/bedstone"), 0o711
+        base, mode = ROOT_RUNS, 0o711
     else:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         usable = runtime and os.access(runtime, os.W_OK) and len(runtime) < 60

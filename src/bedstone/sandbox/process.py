@@ -25,6 +25,7 @@ from typing import Final
 from bedstone.errors import Error, InvalidError, UnavailableError
 from bedstone.model.resources import SHARED_USER, Address, Instance, Plumbing
 from bedstone.processes.spec import COLD_START, Confinement, Limits, ProcessInfo, ProcessSpec
+from bedstone.processes.state import ROOT_RUNS
 from bedstone.sandbox.bootstrap import make_folder, write_bootstrap, write_identity
 from bedstone.sandbox.box import Stats
 from bedstone.sandbox.commands import command_line
@@ -45,6 +46,8 @@ _WORKLOAD_BLOCKS: Final = 170_000
 
 
 _TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
+_SESSION: Final = Path("/run/user/0")
+"""Sockets of root's own service manager and message bus."""
 
 
 class ProcessSandbox:
@@ -307,10 +310,18 @@ class ProcessSandbox:
             return Confinement(tuple(writable), temporary=str(temporary), alone=True), ()
         if uid is not None or os.geteuid() != 0:
             return Confinement(tuple(writable)), ()
-        # Root reads whatever it sees.
-        hidden = [str(path.resolve()) for path in (*self._host.private, self._host.run_dir)]
-        visible = [str(path) for path in (folder.resolve(), *needed) if path.exists()]
-        return Confinement(tuple(writable), tuple(visible), tuple(hidden)), ()
+        # Root reads whatever it sees, and is obeyed by whoever listens on a socket of root's.
+        visible = tuple(str(path) for path in (folder.resolve(), *needed) if path.exists())
+        return Confinement(tuple(writable), visible, tuple(self._hidden()), root=True), ()
+
+    def _hidden(self) -> Iterator[str]:
+        """Folders of Bedstone's, and of root's session, that who runs as root is not to see."""
+        host = self._host
+        places = [*host.private, host.run_dir, ROOT_RUNS, host.boxes, _SESSION]
+        found = {path.resolve() for path in places}
+        for path in sorted(found):
+            if found.isdisjoint(path.parents):
+                yield str(path)
 
     def _user(
         self, unit: Unit, source: Path, interpreter: str
