@@ -51,6 +51,11 @@ def test_run_is_as_the_program_is(command: Command, place: Path) -> None:
     done = command("run", "--rm", "-i", "-e", "A=1", "-u", "5:6", "-w", "/work", root, "sh", "-c",
                    "cat; pwd; id -u; echo $A", given="in\n")  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "in\n/work\n5\n1\n")
+    command.answer("run", "-d", "--init", "--name", "first-box", root, "sleep", "60")
+    command.answer("box", "stop", "first-box")  # which would be deaf to it as the first process
+    assert json.loads(command.answer("box", "ps", "-o", "json"))[0]["exit_code"] == 143
+    command.answer("box", "rm", "first-box")
+    assert command("run", "--rm", "--init", root, "nope").returncode == 127
     assert not leftovers(place / "boxes", "first-box")
     assert not list((place / "boxes/.run").glob("box-*"))
 

@@ -30,6 +30,7 @@ from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount, Stats
 from bedstone.sandbox.boxes import KIND, Boxes, Forks
 from bedstone.sandbox.policy import ANY, ANY_USER, AllowedMount, Policy
 from bedstone.sandbox.policy import Network as PolicyNetwork
+from bedstone.sandbox.views import program_inside
 
 CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE",
@@ -63,6 +64,7 @@ def specify(
     capabilities: Sequence[str] = CAPABILITIES,
     policy: Policy | None = None,
     network: PolicyNetwork = "none",
+    init: bool = False,
 ) -> BoxSpec:
     """A box for a root, as the image's author and the arguments say; the arguments win.
 
@@ -82,6 +84,7 @@ def specify(
         policy: what it may be and do; by default exactly what these arguments say, and any `exec`
             and copy.
         network: what its own policy allows it.
+        init: whether its first process is ours, which passes signals on and reaps.
     """
     uid, gid = find_user(root.path, root.user if user is None else user)
     allowed = tuple(
@@ -89,6 +92,11 @@ def specify(
         for m in mounts
     )
     whole = dict(root.env) | dict(env or {})
+    if init and command:
+        found = program_inside(root.path, command[0], whole.get("PATH", DEFAULT_PATH))
+        # What is not there is for the runtime to say.
+        init = found.startswith("/")
+        command = (found, *command[1:])
     return BoxSpec(
         id=box,
         root=str(root.path),
@@ -116,6 +124,7 @@ def specify(
         mounts=tuple(mounts),
         limits=limits or BoxLimits(),
         tty=tty,
+        init=init,
         capabilities=tuple(capabilities),
         created_at=time.time(),
         labels={"image": root.image or str(root.path)},

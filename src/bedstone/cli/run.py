@@ -46,6 +46,7 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 @click.option("-d", "--detach", is_flag=True, help="Leave it running, print its name.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass input on to it.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("--init", is_flag=True, help="A first process that passes signals on and reaps.")
 @click.option("--rm", "remove", is_flag=True, help="Delete it when it has ended.")
 @click.option("--name", help="Its name; one is made up by default.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable.")
@@ -96,6 +97,7 @@ def run(
     detach: bool,
     interactive: bool,
     tty: bool,
+    init: bool,
     remove: bool,
     read_only: bool,
     no_lazy: bool,
@@ -142,6 +144,7 @@ def run(
             capabilities=() if cap_drop == "ALL" else CAPABILITIES,
             policy=read_policy(policy) if policy is not None else None,
             network="given" if ports or rules else "none",
+            init=init,
         )
 
     async def work() -> int:
