@@ -251,6 +251,24 @@ async def test_a_lazy_image_that_reads_from_elsewhere_is_not_used(
 
 
 @in_loop
+async def test_an_encrypted_lazy_image_of_a_plain_image_is_not_used(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """Whoever may send to the repository could keep everybody from starting otherwise."""
+    maker = Maker(tmp_path, registry)
+    await maker.send()
+    artifact.build(maker.store, maker.image, "converted")
+    genuine = json.loads(maker.store.read(artifact.find(maker.store, maker.image).digest))
+    seal = json.dumps({"cipher": "AES-256-GCM", "key": "0000", "wrapped": "AAAA"})
+    forged = {**genuine, "annotations": {**genuine["annotations"], artifact.SEAL: seal}}
+    registry.add_manifest("app", forged, "application/vnd.oci.image.manifest.v1+json")
+    with User(tmp_path) as user:
+        started = await user.start(maker.name)
+        assert "its image is not" in started.notes[0]
+        assert (started.path / "big").read_bytes() == BIG
+
+
+@in_loop
 async def test_the_policy_demands_signatures_of_lazy_images_too(
     tmp_path: Path, registry: Registry
 ) -> None:

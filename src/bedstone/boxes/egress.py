@@ -4,9 +4,9 @@ Rules:
 - Nothing is reached that no rule names. `HOST` allows ports 80 and 443, `HOST:PORT` that port; the
   host `*` stands for any, and there are no other patterns.
 - An address that is not public (loopback, private, link-local, shared, multicast, reserved, or an
-  IPv6 address that holds such a one) is reached only where a rule names the address itself, also
-  when a name that is allowed, or `*`, resolves to it: a name server is not to decide what of the
-  inside can be reached.
+  IPv6 address that holds such a one), and one of this machine, is reached only where a rule names
+  the address itself, also when a name that is allowed, or `*`, resolves to it: a name server is not
+  to decide what of the inside can be reached.
 
 Only the standard library is used.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,11 @@ PORTS: Final = (80, 443)
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_SPECIAL: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20")
+)
+"""Registered for special use (RFC 6890 and later), and public to older versions of Python."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -95,19 +100,37 @@ def check(rules: Iterable[Rule], host: str, port: int) -> None:
         raise Refused(f"{show(host, port)} is not allowed; --egress {where} would allow it")
 
 
-def choose(rules: Iterable[Rule], host: str, port: int, addresses: Iterable[str]) -> list[str]:
+def choose(
+    rules: Iterable[Rule],
+    host: str,
+    port: int,
+    addresses: Iterable[str],
+    own: Callable[[str], bool] = lambda _address: False,
+) -> list[str]:
     """Those of a host's addresses that may be connected to, in their order.
+
+    Args:
+        rules: what may be reached.
+        host: as it was asked for.
+        port: likewise.
+        addresses: what the host resolves to.
+        own: whether an address is this machine's.
 
     Raises:
         Refused: none may.
     """
     named = {rule.host for rule in rules if rule.allows(port)}
     found = [normal(text) for text in addresses]
-    chosen = [text for text in found if text in named or public(ipaddress.ip_address(text))]
+    chosen = [
+        text
+        for text in found
+        if text in named or (public(ipaddress.ip_address(text)) and not own(text))
+    ]
     if not chosen:
         shown = show(found[0], port) if found else "nothing"
         raise Refused(
-            f"{show(host, port)} is {shown}, which is not public; --egress {shown} would allow it"
+            f"{show(host, port)} is {shown}, which is not public or this machine's own; "
+            f"--egress {shown} would allow it"
         )
     return chosen
 
@@ -122,6 +145,8 @@ def public(address: Address) -> bool:
             return public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address not in _UNICAST:
             return False
+    if any(address.version == net.version and address in net for net in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast
 
 

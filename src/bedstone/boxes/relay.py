@@ -152,7 +152,7 @@ class Relay:
         # A scope (fe80::1%2) is of a link, which is never public.
         found = list(dict.fromkeys(str(row[4][0]).partition("%")[0] for row in rows))
         problem = Answer(504, f"{egress.show(host, port)} does not answer")
-        for address in egress.choose(self._rules, host, port, found):
+        for address in egress.choose(self._rules, host, port, found, _own):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             try:
                 made = socket.socket(family, socket.SOCK_STREAM)
@@ -228,6 +228,17 @@ async def _read_head(reader: asyncio.StreamReader) -> Target:
     return parse_head(head)
 
 
+def _own(address: str) -> bool:
+    """Whether an address is this machine's: it alone can listen there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def parse_head(head: bytes) -> Target:
     """Where a request goes. Raises Answer if it is none for a proxy.
 
@@ -236,6 +247,8 @@ def parse_head(head: bytes) -> Target:
     """
     first, *lines = head[:-4].decode("latin-1").split("\r\n")
     words = first.split(" ")
+    if any(not "!" <= sign <= "~" for word in words for sign in word):
+        raise Answer(400, "the request line has a character that none may have")
     if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise Answer(400, "this is a proxy for HTTP/1.1")
     method, form, version = words

@@ -69,6 +69,7 @@ def test_only_what_is_named_may_be_asked_for() -> None:
         "169.254.169.254", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
         "::", "::1", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1",
         "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "64:ff9b:1::1", "fec0::1",
+        "192.0.0.8", "192.88.99.1", "3fff::1",
     ],
 )  # fmt: skip
 def test_what_is_inside_is_reached_by_its_address_alone(address: str) -> None:
@@ -85,6 +86,14 @@ def test_of_several_addresses_the_public_ones_are_chosen() -> None:
     assert choose([parse("*")], "a", 443, found) == ["8.8.8.8", "2606:4700::1111"]
     with pytest.raises(Refused):
         choose([parse("*")], "a", 443, [])
+
+
+def test_a_public_address_of_this_machine_is_reached_by_itself_alone() -> None:
+    own = {"8.8.8.8"}.__contains__
+    assert choose([parse("*")], "a", 443, ["8.8.8.8", "1.1.1.1"], own) == ["1.1.1.1"]
+    with pytest.raises(Refused, match="this machine's own"):
+        choose([parse("*")], "a", 443, ["8.8.8.8"], own)
+    assert choose([parse("8.8.8.8")], "8.8.8.8", 443, ["8.8.8.8"], own) == ["8.8.8.8"]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_what_is_not_named_is_refused_with_the_reason(capfd: pytest.CaptureFixtu
             for host in ("127.0.0.1", "localhost", "2130706433", "127.1"):
                 answer = await asked(proxy, f"CONNECT {host}:{box} HTTP/1.1\n\n")
                 assert answer.startswith(b"HTTP/1.1 403 "), answer
-                assert b"which is not public; --egress" in answer
+                assert b"which is not public or this machine's own; --egress" in answer
             answer = await asked(proxy, f"GET http://[::ffff:127.0.0.1]:{box}/ HTTP/1.1\n\n")
             assert b" 403 " in answer
             for _ in range(3):
@@ -229,6 +229,9 @@ def test_what_does_not_answer_is_a_bad_gateway() -> None:
         "CONNECT a HTTP/1.1",
         "CONNECT a:b HTTP/1.1",
         "CONNECT a/b:1 HTTP/1.1",
+        "GET http://a/x\nHost:b\nX: HTTP/1.1",
+        "GET http://a/x\ry HTTP/1.1",
+        "GET http://a/x\ty HTTP/1.1",
         "CONNECT a\0b:1 HTTP/1.1",
         "GET http://a/ HTTP/1.1\r\n folded",
         "GET http://a/ HTTP/1.1\r\nname : x",

@@ -24,7 +24,7 @@ from bedstone.images import admission
 from bedstone.images.lazy import artifact
 from bedstone.images.lazy.artifact import Artifact
 from bedstone.images.lazy.making import Lazy
-from bedstone.images.models import OCI_MANIFEST, Descriptor, Manifest, parse
+from bedstone.images.models import ENCRYPTED, OCI_MANIFEST, Descriptor, Manifest, parse
 from bedstone.images.reference import Reference
 from bedstone.images.registry import Document, RegistryClient
 from bedstone.images.signatures import Signed, fetch
@@ -96,6 +96,8 @@ async def _take(
 ) -> None:
     document = await _document(client, reference, listed)
     found = artifact.read(document.data, descriptor.digest)
+    if found.seal is not None and ENCRYPTED not in manifest.annotations:
+        raise InvalidError("it is encrypted, and its image is not")
     signed = await fetch(client, reference, found.digest)
     _vouched(store, reference, found, signed)
     with store.lease(f"lazy-pull-{found.digest}", seconds=3600) as lease:
