@@ -22,16 +22,19 @@ from bedstone.processes.spec import RUN_MARKER
 from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount
 from bedstone.sandbox.commands import command_line
 from bedstone.sandbox.environment import INHERITED, INHERITED_PATHS, environment
+from bedstone.sandbox.installed import Needed, installed
 from bedstone.sandbox.interpreter import closed, find_interpreter
 from bedstone.sandbox.policy import AllowedMount, Policy
 from bedstone.sandbox.protocol import Host, ImageRoot, Unit
-from bedstone.sandbox.views import USER, compose, find_program, installed, program_inside
+from bedstone.sandbox.views import USER, compose, find_program, program_inside
 
 UID: Final = 64000
 """The user of a box whose source everybody may read; no distribution gives this number out."""
 IDS: Final = 65536
 IDENTITY: Final = "/run/bedstone"
 """Where a box finds the files of its identity."""
+_HIDDEN: Final = (Path("/run"), Path("/var/run"))
+"""Never shown: sockets of this machine's services, which obey some users."""
 PIDS: Final = 4096
 DISK: Final = 1 << 30
 """Bytes that an instance of an image may write to its root."""
@@ -109,31 +112,31 @@ def plan(
         if image is None
         else _of_image(host, unit, folder, image, command)
     )
-    root, argv, env, cwd, user, mounts, probes, note = made
     declared = unit.revision.spec.limits
+    programs = (made.command[0], *(probe[0] for probe in made.probes))
     spec = BoxSpec(
         id=box,
-        root=root,
-        command=argv,
+        root=made.root,
+        command=made.command,
         policy=Policy(
-            programs=tuple(dict.fromkeys((argv[0], *(probe[0] for probe in probes)))),
-            exec=bool(probes),
-            env=tuple(sorted(env)),
+            programs=tuple(dict.fromkeys(programs)),
+            exec=bool(made.probes),
+            env=tuple(sorted(made.env)),
             mounts=tuple(
                 AllowedMount(m.source if m.kind == "bind" else "tmpfs", m.target, m.readonly)
-                for m in mounts
+                for m in made.mounts
             ),
             network="given",
-            users=(user[0],),
+            users=(made.user[0],),
             writable_root=image is not None,
         ),
         write="readonly" if image is None else "overlay",
-        env=env,
-        cwd=cwd,
-        user=user[0],
-        group=user[1],
+        env=made.env,
+        cwd=made.cwd,
+        user=made.user[0],
+        group=made.user[1],
         hostname=unit.instance.workload,
-        mounts=mounts,
+        mounts=made.mounts,
         limits=BoxLimits(
             memory=declared.memory if declared else None,
             cpus=declared.cpu if declared else None,
@@ -142,10 +145,10 @@ def plan(
             files=declared.files if declared else None,
         ),
         netns=unit.plumbing.app.netns,
-        init=argv[0].startswith("/"),
+        init=made.command[0].startswith("/"),
         labels=labels,
     )
-    return Plan(spec, (note,) if note else ())
+    return Plan(spec, made.notes)
 
 
 def probe_program(host: Host, unit: Unit, spec: BoxSpec, command: Sequence[str]) -> Exec:
@@ -157,16 +160,24 @@ def probe_program(host: Host, unit: Unit, spec: BoxSpec, command: Sequence[str])
     return Exec(argv, spec.env, spec.cwd, spec.user, spec.group)
 
 
-_Made = tuple[
-    str,
-    tuple[str, ...],
-    dict[str, str],
-    str,
-    tuple[int, int],
-    tuple[Mount, ...],
-    list[tuple[str, ...]],
-    str,
-]
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a box without an image and one of an image have in common; fields as in `BoxSpec`.
+
+    Attributes:
+        user: and group.
+        probes: the commands that are run in it beside its own.
+        notes: as in `Plan`.
+    """
+
+    root: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    user: tuple[int, int]
+    mounts: tuple[Mount, ...]
+    probes: Sequence[tuple[str, ...]] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _of_machine(host: Host, unit: Unit, folder: Path, command: Sequence[str] | None) -> _Made:
@@ -180,13 +191,15 @@ def _of_machine(host: Host, unit: Unit, folder: Path, command: Sequence[str] | N
     uid, gid, note = user_of(source)
     env = environment(unit)
     _without_inherited(unit, env)
-    shown = [source]
     search = _PATH
+    libraries = [Path(path) for path in host.libraries.split(os.pathsep) if path]
+    needed = Needed()
     if "/" in interpreter:
-        shown += installed(Path(interpreter))
+        needed = installed(Path(interpreter), (source, Path(unit.revision.root), *libraries))
         search = f"{Path(interpreter).parent}{os.pathsep}{search}"
+    shown = [source, *needed.shown]
     if declared.run is not None:
-        shown += [Path(path) for path in host.libraries.split(os.pathsep) if path]
+        shown += libraries
     shown += [
         Path(path)
         for path in declared.env.get("PYTHONPATH", "").split(os.pathsep)
@@ -196,12 +209,13 @@ def _of_machine(host: Host, unit: Unit, folder: Path, command: Sequence[str] | N
     for name, value in (("HOME", "/tmp"), ("TMPDIR", "/tmp"), ("USER", USER), ("LOGNAME", USER)):  # noqa: S108 - its own
         env.setdefault(name, value)
     extra = _identity(unit, folder, env)
-    hidden = (*host.private, host.boxes, host.run_dir)
-    mounts = compose(folder / "root", shown, hidden, (uid, gid), extra)
+    hidden = (*host.private, host.boxes, host.run_dir, *_HIDDEN)
+    mounts = compose(folder / "root", shown, hidden, (uid, gid), extra, needed.links)
     own = _resolved(host, unit, command, env["PATH"], mounts)
     probes = [_resolved(host, unit, probe, env["PATH"], mounts) for probe in _probes(unit, command)]
     said = f"user: {note}" if note else f"user: {uid} of the box"
-    return str(folder / "root"), own, env, str(source), (uid, gid), mounts, probes, said
+    notes = (said, *needed.notes)
+    return _Made(str(folder / "root"), own, env, str(source), (uid, gid), mounts, probes, notes)
 
 
 def _of_image(
@@ -227,7 +241,7 @@ def _of_image(
     mounts = _identity(unit, folder, env)
     probes = [tuple(probe) for probe in _probes(unit, command)]
     cwd = posixpath.normpath(image.cwd or "/")
-    return str(image.path), argv, env, cwd, user, mounts, probes, ""
+    return _Made(str(image.path), argv, env, cwd, user, mounts, probes)
 
 
 def _without_inherited(unit: Unit, env: dict[str, str]) -> None:

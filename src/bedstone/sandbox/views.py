@@ -5,7 +5,6 @@ libraries, the interpreter with what is installed for it, the workload's source.
 are made in the root, so that it makes no difference whether they are open to others here.
 
 Rules:
-- No file is run to find out what is needed: `pyvenv.cfg` and `.pth` files are read.
 - What is hidden, such as the state of the run, is not shown either where a mount would contain it.
 - Of /etc, only what libraries cannot do without; its users are the box's own.
 """
@@ -30,8 +29,6 @@ _ETC_FILES: Final = (
     "ld.so.cache", "localtime", "timezone", "os-release", "mime.types", "protocols", "services",
     "ssl/openssl.cnf",
 )  # fmt: skip
-_INSTALLED: Final = ("bin", "lib", "lib64", "libexec", "share", "ssl", "etc")
-"""What of an interpreter's prefix is shown: the prefix itself may be somebody's home."""
 _HIDDEN: Final = 4096
 _PEOPLE: Final = {
     "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\n"
@@ -50,6 +47,7 @@ def compose(
     hidden: Iterable[Path],
     user: tuple[int, int],
     extra: Sequence[Mount] = (),
+    links: Iterable[Path] = (),
 ) -> tuple[Mount, ...]:
     """Make the root of a box, and say what is mounted over it.
 
@@ -60,6 +58,7 @@ def compose(
         hidden: absolute paths of folders whose content it never has.
         user: the box's user and group.
         extra: mounts beside those.
+        links: absolute paths of symbolic links that it has as well, whatever they lead to.
 
     Raises:
         InvalidError: something that is to be shown is hidden.
@@ -80,22 +79,33 @@ def compose(
         if path.is_dir() and Path(os.path.realpath(path)) == path:
             wanted[str(path)] = path
     _write_etc(root, *user)
-    for path in shown:
-        found = Path(os.path.realpath(path))
-        if found.exists():
-            wanted[os.path.normpath(path)] = found
-            wanted[str(found)] = found
+    wanted |= dict(_found(shown))
     binds = [Mount(str(source), target) for target, source in _outermost(wanted)]
     all_mounts = [*binds, *_hide(binds, hidden), *extra]
     for mount in all_mounts:
         _place(root, mount)
+    for link in links:
+        _link(root, link, binds)
     (root / "tmp").mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
     return tuple(all_mounts)
 
 
+def _found(shown: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Where paths are, and where their links lead; the system's places are there anyway."""
+    for path in shown:
+        found = Path(os.path.realpath(path))
+        if found.exists():
+            if not systems(path):
+                yield os.path.normpath(path), found
+            yield str(found), found
+
+
 def _hide(binds: Sequence[Mount], hidden: Iterable[Path]) -> Iterator[Mount]:
-    for secret in map(Path, map(os.path.realpath, hidden)):
+    secrets = {Path(os.path.realpath(path)) for path in hidden}
+    for secret in sorted(secrets):
+        if not secrets.isdisjoint(secret.parents):
+            continue
         for mount in binds:
             source = Path(mount.source)
             if source.is_relative_to(secret):
@@ -140,16 +150,28 @@ def _write_etc(root: Path, uid: int, gid: int) -> None:
 def _place(root: Path, mount: Mount) -> None:
     """Make the place of a mount; one that is inside another mount has it there."""
     place = root / mount.target.lstrip("/")
-    parents = [parent for parent in place.parents if parent != root and root in parent.parents]
-    for parent in reversed(parents):
-        parent.mkdir(exist_ok=True)
-        parent.chmod(0o755)
+    _make_parents(root, place)
     if mount.kind == "tmpfs" or not stat.S_ISREG(_mode(mount.source)):
         place.mkdir(exist_ok=True)
         place.chmod(0o755)
     else:
         place.touch()
         place.chmod(0o644)
+
+
+def _link(root: Path, link: Path, binds: Sequence[Mount]) -> None:
+    """Make a link that is here in the root as well, unless a mount shows it."""
+    if not any(link.is_relative_to(bind.target) for bind in binds):
+        place = root / str(link).lstrip("/")
+        _make_parents(root, place)
+        place.symlink_to(link.readlink())
+
+
+def _make_parents(root: Path, place: Path) -> None:
+    parents = [parent for parent in place.parents if parent != root and root in parent.parents]
+    for parent in reversed(parents):
+        parent.mkdir(exist_ok=True)
+        parent.chmod(0o755)
 
 
 def _mode(path: str) -> int:
@@ -160,57 +182,9 @@ def _mode(path: str) -> int:
         return 0
 
 
-def installed(interpreter: Path) -> list[Path]:
-    """What an interpreter of Python needs: itself, its virtual environment, where that came from.
-
-    Args:
-        interpreter: absolute path; a link is followed, and each step of it is in the answer.
-    """
-    found: list[Path] = []
-    seen: set[Path] = set()
-    homes = [interpreter.parent.parent]
-    step = interpreter
-    while step.is_symlink() and step not in seen:
-        seen.add(step)
-        step = Path(os.path.normpath(step.parent / step.readlink()))
-        homes.append(step.parent.parent)
-    homes.append(Path(os.path.realpath(interpreter)).parent.parent)
-    for home in dict.fromkeys(homes):
-        found += _prefix(home)
-    return list(dict.fromkeys(path for path in found if not _systems(path)))
-
-
-def _prefix(home: Path) -> Iterator[Path]:
-    try:
-        lines = (home / "pyvenv.cfg").read_text(errors="replace").splitlines()
-    except OSError:
-        for name in _INSTALLED if home != Path("/") else ():
-            yield home / name
-    else:
-        yield home
-        pairs = (line.partition("=") for line in lines)
-        values = {name.strip(): value.strip() for name, _, value in pairs}
-        if base := values.get("home"):
-            for name in _INSTALLED:
-                yield Path(base).parent / name
-    for folder in home.glob("lib*/python*/*-packages"):
-        for file in sorted(folder.glob("*.pth")):
-            yield from path_file(file)
-
-
-def path_file(file: Path) -> Iterator[Path]:
-    """The folders that a path configuration file adds (`site` of Python's library)."""
-    with contextlib.suppress(OSError):
-        for line in file.read_text(errors="replace").splitlines():
-            text = line.strip()
-            if text and not text.startswith(("#", "import ", "import\t")):
-                path = Path(os.path.normpath(file.parent / text))
-                if path.is_dir() and path != Path("/"):
-                    yield path
-
-
-def _systems(path: Path) -> bool:
-    return path.parts[1:2] == ("usr",) or path == Path("/")
+def systems(path: Path) -> bool:
+    """Whether a box has it in any case, or never: what is the system's, and the root itself."""
+    return path == Path("/") or path.parts[1] in SYSTEM
 
 
 def program_inside(root: Path, name: str, path: str) -> str:

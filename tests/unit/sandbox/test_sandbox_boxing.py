@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,6 +115,37 @@ def test_a_program_of_this_machine_is_hardened(tmp_path: Path) -> None:
         tmp_path, path="app", command=("sh",), limits={"memory": 1 << 28, "processes": 9, "cpu": 2}
     ).spec.limits
     assert (with_limits.memory, with_limits.pids, with_limits.cpus) == (1 << 28, 9, 2)
+
+
+def test_packages_do_not_choose_what_it_sees(tmp_path: Path) -> None:
+    """Files of its environment add folders of the app alone, and what they name is said."""
+    venv, library = tmp_path / ".venv", tmp_path / "libraries/common"
+    packages = venv / "lib/python3.11/site-packages"
+    for folder in (venv / "bin", packages, library):
+        folder.mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (venv / "bin/python").symlink_to("/usr/bin/python3")
+    (packages / "added.pth").write_text(f"{library}\n/etc\n")
+    found = made(tmp_path, path="app", run="web:app")
+    shown = {mount.source for mount in found.spec.mounts}
+    assert {str(library), str(venv)} <= shown
+    assert "/etc" not in shown
+    assert [note.split(",")[0] for note in found.notes[1:]] == [
+        f"shown: {library}", "left out: /etc"
+    ]  # fmt: skip
+
+
+def test_boxes_and_sockets_are_hidden_also_in_its_own_folder(tmp_path: Path) -> None:
+    host, unit = parts(tmp_path, path="app", command=("sh",))
+    boxes, run = tmp_path / "app/boxes", tmp_path / "app/run"
+    boxes.mkdir(parents=True)
+    run.mkdir()
+    host = replace(host, boxes=boxes, run_dir=run)
+    spec = plan(host, unit, "b", tmp_path, None, None, {}).spec
+    hidden = {mount.target for mount in spec.mounts if mount.kind == "tmpfs"}
+    assert {str(boxes), str(run)} <= hidden
+    with pytest.raises(InvalidError, match="which no box sees"):
+        plan(replace(host, boxes=tmp_path), unit, "b", tmp_path, None, None, {})
 
 
 def test_an_image_is_run_as_its_author_and_the_manifest_say(tmp_path: Path) -> None:

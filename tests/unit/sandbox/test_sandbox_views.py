@@ -9,7 +9,7 @@ import pytest
 
 from bedstone.errors import InvalidError
 from bedstone.sandbox.box import Mount
-from bedstone.sandbox.views import compose, find_program, installed, path_file, program_inside
+from bedstone.sandbox.views import compose, find_program, program_inside
 
 USER = (64000, 64000)
 
@@ -61,24 +61,18 @@ def test_links_are_shown_where_they_are_and_where_they_lead(tmp_path: Path) -> N
     assert bound(mounts) == {real: real, str(tmp_path / "link"): real}
 
 
-def test_an_interpreter_brings_what_it_was_made_from(tmp_path: Path) -> None:
-    """A virtual environment, its base by parts, and the folders that `.pth` files name."""
-    base, environment, added = tmp_path / "base", tmp_path / "venv", tmp_path / "src"
-    packages = environment / "lib/python3.11/site-packages"
-    for folder in (base / "bin", base / "lib", base / "secrets", packages, added):
-        folder.mkdir(parents=True)
-    (base / "bin/python3.11").touch()
-    (environment / "bin").mkdir()
-    (environment / "bin/python").symlink_to(base / "bin/python3.11")
-    (environment / "pyvenv.cfg").write_text(f"home = {base}/bin\nversion = 3.11\n")
-    (packages / "own.pth").write_text(f"import os\n# {tmp_path}\n{added}\n/nowhere\n/\n")
-    found = installed(environment / "bin/python")
-    assert environment in found
-    assert {base / "bin", base / "lib"} <= set(found)
-    assert added in found
-    assert not {tmp_path, base, base / "secrets", Path("/")} & set(found)
-    assert list(path_file(packages / "gone.pth")) == []
-    assert installed(Path("/usr/bin/python3")) == []
+def test_what_the_system_has_is_there_already(tmp_path: Path) -> None:
+    """Also by the names that are links on most machines, which no mount can be put over."""
+    root = tmp_path / "root"
+    assert compose(root, [Path("/bin"), Path("/lib/x")], [], USER) == compose(root, [], [], USER)
+
+
+def test_what_is_hidden_twice_is_hidden_once(tmp_path: Path) -> None:
+    """Boxes of a run whose state is hidden, too."""
+    inner = tmp_path / "app/state/boxes"
+    inner.mkdir(parents=True)
+    mounts = compose(tmp_path / "root", [tmp_path / "app"], [inner, inner.parent], USER)
+    assert [mount.target for mount in mounts if mount.kind == "tmpfs"] == [str(inner.parent)]
 
 
 def test_a_program_is_one_of_the_box(tmp_path: Path) -> None:
