@@ -20,6 +20,7 @@ from pathlib import Path
 from bedstone.engines.privilege import can_mount
 from bedstone.engines.programs import envoy_program, postgres_program
 from bedstone.errors import Error
+from bedstone.processes import landlock, seccomp
 from bedstone.processes.state import run_directory
 
 _FILES = 4096
@@ -57,6 +58,7 @@ async def doctor(state_dir: Path | None = None) -> list[Check]:
         _files(),
         _pidfd(),
         _namespaces(),
+        _confinement(),
         _users(),
         _control_groups(),
     ]
@@ -154,6 +156,26 @@ def _namespaces() -> Check:
         ok=False,
         detail=f"{who}: identities on this machine are cooperative, not enforced",
         fix="run as root for namespaces and users of their own",
+        required=False,
+    )
+
+
+def _confinement() -> Check:
+    """What needs no privilege, but a kernel that can."""
+    known = landlock.version()
+    missing = []
+    if known < landlock.OLDEST:
+        missing.append("instances write wherever their user may: no Landlock 2")
+    if seccomp.program() is None or not Path("/proc/sys/kernel/seccomp").exists():
+        missing.append("system calls are not filtered")
+    if not missing:
+        detail = f"system calls filtered, writes confined by Landlock {known}"
+        return Check("confinement", ok=True, detail=detail, required=False)
+    return Check(
+        "confinement",
+        ok=False,
+        detail="; ".join(missing),
+        fix="use Linux 5.19 or later on x86-64 or aarch64, with CONFIG_SECURITY_LANDLOCK",
         required=False,
     )
 

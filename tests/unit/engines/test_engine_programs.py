@@ -72,6 +72,7 @@ def test_the_doctor_looks_at_everything_and_each_failure_has_a_fix(tmp_path: Pat
         "open files",
         "pidfd",
         "privileges",
+        "confinement",
         "warm starts",
         "control groups",
     ]
