@@ -65,6 +65,9 @@ def test_a_network_is_what_was_asked_for_and_nothing_else(
         status = (relay / "status").read_text().splitlines()
         rights = {line.split()[1] for line in status if line.startswith(("Uid", "Gid", "CapPrm"))}
         assert rights == {"65534", "0000000000000000"}
+        os.kill(int(relay.name), signal.SIGKILL)  # and another one goes on with its sockets
+        while fetched(port["port"]) != b"page\n":
+            assert time.monotonic() < deadline
         taken = command("run", "-p", f"{port['port']}:80", str(place / "root"), "true")
         assert (taken.returncode, "cannot publish 127.0.0.1:" in taken.stderr) == (125, True)
         ask = "unset no_proxy; wget -q -O - http://127.0.0.1:"
@@ -86,7 +89,6 @@ def test_a_network_is_what_was_asked_for_and_nothing_else(
             assert "reached" not in command("box", "exec", "net-box", "sh", "-c", script).stdout
     command.answer("box", "rm", "-f", "net-box")
     assert fetched(port["port"]) is None
-    assert not relay.exists()
     assert not leftovers(place / "boxes", "net-box")
     assert not list(Path("/run/bedstone/boxes").glob("*-net-box"))
 

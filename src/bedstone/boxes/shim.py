@@ -42,6 +42,8 @@ _WAITING = 1 << 20
 _FRAME = 1 << 20
 _PATIENCE = 10.0
 _LINGER = 3.0
+_TOO_SOON = 1.0
+_RELAYS = 3
 _BLOCK = 1 << 16
 
 
@@ -60,6 +62,8 @@ class Shim:
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
         self._relay: subprocess.Popen[bytes] | None = None
+        self._relay_since = 0.0
+        self._relays = _RELAYS
 
     def run(self) -> None:
         """Start the box and serve until it ends."""
@@ -85,6 +89,8 @@ class Shim:
             self._turn(wake, child)
             if child.poll() is not None:
                 self._flush_sources()
+            elif self._relay is not None and self._relay.poll() is not None:
+                self._replace_relay()
         self._stop_relay()
         code = child.returncode
         self._end(self._status(128 - code if code < 0 else code))
@@ -102,6 +108,7 @@ class Shim:
     def _start_relay(self) -> None:
         """Start what serves the box's ports and its proxy; what it says is kept with the output."""
         if self._config["relay"]:
+            self._relay_since = time.monotonic()
             self._relay = subprocess.Popen(
                 self._config["relay"],
                 stdin=subprocess.PIPE,
@@ -113,19 +120,30 @@ class Shim:
             if self._relay.stderr is not None:
                 self._source(os.dup(self._relay.stderr.fileno()), ERRORS)
                 self._relay.stderr.close()
-        for descriptor in self._config["descriptors"]:
-            os.close(descriptor)
+
+    def _replace_relay(self) -> None:
+        """Start another one, which has the same sockets; but not one that cannot live."""
+        if time.monotonic() - self._relay_since < _TOO_SOON:
+            self._relays -= 1
+        if self._relays > 0:
+            self._start_relay()
+        else:
+            self._keep(b"bedstone: the relay of its network ends at once, its ports are closed\n")
+            self._stop_relay()
 
     def _stop_relay(self) -> None:
         """Free the box's ports. It ends with its input, also where this process is killed."""
         if self._relay is None or self._relay.stdin is None:
             return
+        for descriptor in self._config["descriptors"]:
+            os.close(descriptor)
         self._relay.stdin.close()
         try:
             self._relay.wait(_LINGER)
         except subprocess.TimeoutExpired:
             self._relay.kill()
             self._relay.wait()
+        self._relay = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         options: dict[str, Any] = {"env": self._config["env"], "start_new_session": True}

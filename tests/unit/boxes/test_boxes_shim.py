@@ -207,3 +207,16 @@ def test_what_a_runtime_could_not_start_has_a_status_of_its_own(
     started.write_text("7")
     start("exit 1", **files).wait(20)
     assert code(tmp_path) == 1
+
+
+def test_a_relay_is_replaced_unless_it_cannot_live(start: Start, tmp_path: Path) -> None:
+    script = f"echo x >>{tmp_path}/relays; sleep 1.2; exit"
+    process = start("sleep 2.1; exit 4", relay=["/bin/sh", "-c", script])
+    process.wait(20)
+    assert len((tmp_path / "relays").read_text()) in (4, 6)
+    (tmp_path / "pid").unlink()
+    (tmp_path / "relays").unlink()
+    start("sleep 0.5; exit 5", relay=["/bin/sh", "-c", f"echo x >>{tmp_path}/relays"]).wait(20)
+    assert (tmp_path / "relays").read_text() == "x\n" * 3
+    assert "ends at once" in (tmp_path / "output").read_text()
+    assert code(tmp_path) == 5
