@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from bedstone.errors import UnavailableError
+from bedstone.errors import DeniedError, Error, NotFoundError, UnavailableError
 from bedstone.model.messages import Assignments
 from bedstone.model.resources import (
     Address,
@@ -29,9 +29,10 @@ from bedstone.model.spec import AppSpec
 from bedstone.node.certificates import Certificates
 from bedstone.node.instances import Instances
 from bedstone.node.journal import Journal, Record
+from bedstone.node.lifecycle import Exited, Stage, Told
 from bedstone.node.preparations import Preparations
 from bedstone.node.reports import Reports
-from bedstone.node.runner import Databases, Surroundings
+from bedstone.node.runner import Databases, Runner, Surroundings
 from bedstone.node.tasks import Tasks
 from bedstone.node.view import View
 from bedstone.node.watch import Supervisor, Watch
@@ -55,6 +56,9 @@ class FailingSandbox:
 
     async def allot(self, *_: object, **__: object) -> Plumbing:
         return PLUMBING
+
+    def app_port_free(self, _: Plumbing) -> bool:
+        return True
 
     async def ending(self, _: Instance, info: ProcessInfo) -> str:
         return info.ending()
@@ -254,3 +258,69 @@ def test_what_cannot_be_adopted_is_stopped_however_often_that_fails(tmp_path: Pa
     play(scene, story)
     assert scene.sandbox.stopped == 3
     assert scene.failures == 0
+
+
+def fetching(scene: Scene, fetch: Callable[..., Awaitable[None]]) -> Runner:
+    """An instance that is to be started, whose image is fetched so."""
+    setattr(scene.sandbox, "fetch", fetch)  # noqa: B010 - the sandbox of a scene has none
+    scene.assign()
+    spec = SPEC.workloads["web"]
+    revision = Revision(app="shop", workload="web", name="r1", spec=spec)
+    runner = Runner(scene.instances._around, WEB, revision, None)
+    runner.plumbing = PLUMBING
+    runner.state = replace(runner.state, stage=Stage.SPAWN)
+    return runner
+
+
+def test_what_is_fetched_for_nobody_any_more_is_given_up(tmp_path: Path) -> None:
+    """A pull may take minutes, and whoever wants it gone need not wait for it."""
+    scene = Scene(tmp_path, remembered=False)
+
+    async def story() -> None:
+        began, gone = asyncio.Event(), asyncio.Event()
+
+        async def fetch(_: object, tell: Callable[[str], None]) -> None:
+            tell("pulling x:1")
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                gone.set()
+
+        runner = fetching(scene, fetch)
+        starting = asyncio.ensure_future(runner._spawn())
+        await began.wait()
+        assert runner._events.pop() == Told("pulling x:1")
+        runner.assign(WEB.model_copy(update={"desired": Desired.DRAINED}))
+        await starting
+        assert gone.is_set()
+        assert runner._events.pop() == Exited("stopped before it was started")
+
+    play(scene, story)
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (UnavailableError("no answer"), False),
+        (DeniedError("not admitted"), True),
+        (NotFoundError("no such image"), True),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_with_every_try(
+    tmp_path: Path, error: Error, *, lasting: bool
+) -> None:
+    scene = Scene(tmp_path, remembered=False)
+
+    async def story() -> None:
+        async def fetch(_: object, tell: Callable[[str], None]) -> None:
+            tell("pulling x:1")
+            raise error
+
+        runner = fetching(scene, fetch)
+        await runner._spawn()
+        assert list(runner._events) == [Told("pulling x:1"), Exited(error.message, lasting)]
+        await runner._spawn()
+        assert runner._events[2] == Told(f"pulling x:1; before: {error.message}")
+
+    play(scene, story)
