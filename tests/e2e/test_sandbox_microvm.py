@@ -36,7 +36,7 @@ SHARED = (
     "goes_on_as_copies",
     "goes_on_from_a_snapshot",
     "mounts_what_is_declared",
-    "links_in_mounts_lead_nowhere_else",
+    "shared_folders_lend_nothing",
 )
 
 

@@ -68,6 +68,17 @@ FAMILIES: Final = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. AF_VSOCK (40) leads to the hypervisor, AF_ALG (38) and
 AF_PACKET (17) to drivers."""
 PERSONALITIES: Final = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
+SET_ID: Final = 0o6000
+"""S_ISUID and S_ISGID, by which a file lends its owner's rights to whoever runs it."""
+MODES: Final = {
+    "chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2,
+}  # fmt: skip
+"""The calls that give a file a mode, by the number of that argument; a folder that is made takes no
+such bits from its mode. `openat2` has its own in memory, as `clone3` has its flags."""
+OPENS: Final = {"open": (1, 2), "openat": (2, 3)}
+"""Those that do it if their flags, the first number, say that the file is made."""
+CREATING: Final = 0o20000100
+"""O_CREAT, and of O_TMPFILE the bit that is its own."""
 NEWEST: Final = 467
 """The last call when this list was made; the newer ones are refused as if they were not there."""
 

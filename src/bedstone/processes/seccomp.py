@@ -18,9 +18,13 @@ from typing import Final
 from bedstone.processes.calls import (
     ALLOWED,
     CLONE_NAMESPACES,
+    CREATING,
     FAMILIES,
+    MODES,
     NEWEST,
+    OPENS,
     PERSONALITIES,
+    SET_ID,
     architecture,
     numbers,
 )
@@ -71,6 +75,36 @@ def program(machine: str = platform.machine()) -> bytes | None:
     actions |= dict.fromkeys((known[name] for name in ALLOWED if name in known), ALLOW)
     actions[known["clone3"]] = ABSENT
     body = _decide(_spans(actions, frozenset(checks)), places)
+    return _assembled(wanted, [*body, *tail])
+
+
+@cache
+def no_set_id(machine: str = platform.machine()) -> bytes | None:
+    """A filter that refuses set-user-id and set-group-id bits for files, and allows the rest."""
+    wanted = architecture(machine)
+    if wanted is None:
+        return None
+    known = numbers(machine)
+    unset = [(_RETURN, 0, 0, REFUSE), (_RETURN, 0, 0, ALLOW)]
+    body: list[Instruction] = []
+    for name, (flags, mode) in OPENS.items():
+        check = [
+            (_LOAD, 0, 0, _ARGUMENT + 8 * flags),
+            (_ANY_BIT, 0, 3, CREATING),
+            (_LOAD, 0, 0, _ARGUMENT + 8 * mode),
+            (_ANY_BIT, 0, 1, SET_ID),
+            *unset,
+        ]
+        body += [(_EQUAL, 0, len(check), known[name]), *check] if name in known else []
+    for name, mode in MODES.items():
+        check = [(_LOAD, 0, 0, _ARGUMENT + 8 * mode), (_ANY_BIT, 0, 1, SET_ID), *unset]
+        body += [(_EQUAL, 0, len(check), known[name]), *check] if name in known else []
+    body += [(_EQUAL, 0, 1, known["openat2"]), (_RETURN, 0, 0, ABSENT), (_RETURN, 0, 0, ALLOW)]
+    return _assembled(wanted, body)
+
+
+def _assembled(wanted: int, body: list[Instruction]) -> bytes:
+    """A program that goes on with the number of a call of the architecture that is wanted."""
     return b"".join(
         struct.pack("HBBI", *instruction)
         for instruction in (
@@ -82,7 +116,6 @@ def program(machine: str = platform.machine()) -> bytes | None:
             (_ANY_BIT, 0, 1, 0x40000000),
             (_RETURN, 0, 0, REFUSE),
             *body,
-            *tail,
         )
     )
 

@@ -164,6 +164,11 @@ class BoxSpec:
             writable_root=self.write != "readonly",
         )
 
+    def writes_here(self) -> bool:
+        """Whether it can write to files of this machine that others of this machine see."""
+        shared = any(mount.kind == "bind" and not mount.readonly for mount in self.mounts)
+        return shared or self.write == "direct"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON-encodable values."""
         policy = None if self.policy is None else self.policy.to_json()

@@ -167,8 +167,11 @@ async def links_do_not_lead_mounts_out(world: World) -> None:
     assert not list(outside.iterdir())
 
 
-async def links_in_mounts_lead_nowhere_else(world: World) -> None:
-    """A link in a mounted folder, of this machine or of the box, leads to the box's files only."""
+async def shared_folders_lend_nothing(world: World) -> None:
+    """A link in a mounted folder, of this machine or of the box, leads to the box's files only.
+
+    And no file that the box's root makes there lends root's rights to who runs it on this machine.
+    """
     outside, shared = world.folder / "outside", world.folder / "shared"
     outside.mkdir()
     (outside / "secret").write_text("of this machine")
@@ -183,13 +186,20 @@ async def links_in_mounts_lead_nowhere_else(world: World) -> None:
     _, output = await world.run(
         f"cd /data; ln -s {outside} mine; ln -s / top; mkdir -p {outside} /outside; exec 2>&1; "
         "for l in far up mine; do cat $l/secret; echo in > $l/written; done; "
-        "cat ../outside/secret top/outside/secret; mknod node c 1 3",
+        "cat ../outside/secret top/outside/secret; mknod node c 1 3; "
+        "cp /bin/busybox su; for m in 4755 2755 6711 u+s g+s; do chmod $m su && echo lent; done; "
+        "chmod 711 su; mkdir deep; chmod 1770 deep; mknod pipe p; echo x > plain; chmod 604 plain",
         mounts=(mount,),
         policy=policy,
     )
     assert "of this machine" not in output
     assert [path.name for path in outside.iterdir()] == ["secret"], output
     assert not (shared / "node").exists()
+    assert "lent" not in output
+    modes = {path.name: path.lstat().st_mode & 0o7777 for path in shared.iterdir()}
+    wanted = {"su": 0o711, "deep": 0o1770, "plain": 0o604}
+    assert {name: modes[name] for name in wanted} == wanted, output
+    assert not [name for name, mode in modes.items() if mode & 0o6000]
 
 
 async def _refused(world: World, spec: object) -> None:
@@ -235,10 +245,7 @@ async def links_do_not_lead_copies_out(world: World) -> None:
 
 
 async def users_are_not_this_machines(world: World) -> None:
-    """What it writes to a shared folder as root sets nobody's rights here: no set-user-id file.
-
-    The mount has no effect of set-user-id bits in the box, and copies leave them out.
-    """
+    """Copies leave out the bits by which a file lends its owner's rights."""
     box = await world.idle()
     data = archive(("tool", b"#!/bin/sh\n"), mode=0o4755)
     await world.boxes.copy_in(box.spec.id, "/work", blocks(data))
@@ -258,7 +265,7 @@ CHECKS: Final[dict[str, Check]] = {
         its_disk_is_bounded,
         its_memory_is_bounded,
         links_do_not_lead_mounts_out,
-        links_in_mounts_lead_nowhere_else,
+        shared_folders_lend_nothing,
         links_do_not_lead_copies_out,
         users_are_not_this_machines,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bedstone.processes.calls import ALLOWED, NEWEST, architecture, numbers
-from bedstone.processes.seccomp import ABSENT, ALLOW, REFUSE, program
+from bedstone.processes.seccomp import ABSENT, ALLOW, REFUSE, no_set_id, program
 
 MACHINES = ["x86_64", "aarch64"]
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
@@ -18,9 +18,20 @@ HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 
 def decide(machine: str, number: int, argument: int = 0, arch: int | None = None) -> int:
     """What the filter returns, and that it does (seccomp(2), struct seccomp_data)."""
-    code = [*struct.iter_unpack("HBBI", program(machine) or b"")]
+    return run(program(machine), machine, number, (argument,), arch)
+
+
+def run(
+    filtering: bytes | None,
+    machine: str,
+    number: int,
+    arguments: tuple[int, ...],
+    arch: int | None = None,
+) -> int:
+    """The same for any filter."""
+    code = [*struct.iter_unpack("HBBI", filtering or b"")]
     name = architecture(machine) if arch is None else arch
-    data = struct.pack("iIQ6Q", number, name, 0, argument, *[0] * 5)
+    data = struct.pack("iIQ6Q", number, name, 0, *arguments, *[0] * (6 - len(arguments)))
     at, value = 0, 0
     while True:
         kind, yes, no, operand = code[at]
@@ -73,6 +84,32 @@ def test_calls_of_another_architecture_are_refused(machine: str) -> None:
     assert decide(machine, 0x40000000 | read) == REFUSE, "x32"
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_file_gets_a_set_user_id_bit(machine: str) -> None:
+    """By whatever call; where no file is made, a mode has no meaning and is not looked at."""
+    known = numbers(machine)
+
+    def asked(name: str, *arguments: int) -> int:
+        return run(no_set_id(machine), machine, known[name], arguments)
+
+    made, existing, temporary = 0o101, 0o2, 0o20200002
+    calls = {
+        "chmod": (1,), "fchmod": (3,), "fchmodat": (3, 1), "fchmodat2": (3, 1), "mknod": (1,),
+        "mknodat": (3, 1), "creat": (1,), "open": (1, made), "openat": (3, 1, made),
+    }  # fmt: skip
+    assert {"fchmod", "fchmodat", "mknodat", "openat"} <= set(calls) & set(known)
+    for name, before in calls.items():
+        if name in known:
+            for mode in (0o4755, 0o2755, 0o6000, 0o104711):
+                assert asked(name, *before, mode) == REFUSE, name
+            assert asked(name, *before, 0o101777) == ALLOW, name
+    assert asked("openat", 3, 1, temporary, 0o4700) == REFUSE
+    assert asked("openat", 3, 1, existing, 0o6000) == ALLOW
+    assert asked("openat2", 3, 1, 2, 24) == ABSENT
+    assert asked("write", 0o6000, 0o6000, 0o6000, 0o6000) == ALLOW
+    assert run(no_set_id(machine), machine, known["read"], (), 0x40000003) == REFUSE
+
+
 @pytest.mark.skipif(not HEADER.exists(), reason="install linux-libc-dev on x86-64")
 def test_numbers_are_the_kernels() -> None:
     pairs = re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text())
@@ -87,3 +124,4 @@ def test_numbers_are_the_kernels() -> None:
 
 def test_a_machine_that_is_not_known_has_no_filter() -> None:
     assert program("riscv64") is None
+    assert no_set_id("riscv64") is None

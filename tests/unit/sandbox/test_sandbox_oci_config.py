@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from bedstone.processes.calls import ALLOWED, CLONE_NAMESPACES
-from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec
+from bedstone.errors import InvalidError
+from bedstone.processes.calls import ALLOWED, CLONE_NAMESPACES, MODES, OPENS
+from bedstone.sandbox.box import BoxLimits, BoxSpec, Exec, Mount
 from bedstone.sandbox.oci.config import MASKED, Place, config, process, unapplied
+from bedstone.sandbox.oci.driver import ContainerBoxes
 from bedstone.sandbox.oci.seccomp import profile
+from bedstone.sandbox.policy import AllowedMount, Policy
 
 SPEC = BoxSpec(
     id="a",
@@ -40,6 +45,42 @@ def test_the_defaults_harden() -> None:
     assert sources == {"/mnt/0"}, "nothing of this machine but what was declared"
     data = next(mount for mount in made["mounts"] if mount["destination"] == "/data")
     assert {"ro", "nosuid", "nodev"} <= set(data["options"])
+
+
+def test_what_writes_to_this_machine_leaves_no_program_with_rights() -> None:
+    """Modes are looked at in boxes with a folder to write to, and in those alone."""
+    shared = replace(SPEC, mounts=(Mount("/srv/data", "/data", readonly=False),))
+    for spec, bounded in (
+        (SPEC, False),
+        (replace(SPEC, mounts=(Mount("/srv/data", "/data"),)), False),
+        (replace(SPEC, mounts=(Mount("tmpfs", "/data", readonly=False, kind="tmpfs"),)), False),
+        (shared, True),
+        (replace(SPEC, write="direct"), True),
+    ):
+        calls = config(spec, PLACE)["linux"]["seccomp"]["syscalls"]
+        free = {name for call in calls if not call.get("args") for name in call["names"]
+                if call["action"] == "SCMP_ACT_ALLOW"}  # fmt: skip
+        looked_at = {*MODES, *OPENS, "openat2"}
+        assert free & looked_at == (set() if bounded else looked_at)
+        rules = [(call["names"][0], rule["index"], rule["value"]) for call in calls
+                 for rule in call.get("args", ()) if rule["value"] == 0o6000]  # fmt: skip
+        assert len(rules) == (len(MODES) + len(OPENS) if bounded else 0)
+
+
+def test_file_capabilities_are_not_left_on_this_machine(tmp_path: Path) -> None:
+    """They are an extended attribute, whose name no filter of system calls can read."""
+    mount = Mount("/srv/data", "/data", readonly=False)
+    policy = Policy(
+        programs=("*",),
+        env=("*",),
+        users=(-1,),
+        capabilities=("CAP_SETFCAP",),
+        mounts=(AllowedMount("/srv/data", "/data", readonly=False),),
+        writable_root=True,
+    )
+    spec = replace(SPEC, mounts=(mount,), capabilities=("CAP_SETFCAP",), policy=policy)
+    with pytest.raises(InvalidError, match="CAP_SETFCAP and a folder"):
+        asyncio.run(ContainerBoxes(tmp_path).prepare(spec))
 
 
 def test_limits_are_set_where_they_can_be_and_named_where_not() -> None:

@@ -3,7 +3,8 @@
 The view is a folder with `0`, `1` … in a mount namespace of its own, so that nothing of it is seen
 elsewhere, and nothing is left when it ends. What is read-only for the guest is so here, whatever
 its kernel does. virtiofsd has the view as its root, can make no device, and is root of a user
-namespace only: the owner of what belongs to user 0 on the disk, and on this machine nobody.
+namespace only: the owner of what belongs to user 0 on the disk, and on this machine nobody. It can
+give no file a set-user-id bit, which would be root's for whoever runs it here.
 
 A process of its own (`main`). Only the standard library is used.
 """
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bedstone.processes import linux
+from bedstone.processes import linux, seccomp
 from bedstone.sandbox import mounts
 from bedstone.sandbox.alone import standard_python
 
@@ -48,6 +49,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         os.chdir("/")
         _become_nobody(owner, size)
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        if (program := seccomp.no_set_id()) is not None:
+            linux.filter_calls(program)
     except OSError as error:
         sys.exit(f"mounts: {error}")
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)

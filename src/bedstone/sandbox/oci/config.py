@@ -72,7 +72,7 @@ def config(spec: BoxSpec, place: Place) -> dict[str, Any]:
         "namespaces": _namespaces(spec, place),
         "maskedPaths": list(MASKED),
         "readonlyPaths": list(READONLY),
-        "seccomp": profile(spec.capabilities, sentry=place.sentry),
+        "seccomp": profile(spec.capabilities, sentry=place.sentry, set_id=not spec.writes_here()),
         "resources": resources(spec.limits, place),
         "devices": [_device(path) for path in spec.devices],
         "rootfsPropagation": "private",

@@ -133,6 +133,12 @@ class OciBoxes:
     async def prepare(self, spec: BoxSpec) -> Launch:
         """Check the policy and make the box; see the protocol."""
         check_start(spec.policy, spec.request())
+        if spec.writes_here() and "CAP_SETFCAP" in spec.capabilities:
+            raise InvalidError(
+                f"box {spec.id}: with CAP_SETFCAP and a folder of this machine to write to, it "
+                "could leave programs there that have rights here",
+                hint="leave one of them out, or use isolation microvm",
+            )
         if rootless.needed():
             rootless.check(f"box {spec.id}", spec)
         return await asyncio.to_thread(self._prepare, spec, self._chosen)

@@ -1,7 +1,8 @@
 """The system calls that a box may make, as a filter of OCI.
 
 Those of `bedstone.processes.calls`, and what a capability which it was given is useless without.
-The refusal is EPERM, and ENOSYS for `clone3`.
+The refusal is EPERM, and ENOSYS for `clone3`. A box that writes to files of this machine may give
+no file a set-user-id or set-group-id bit: its root is the owner of root's files there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ from __future__ import annotations
 import platform
 from typing import Any, Final
 
-from bedstone.processes.calls import ALLOWED, CLONE_NAMESPACES, FAMILIES, PERSONALITIES
+from bedstone.processes.calls import (
+    ALLOWED,
+    CLONE_NAMESPACES,
+    CREATING,
+    FAMILIES,
+    MODES,
+    OPENS,
+    PERSONALITIES,
+    SET_ID,
+)
 
 WITH_CAPABILITY: Final[dict[str, tuple[str, ...]]] = {
     "CAP_SYS_CHROOT": ("chroot",),
@@ -24,6 +34,7 @@ WITH_CAPABILITY: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Calls that a capability is useless without; whoever declared it gets both."""
 
+_CHECKED: Final = frozenset({*MODES, *OPENS, "openat2"})
 _ARCHITECTURES: Final = {
     "x86_64": ["SCMP_ARCH_X86_64"],
     "aarch64": ["SCMP_ARCH_AARCH64"],
@@ -32,7 +43,11 @@ _ARCHITECTURES: Final = {
 
 
 def profile(
-    capabilities: tuple[str, ...], machine: str = platform.machine(), *, sentry: bool = False
+    capabilities: tuple[str, ...],
+    machine: str = platform.machine(),
+    *,
+    sentry: bool = False,
+    set_id: bool = True,
 ) -> dict[str, Any]:
     """The filter as OCI's `linux.seccomp` (runtime-spec, config-linux.md), for these capabilities.
 
@@ -40,10 +55,12 @@ def profile(
 
     With `sentry`, a kernel in user space answers to `clone3`: its runtime may know no refusal but
     EPERM, after which libraries do not fall back to `clone`, and no thread could be started.
+    Without `set_id`, no file gets such a bit.
     """
+    allowed = [name for name in ALLOWED if set_id or name not in _CHECKED]
     extra = [call for name in capabilities for call in WITH_CAPABILITY.get(name, ())]
     calls: list[dict[str, Any]] = [
-        {"names": [*ALLOWED, *extra], "action": "SCMP_ACT_ALLOW"},
+        {"names": [*allowed, *extra], "action": "SCMP_ACT_ALLOW"},
         *({"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [_equal(0, family)]}
           for family in FAMILIES),
         *({"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [_equal(0, value)]}
@@ -54,14 +71,24 @@ def profile(
     if "CAP_SYS_ADMIN" in capabilities:
         calls.append({"names": ["clone"], "action": "SCMP_ACT_ALLOW"})
     else:
-        masked = {"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
-        calls.append({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [masked]})
+        calls.append(_without("clone", 0, CLONE_NAMESPACES))
+    if not set_id:
+        calls += [_without(name, mode, SET_ID) for name, mode in MODES.items()]
+        for name, (flags, mode) in OPENS.items():
+            calls += [_without(name, flags, CREATING), _without(name, mode, SET_ID)]
+        calls.append({"names": ["openat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38})
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": 1,
         "architectures": _ARCHITECTURES.get(machine, []),
         "syscalls": calls,
     }
+
+
+def _without(name: str, index: int, bits: int) -> dict[str, Any]:
+    """The call is allowed if its argument has none of the bits."""
+    masked = {"index": index, "value": bits, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    return {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [masked]}
 
 
 def _equal(index: int, value: int) -> dict[str, Any]:
