@@ -86,7 +86,7 @@ workloads:
     replicas: -1
     uses: [ghost, web]
     redy: /x
-    isolation: gvisor
+    isolation: enclave
   two:
     run: a:b
     command: [x]
@@ -107,7 +107,7 @@ databases:
         "8:12": "got 'ghost'",
         "8:19": "uses itself",
         "9:5": "did you mean 'ready'",
-        "10:16": "gvisor.*not built yet",
+        "10:16": "enclave.*not built yet",
         "13:5": "both run and command",
         "14:11": "no directory './nosuch'",
         "16:16": "got 'mysql', expected postgres",
