@@ -34,7 +34,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a failure
-    """Why a destination is not reached, in one line, and what would allow it."""
+    """Why a destination is not reached, for the box.
+
+    Args:
+        reason: in one line; it tells nothing of the inside.
+        more: for who runs the box, what would allow it.
+    """
+
+    def __init__(self, reason: str, more: str) -> None:
+        super().__init__(reason)
+        self.more = more
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ def check(rules: Iterable[Rule], host: str, port: int) -> None:
     """
     if not any(rule.host in (host, ANY) and rule.allows(port) for rule in rules):
         where = show(host, None if port in PORTS else port)
-        raise Refused(f"{show(host, port)} is not allowed; --egress {where} would allow it")
+        raise Refused(f"{show(host, port)} is not allowed", f"--egress {where} would allow it")
 
 
 def choose(
@@ -129,8 +138,8 @@ def choose(
     if not chosen:
         shown = show(found[0], port) if found else "nothing"
         raise Refused(
-            f"{show(host, port)} is {shown}, which is not public or this machine's own; "
-            f"--egress {shown} would allow it"
+            f"{show(host, port)} is not public, or this machine's own",
+            f"it is {shown}; --egress {shown} would allow it",
         )
     return chosen
 

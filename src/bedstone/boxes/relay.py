@@ -129,7 +129,7 @@ class Relay:
             try:
                 upstream = await self._reach(target.host, target.port)
             except egress.Refused as refusal:
-                self._tell(f"egress refused: {refusal}")
+                self._tell(f"egress refused: {refusal}; {refusal.more}")
                 raise Answer(403, str(refusal)) from refusal
         except Answer as answer:
             await _answer(client, answer)

@@ -62,7 +62,9 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 @click.option("--read-only", is_flag=True, help="Only mounts and /tmp can be written to.")
 @click.option("-p", "--publish", multiple=True, metavar="[[IP:]PORT:]PORT", help="A port.")
 @click.option("--egress", multiple=True, metavar="HOST[:PORT]", help="What it may reach; * is any.")
-@click.option("--net", default="none", show_default=True, help="Only none: no network but these.")
+@click.option(
+    "--net", "--network", default="none", show_default=True, help="Only none: no network but these."
+)
 @click.option(
     "--no-lazy", is_flag=True, help="Fetch and unpack all of an image before the program starts."
 )

@@ -56,8 +56,9 @@ def test_only_what_is_named_may_be_asked_for() -> None:
     for host, port in (("pypi.org", 443), ("pypi.org", 80), ("db.example", 5432), ("x", 8443)):
         check(rules, host, port)
     for host, port in (("pypi.org", 22), ("db.example", 443), ("a.pypi.org", 443), ("x", 443)):
-        with pytest.raises(Refused, match=f"--egress {host}"):
+        with pytest.raises(Refused) as caught:
             check(rules, host, port)
+        assert caught.value.more.startswith(f"--egress {host}")
     with pytest.raises(Refused):
         check([], "pypi.org", 443)
 
