@@ -23,9 +23,10 @@ import pytest
 
 from bedstone.processes import landlock
 from bedstone.processes.client import SupervisorClient
+from bedstone.processes.identity import ProcessIdentity
 from bedstone.processes.spec import Confinement, ProcessSpec
 from bedstone.testing.confined import ATTEMPTS, NUMBERS, OUTPUT, PROGRAM, WORK
-from bedstone.testing.processes import ENV, end_of, program, supervised
+from bedstone.testing.processes import ENV, end_of, gone, program, supervised, until, written
 from bedstone.testing.zygotes import zygote
 
 ROOT = os.geteuid() == 0
@@ -257,6 +258,37 @@ def test_a_program_with_another_users_rights_gains_none(scene: Scene) -> None:
         said = await scene.said(client, scene.confined("x", text))
         assert f"uid={OWN}" in said
         assert "euid" not in said
+
+    asyncio.run(_supervised(scene, check))
+
+
+def test_what_hides_from_its_end_is_found_by_its_user(scene: Scene) -> None:
+    """It has left its session and its parent, and has nothing left that says whose it is."""
+    if scene.kind != "own user":
+        pytest.skip("who shares a user is not known by it")
+    text = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n"
+        "        os.execve('/bin/sleep', ['sleep', '60'], {})\n"
+        "    os._exit(0)\n"
+        "time.sleep(60)\n"
+    )
+
+    async def check(client: SupervisorClient) -> None:
+        spec = scene.confined("x", text)
+        await client.spawn(spec)
+        beside = scene.confined("beside", "import time; time.sleep(60)")
+        await client.spawn(beside)
+        await until(lambda: written(scene.folder / "x.log"))
+        left = ProcessIdentity.of(int((scene.folder / "x.log").read_text()))
+        assert left is not None
+        await client.stop("x", 0.0)
+        assert left.alive(), "its user still runs something that was asked for"
+        await client.stop("beside", 0.0)
+        await until(lambda: gone(left))
 
     asyncio.run(_supervised(scene, check))
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from pathlib import Path
 import pytest
 
 from bedstone.processes.client import SupervisorClient
-from bedstone.testing.processes import ENV, end_of, program, supervised
+from bedstone.processes.identity import ProcessIdentity
+from bedstone.processes.spec import COLD_START
+from bedstone.testing.processes import ENV, end_of, gone, program, supervised, until
 from bedstone.testing.zygotes import zygote
 
 SYSTEM = Path(f"/usr/bin/python3.{sys.version_info.minor}")
@@ -37,6 +40,7 @@ ATTEMPTS = {
     "signal a process outside": "os.kill(outside, 0)",
     "read the memory of a process outside": "open(f'/proc/{outside}/mem', 'rb').read(1)",
     "read the environment of a process outside": "open(f'/proc/{outside}/environ').read()",
+    "connect to the node": "socket.create_connection(('127.0.0.1', port), 5).close()",
     "enter the node's network": "enter(f'/proc/{outside}/ns/net', 0x40000000)",
     "enter the node's mounts": "enter(f'/proc/{outside}/ns/mnt', 0x20000)",
     "enter the node's users": "enter(f'/proc/{outside}/ns/user', 0x10000000)",
@@ -54,7 +58,7 @@ ATTEMPTS = {
 MODULE = """
 import ctypes, json, os, socket, time
 libc = ctypes.CDLL(None, use_errno=True)
-outside, secret, foreign = json.loads(open({given!r}).read())
+outside, secret, foreign, port = json.loads(open({given!r}).read())
 def check(result):
     if result < 0:
         raise OSError(ctypes.get_errno(), "no")
@@ -104,7 +108,8 @@ def test_a_module_that_is_loaded_has_no_rights_outside(folder: Path) -> None:
         network = str(await client.create_netns("web-1", users))
         foreign = str(await client.create_netns("other-1", others))
         outside = await client.spawn(program("outside", "sleep", "60"))
-        given.write_text(json.dumps([outside.pid, str(secret), foreign]))
+        port = listener.getsockname()[1]
+        given.write_text(json.dumps([outside.pid, str(secret), foreign, port]))
         spec = zygote("a", folder, ("module",), folder=str(folder))
         spec = replace(
             spec,
@@ -147,6 +152,52 @@ def test_a_module_that_is_loaded_has_no_rights_outside(folder: Path) -> None:
             for seen in ("self", str(outside.pid)):
                 assert " /mnt " not in Path(f"/proc/{seen}/mountinfo").read_text()
         assert (folder / "loaded.log").read_text().split("}")[1].split() == [str(user)] * 2
+
+    async def run() -> None:
+        async with supervised(folder) as (_, client):
+            await check(client)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_what_a_module_starts_ends_with_its_zygote(folder: Path, loads: bool) -> None:  # noqa: FBT001
+    """Also if it has hidden from it, and says nothing of where it comes from."""
+    pid = folder / "pid"
+    pid.touch()
+    pid.chmod(0o666)
+    hide = "ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)" if loads else ""
+    (folder / "module.py").write_text(
+        f"import ctypes, os\n{hide}\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        f"        open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "        os.execve('/bin/sleep', ['sleep', '60'], {})\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        f"while not os.path.getsize({str(pid)!r}): pass\n"
+    )
+
+    async def check(client: SupervisorClient) -> None:
+        users = str(await client.create_userns("web", FIRST, 256))
+        spec = zygote("a", folder, ("module",), folder=str(folder))
+        spec = replace(spec, argv=(str(SYSTEM), *spec.argv[1:]), userns=users, uid=0, gid=0)
+        await client.spawn(spec)
+        one = program("x", str(SYSTEM), "-c", "pass", zygote="zygote/a", uid=FIRST + 7)
+        info = await client.spawn(one)
+        assert await end_of(client, "x") == "exit status 0"
+        left = ProcessIdentity.of(int(pid.read_text()))
+        if loads:
+            assert any(note.startswith("warm start") for note in info.applied), info.applied
+            assert left is not None
+            await client.stop("zygote/a", 0.0)
+            await until(lambda: gone(left))
+        else:
+            assert f"{COLD_START}after its import, module has a child process" in info.applied
+            assert left is None or gone(left)
 
     async def run() -> None:
         async with supervised(folder) as (_, client):

@@ -130,7 +130,7 @@ def hides_processes() -> bool:
 def restrict(given: Confinement) -> Iterator[str]:
     """Take what it must not do: writing elsewhere, reaching others, most system calls; notes."""
     yield _restrict_writing(given)
-    yield _filter_calls()
+    yield filter_calls()
 
 
 def rehearse() -> None:
@@ -166,7 +166,8 @@ def _devices() -> Iterator[str]:
     yield "/proc/self" if writable else "/proc"
 
 
-def _filter_calls() -> str:
+def filter_calls() -> str:
+    """Take most system calls from this process and all that it forks; a note."""
     what = f"{UNCONFINED}its system calls are not filtered"
     program = seccomp.program()
     if program is None:

@@ -34,6 +34,16 @@ def read_stat(pid: int) -> tuple[str, int, int] | None:
     return fields[0].decode(), int(fields[1]), int(fields[19])
 
 
+def read_user(pid: int) -> int | None:
+    """The real user of a process; None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    # proc(5): a name cannot break its line.
+    return int(text.partition("\nUid:")[2].split(None, 1)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """One process, never another that has the same number."""

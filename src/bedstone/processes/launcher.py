@@ -58,6 +58,7 @@ def launch(
         ("reset signals", _reset_signals),
         ("join the control group", lambda: join(membership, 0)),
         ("enter the network namespace", lambda: enter(spec)),
+        ("leave the network", lambda: _leave_network(spec)),
         ("open the output", lambda: _redirect(spec)),
         ("separate it from others", lambda: applied.extend(_separate(spec))),
         ("mount", lambda: mount(spec)),
@@ -119,7 +120,12 @@ def restrictions(
 
 def _confine(spec: ProcessSpec) -> Iterable[str]:
     given = spec.confinement
-    return () if given is None or spec.forks else confinement.restrict(given)
+    if given is None:
+        return ()
+    if not spec.forks:
+        return confinement.restrict(given)
+    # Root's children still have namespaces to make; those of others have none.
+    return () if os.geteuid() == 0 else (confinement.filter_calls(),)
 
 
 def _lost(program: str) -> str:
@@ -181,6 +187,13 @@ def enter(spec: ProcessSpec) -> None:
     """Enter the network namespace of the specification."""
     if spec.netns is not None:
         linux.setns(spec.netns, linux.CLONE_NEWNET)
+
+
+def _leave_network(spec: ProcessSpec) -> None:
+    """Give what loads modules for others a network with nobody in it; only root can."""
+    if spec.forks and os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):  # a container that may make none
+            linux.unshare(linux.CLONE_NEWNET)
 
 
 def mount(spec: ProcessSpec) -> None:

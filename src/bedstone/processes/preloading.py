@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ _CONVEYORS = ("os", "random", "secrets", "uuid", "tempfile", "importlib", __name
 _HARMLESS = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _PATIENCE = 0.2
 """Seconds that a thread which is ending gets."""
+_ENDING = 5.0
+"""Seconds for which processes are ended that modules have started."""
 
 
 def preload(names: Sequence[str]) -> str | None:
@@ -68,10 +71,25 @@ def left_behind(before: dict[int, str]) -> str | None:
     for number, target in descriptors().items():
         if before.get(number) != target and target not in _HARMLESS:
             return f"keeps {_kind(target)} open"
-    children = ""
-    with contextlib.suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    return "has a child process" if children.strip() else None
+    return "has a child process" if _children() else None
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
+            found += map(int, path.read_text().split())
+    return found
+
+
+def end_children() -> None:
+    """SIGKILL the processes that modules have started, and what those leave; wait for them."""
+    deadline = time.monotonic() + _ENDING
+    while (children := _children()) and time.monotonic() < deadline:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def hides(folder: str) -> str | None:

@@ -53,7 +53,12 @@ def main(config: Mapping[str, Any], search: Sequence[str]) -> NoReturn:
         sys.path.extend(str(config.get("libraries", "")).split(os.pathsep))
     channel = socket.socket(fileno=launcher.CHANNEL)
     channel.set_inheritable(False)
+    # Whatever a module starts is a child then, also if its parent has ended.
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     reason = preloading.preload(config["modules"])
+    if reason is not None:
+        preloading.end_children()
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
     gc.unfreeze()  # what the zygote above has frozen is to be found as well
     found = renewal.sources()
     hides = confinement.hides_processes()

@@ -39,13 +39,17 @@ def hide_those_of_root(kept: Collection[str], place: str = PLACE) -> None:
     folders = [place]
     while folders:
         folder = folders.pop()
-        with os.scandir(folder) as found:
-            entries = list(found)
+        try:
+            if os.stat(folder).st_dev != device:  # noqa: PTH116
+                continue
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            continue  # it has just been removed
         left_out = [entry.name for entry in entries if _obeys_root(entry, kept)]
         if left_out:
             _cover(folder, [entry for entry in entries if entry.name not in left_out])
-        below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        folders += [path for path in below if os.stat(path).st_dev == device]  # noqa: PTH116
+        folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _obeys_root(entry: os.DirEntry[str], kept: Collection[str]) -> bool:

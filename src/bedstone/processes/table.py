@@ -6,7 +6,8 @@ Rules:
   then it is reaped.
 - The supervisor is a subreaper, so whatever is orphaned becomes its child. An orphan carries, in
   its environment, the number of the launch that it came from; when that launch has ended, the
-  orphan is killed.
+  orphan is killed. One that has changed its environment is known by its user, if that was its
+  launch's alone: it is killed when nothing that was launched runs as that user any more.
 - Every launch is written to the journal before its program runs, for the warden.
 - A process with a zygote is forked from that, and has no pid until its child exists: it can be
   cancelled until then. Whatever goes wrong until then, it is launched cold, and that is said.
@@ -28,7 +29,7 @@ from typing import Any
 from bedstone.processes import forks, warden
 from bedstone.processes.cgroups import ControlGroups, Membership
 from bedstone.processes.forks import Fork, RefusedError
-from bedstone.processes.identity import boot_id, read_stat
+from bedstone.processes.identity import boot_id, read_stat, read_user
 from bedstone.processes.launcher import join, launch
 from bedstone.processes.spec import (
     COLD_START,
@@ -98,6 +99,8 @@ class ProcessTable:
         self._by_pid: dict[int, Process] = {}
         self._kept: set[int] = set()
         """Children that are no process of the table: the warden."""
+        self._users: set[int] = set()
+        """Those that processes had for themselves which have ended."""
 
     def running(self) -> Iterator[Process]:
         """The processes that run."""
@@ -351,6 +354,8 @@ class ProcessTable:
 
     def _finish(self, process: Process, found: os.waitid_result) -> None:
         del self._by_pid[found.si_pid]
+        if _has_own_user(process.spec) and found.si_uid not in (0, os.geteuid()):
+            self._users.add(found.si_uid)
         self.read_report(process)
         self._close_report(process)
         if process.channel is not None:
@@ -402,6 +407,9 @@ class ProcessTable:
                 process.fork = None
             process.report = -1
 
+    def _running_users(self) -> set[int | None]:
+        return {read_user(pid) for pid, its in self._by_pid.items() if _has_own_user(its.spec)}
+
     def _end_orphans(self) -> None:
         live = {
             f"{NAME_MARKER}={process.spec.name}/{process.launch}".encode()
@@ -409,14 +417,23 @@ class ProcessTable:
         }
         prefix = f"{NAME_MARKER}=".encode()
         run = f"{RUN_MARKER}={self._marker}".encode()
-        for pid in _children():
-            if pid in self._by_pid or pid in self._kept:
+        pids = [pid for pid in _children() if pid not in self._by_pid and pid not in self._kept]
+        ended = self._users - self._running_users() if pids and self._users else set()
+        for pid in pids:
+            if ended and read_user(pid) in ended:
+                os.kill(pid, signal.SIGKILL)
                 continue
             variables = warden.environment(pid)
             if run in variables and not any(
                 variable in live for variable in variables if variable.startswith(prefix)
             ):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _has_own_user(spec: ProcessSpec) -> bool:
+    """Whether nothing else runs as its user but what belongs to it, or for a zygote, its kind."""
+    kept = spec.confinement
+    return spec.userns is not None or (kept is not None and kept.alone)
 
 
 def _entry(pid: int, start_time: int, name: str) -> bytes:
