@@ -264,7 +264,7 @@ async def test_an_encrypted_lazy_image_of_a_plain_image_is_not_used(
     registry.add_manifest("app", forged, "application/vnd.oci.image.manifest.v1+json")
     with User(tmp_path) as user:
         started = await user.start(maker.name)
-        assert "its image is not" in started.notes[0]
+        assert "is encrypted, and the other is not" in started.notes[0]
         assert (started.path / "big").read_bytes() == BIG
 
 
@@ -381,6 +381,29 @@ async def test_an_encrypted_image_is_read_by_who_has_the_key(
     monkeypatch.setenv("BEDSTONE_IMAGE_KEYS", other)
     with User(tmp_path) as user, pytest.raises(DeniedError, match="encrypted with key"):
         await user.start(name)
+
+
+@in_loop
+async def test_a_plain_lazy_image_of_an_encrypted_image_is_not_mounted(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may send to the repository could put other files into it otherwise, without a key."""
+    maker = Maker(tmp_path, registry)
+    key = make_key(tmp_path / "key")
+    monkeypatch.setenv("BEDSTONE_IMAGE_KEYS", key)
+    name = Reference.parse(f"{registry.host}/app:secret")
+    root = artifact.build_encrypted(maker.store, maker.image, name, open_key(key))
+    plain = artifact.build(maker.store, maker.image, "converted")
+    await maker.send()
+    forged = json.loads(maker.store.read(plain.digest))
+    forged["subject"]["digest"], forged["subject"]["size"] = root.digest, root.size
+    maker.store.attach(root.digest, artifact.KIND, root)  # so that the genuine one is not sent
+    await maker.send(name)
+    registry.add_manifest("app", forged, "application/vnd.oci.image.manifest.v1+json")
+    with User(tmp_path) as user:
+        with pytest.raises(UnavailableError, match="the other is not"):
+            await user.start(name)
+        assert not [*(user.store.root / "lazy").glob("run-*")]
 
 
 @in_loop

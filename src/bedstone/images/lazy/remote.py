@@ -96,8 +96,8 @@ async def _take(
 ) -> None:
     document = await _document(client, reference, listed)
     found = artifact.read(document.data, descriptor.digest)
-    if found.seal is not None and ENCRYPTED not in manifest.annotations:
-        raise InvalidError("it is encrypted, and its image is not")
+    if (found.seal is not None) is not (ENCRYPTED in manifest.annotations):
+        raise InvalidError("of it and its image, one is encrypted, and the other is not")
     signed = await fetch(client, reference, found.digest)
     _vouched(store, reference, found, signed)
     with store.lease(f"lazy-pull-{found.digest}", seconds=3600) as lease:
