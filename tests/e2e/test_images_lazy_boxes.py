@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -52,6 +53,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ContentSt
         lease.release()
     collect(made)
     assert runs(made) == []
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """A folder that the users of boxes can pass through; pytest's own are closed."""
+    with tempfile.TemporaryDirectory(prefix="bedstone-lazy-") as place:
+        Path(place).chmod(0o711)
+        yield Path(place)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -109,10 +118,12 @@ def keeps(directory: Path) -> bool:
 
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])
 @in_loop
-async def test_a_box_runs_on_a_lazy_root(store: ContentStore, isolation: str) -> None:
+async def test_a_box_runs_on_a_lazy_root(
+    store: ContentStore, passable: Path, isolation: str
+) -> None:
     if (why := supported()) is not None:
         pytest.skip(why)
-    home = store.root.parent / "boxes"
+    home = passable / "boxes"
     try:
         await KIND.load(isolation)(home).open()
     except UnavailableError as error:

@@ -329,17 +329,19 @@ class OciBoxes:
         first_id = None
         if self._sentry:
             notes.append("user ids are not mapped: the kernel in user space keeps its own")
-        elif not self._folders.passable():
-            notes.append(
-                f"user ids are not mapped: {self._folders.home} is not open for others to pass"
-            )
         else:
+            if (closed := self._folders.obstacle()) is not None:
+                raise UnavailableError(
+                    f"box {spec.id}: its users cannot be nobody on this machine, since {closed} is "
+                    "not open for others to pass",
+                    hint=f"chmod o+x {closed}, or set BEDSTONE_HOME to another folder",
+                )
             first_id = self._folders.take_ids(spec.id)
         tree = build(spec, folder, first_id, extra)
         place = Place(
             root=str(tree.root),
             binds=tree.binds,
-            first_id=tree.first_id,
+            first_id=first_id,
             cgroup=self._groups.path(self._group(spec.id)),
             controllers=self._groups.controllers(),
             device=disk(folder),

@@ -22,11 +22,12 @@ from bedstone.sandbox.oci.roots import release
 class Folders(folders.Folders):
     """The folders of the boxes of one home and one isolation."""
 
-    def passable(self) -> bool:
-        """Whether a user without rights reaches the home, as the user of a box must."""
-        return all(
-            folder.stat().st_mode & 0o001 for folder in (self.home, *self.home.resolve().parents)
-        )
+    def obstacle(self) -> Path | None:
+        """What keeps a user without rights from the home, as those of a box are; None: nothing."""
+        for folder in (self.home, *self.home.resolve().parents):
+            if not folder.stat().st_mode & 0o001:
+                return folder
+        return None
 
     def begin(self, spec: BoxSpec) -> Path:
         """Make a box's folder with its specification."""

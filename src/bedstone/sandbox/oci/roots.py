@@ -35,13 +35,11 @@ class Tree:
     Attributes:
         root: of the box.
         binds: (what is shown, where in the box, whether read-only).
-        first_id: as in `config.Place`.
         notes: what could not be applied.
     """
 
     root: Path
     binds: tuple[tuple[str, str, bool], ...]
-    first_id: int | None
     notes: tuple[str, ...]
 
 
@@ -56,7 +54,8 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
 
     Raises:
         InvalidError: a source is not there, or a link.
-        UnavailableError: a mount is refused; what was mounted stays until `release`.
+        UnavailableError: a mount is refused, or its root has no other owners to be shown with; what
+            was mounted stays until `release`.
     """
     notes: list[str] = []
     place = folder / "mnt"
@@ -74,9 +73,13 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
         except OSError as error:
             if first_id is None or error.errno not in mounts.UNMAPPABLE:
                 raise
-            notes.append(f"user ids are not mapped: {error.strerror}")
-            first_id = None
-            mounts.view(source, lower, owner=None, size=IDS, readonly=not direct)
+            # Its root would be this machine's.
+            raise UnavailableError(
+                f"box {spec.id}: its users cannot be nobody on this machine, since the file system "
+                f"of {spec.root} shows no other owners: {error.strerror}",
+                hint="put it on another one, such as ext4, xfs, btrfs or tmpfs, or use isolation "
+                "gvisor or microvm",
+            ) from error
         root = place / "root"
         if direct:
             if spec.limits.disk is not None:
@@ -88,7 +91,7 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
             shown = place / str(number)
             _mount(spec, mount, shown, first_id, notes)
             binds.append((str(shown), mount.target, mount.readonly))
-    return Tree(root, tuple(binds), first_id, tuple(notes))
+    return Tree(root, tuple(binds), tuple(notes))
 
 
 def release(folder: Path) -> None:
