@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import platform
+import pty
 import shutil
 import socket
 import sys
@@ -260,6 +261,51 @@ def test_a_program_with_another_users_rights_gains_none(scene: Scene) -> None:
         assert "euid" not in said
 
     asyncio.run(_supervised(scene, check))
+
+
+def test_root_changes_nothing_elsewhere(scene: Scene) -> None:
+    """Neither whose a file is nor what may be done with it; nor does it open others' terminals."""
+    if scene.kind != "root":
+        pytest.skip("rights keep others from it")
+    theirs = Path(tempfile.mkdtemp(prefix="bedstone-outside-", dir="/run")) / "file"
+    theirs.touch(0o600)
+    before = theirs.stat()
+    ours, other = pty.openpty()
+    text = (
+        "import json, os, pty, sys\n"
+        "path, terminal = sys.argv[1:]\n"
+        "open('own', 'w').close()\n"
+        "found = []\n"
+        "for each in ('own', path, '/dev/null'):\n"
+        "    for attempt in (lambda: os.chmod(each, 0o4755), lambda: os.chown(each, 7, 7),\n"
+        "            lambda: os.utime(each, (1, 1)), lambda: os.chown(each, 0, 0)):\n"
+        "        try: found.append(attempt() or 'ok')\n"
+        "        except OSError as error: found.append(error.strerror)\n"
+        "try: found.append(os.open(terminal, os.O_RDWR | os.O_NOCTTY))\n"
+        "except OSError as error: found.append(error.strerror)\n"
+        "mine = pty.openpty()[1]\n"
+        "found.append(os.ttyname(mine))\n"
+        "os.fchmod(mine, 0o600)\n"
+        "print(json.dumps(found))\n"
+    )
+
+    async def check(client: SupervisorClient) -> None:
+        spec = scene.confined("x", text, str(theirs), os.ttyname(other))
+        found = json.loads(await scene.said(client, spec))
+        refused = ["Read-only file system"] * 4
+        assert found == [*["ok"] * 4, *refused, *refused, "No such file or directory", "/dev/pts/0"]
+        notes = (await client.get("x")).applied
+        assert {"own terminals", "all else read-only"} <= set(notes)
+
+    try:
+        asyncio.run(_supervised(scene, check))
+        found = theirs.stat()
+        assert (found.st_mode, found.st_uid) == (before.st_mode, before.st_uid)
+        assert found.st_mtime == before.st_mtime
+    finally:
+        os.close(ours)
+        os.close(other)
+        shutil.rmtree(theirs.parent)
 
 
 def test_what_hides_from_its_end_is_found_by_its_user(scene: Scene) -> None:

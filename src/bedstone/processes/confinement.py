@@ -9,13 +9,14 @@ starting. But once mounts have begun, an error is an error: half of them would h
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bedstone.processes import landlock, linux, seccomp, sockets
+from bedstone.processes import landlock, linux, netns, seccomp, sockets
 from bedstone.processes.spec import UNCONFINED, Confinement
 
 PROCESSES: Final = 4096
@@ -64,6 +65,8 @@ def separate(given: Confinement) -> list[str]:
                 _hide(folder, kept)
         if given.root:
             sockets.hide_those_of_root(given.visible)
+            notes.append(_own_terminals())
+            notes.append(_read_only_elsewhere(given.writable))
     finally:
         for handle in kept.values():
             os.close(handle)
@@ -93,6 +96,44 @@ def _hide(folder: str, kept: dict[str, int]) -> None:
 
 def _below(path: str, folders: Sequence[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _own_terminals() -> str:
+    """Pseudo-terminals of its own: root may open those of others."""
+    try:
+        flags = linux.MS_NOSUID | linux.MS_NOEXEC
+        linux.mount("devpts", "/dev/pts", flags, "devpts", "newinstance,ptmxmode=0666,mode=620")
+    except OSError as error:
+        return f"{UNCONFINED}it opens terminals of others: {error.strerror}"
+    return "own terminals"
+
+
+def _read_only_elsewhere(writable: Sequence[str]) -> str:
+    """Have all else read-only: Landlock does not decide on owners, modes and attributes of files.
+
+    But /proc, which is about processes and has its own rules.
+    """
+    folders = {os.path.realpath(path) for path in writable if os.path.exists(path)}  # noqa: PTH110
+    kept = (*folders, "/dev/pts", "/proc")
+    try:
+        if "/" not in folders:
+            for path in sorted(folders):
+                linux.mount(path, path, linux.MS_BIND | linux.MS_REC)
+            for path in dict.fromkeys(netns.mount_points()):
+                if not _below(path, kept):
+                    _set_read_only(path)
+    except OSError as error:
+        return f"{UNCONFINED}it changes owners and modes of files elsewhere: {error.strerror}"
+    return "all else read-only"
+
+
+def _set_read_only(path: str) -> None:
+    try:
+        linux.set_read_only(path)
+    except OSError as error:
+        # What another mount covers cannot be named, nor be reached.
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            raise
 
 
 def hide_processes() -> str:
@@ -150,7 +191,9 @@ def _restrict_writing(given: Confinement) -> str:
         landlock.restrict((*given.writable, *_devices()), known)
     except OSError as error:
         return f"{what}: {error.strerror}"
-    return f"writes only below {', '.join(given.writable)} (Landlock {known})"
+    where = f"writes only below {', '.join(given.writable)} (Landlock {known})"
+    own = given.alone or given.root
+    return where if own else f"{where}, but for modes and times of what its user owns"
 
 
 def _devices() -> Iterator[str]:

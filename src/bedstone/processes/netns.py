@@ -76,7 +76,7 @@ def _keep(
     pid = 0
     try:
         # os.path.ismount can't tell: a folder bound to itself keeps its device and inode.
-        if str(path.parent) not in _mount_points():
+        if str(path.parent) not in mount_points():
             linux.mount(str(path.parent), str(path.parent), linux.MS_BIND)
             linux.mount(None, str(path.parent), linux.MS_SHARED | linux.MS_REC)
         pid = os.fork()
@@ -123,7 +123,7 @@ def is_kept(path: Path) -> bool:
 def unmount_below(folder: Path) -> None:
     """Unmount everything of ours at or below `folder`, deepest first."""
     prefix = str(folder)
-    points = [p for p in _mount_points() if p == prefix or p.startswith(prefix + "/")]
+    points = [p for p in mount_points() if p == prefix or p.startswith(prefix + "/")]
     for point in sorted(points, key=len, reverse=True):
         try:
             linux.umount(point)
@@ -156,7 +156,7 @@ def _unavailable(kind: str, reason: str, hint: str) -> UnavailableError:
     return UnavailableError(f"{what} namespaces are not available: {reason}", hint=hint)
 
 
-def _mount_points() -> list[str]:
+def mount_points() -> list[str]:
     """Where something is mounted, as often as it is."""
     # proc(5): field 5 is the mount point; space, tab, newline, backslash are octal escapes.
     return [

@@ -418,9 +418,11 @@ class ProcessTable:
         prefix = f"{NAME_MARKER}=".encode()
         run = f"{RUN_MARKER}={self._marker}".encode()
         pids = [pid for pid in _children() if pid not in self._by_pid and pid not in self._kept]
-        ended = self._users - self._running_users() if pids and self._users else set()
+        users = {pid: read_user(pid) for pid in pids} if self._users else {}
+        ended = self._users.intersection(users.values())
+        ended -= self._running_users() if ended else set()
         for pid in pids:
-            if ended and read_user(pid) in ended:
+            if users.get(pid) in ended:
                 os.kill(pid, signal.SIGKILL)
                 continue
             variables = warden.environment(pid)
