@@ -89,6 +89,15 @@ async def find_root(
 
 def let_go(box: str) -> None:
     """The box needs its image no longer. Idempotent. Blocks."""
+    _release(lambda lease: lease == lease_name(box))
+
+
+def let_go_all(beginning: str) -> None:
+    """No box whose id begins so needs its image any longer. Idempotent. Blocks."""
+    _release(lambda lease: lease.startswith(lease_name(beginning)))
+
+
+def _release(chosen: Callable[[str], bool]) -> None:
     from bedstone.images.home import images_directory
 
     if not images_directory().is_dir():
@@ -96,7 +105,9 @@ def let_go(box: str) -> None:
     from bedstone.images.store import ContentStore
 
     content = ContentStore(images_directory())
-    content.lease(lease_name(box)).release()
+    for lease in content.leases():
+        if chosen(lease.name):
+            lease.release()
     if any(content.root.glob("lazy/run-*")):
         from bedstone.images.lazy.holding import sweep
 

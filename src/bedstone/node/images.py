@@ -16,7 +16,9 @@ class MachineImages:
     ) -> ImageRoot:
         """The root of an image; see the protocol."""
         from bedstone.boxes.roots import find_root
+        from bedstone.images.reference import Reference
 
+        Reference.parse(image)  # a directory would be past the policy of images
         return await find_root(image, holder, lazy=lazy, tell=tell)
 
     async def let_go(self, holder: str) -> None:
@@ -24,6 +26,12 @@ class MachineImages:
         from bedstone.boxes.roots import let_go
 
         await asyncio.to_thread(let_go, holder)
+
+    async def let_go_all(self, beginning: str) -> None:
+        """No holder whose name begins so needs its image; see the protocol."""
+        from bedstone.boxes.roots import let_go_all
+
+        await asyncio.to_thread(let_go_all, beginning)
 
     def user(self, root: ImageRoot) -> tuple[int, int]:
         """The user of the image; see the protocol."""

@@ -168,6 +168,9 @@ class BoxSandbox:
             boxes = await self._open()
             for box in left:
                 await self._clear(boxes, box)
+        if self._host.images is not None:
+            # Also what was fetched for a box that was never made.
+            await self._host.images.let_go_all(self._id(instance))
         if plumbing is not None:
             self._host.ports.free(plumbing.inbound.port)
         await self._host.processes.delete_netns(namespace_name(instance))
@@ -372,6 +375,8 @@ async def clear_away(home: Path, run_dir: Path, images: Images | None) -> list[s
     if not failures:
         for folder in (home / ".workloads").glob(f"{prefix(run_dir)}*"):
             shutil.rmtree(folder, ignore_errors=True)
+        if images is not None:
+            await images.let_go_all(prefix(run_dir))
     return failures
 
 

@@ -98,6 +98,10 @@ class Images(Protocol):
         """The holder needs its image no longer. Idempotent."""
         ...
 
+    async def let_go_all(self, beginning: str) -> None:
+        """Nor does any holder whose name begins so. Idempotent."""
+        ...
+
     def user(self, root: ImageRoot) -> tuple[int, int]:
         """The user and group that the image's author wants. Raises InvalidError."""
         ...

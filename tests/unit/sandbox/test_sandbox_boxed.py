@@ -10,10 +10,11 @@ from typing import Literal, cast
 import pytest
 
 from bedstone.errors import UnavailableError
-from bedstone.model.resources import Instance
+from bedstone.model.resources import Address, Instance, Plumbing, Revision
+from bedstone.model.spec import WorkloadSpec
 from bedstone.sandbox.boxed import BoxSandbox, clear_away, gvisor, prefix
 from bedstone.sandbox.ports import Ports
-from bedstone.sandbox.protocol import Host, Processes
+from bedstone.sandbox.protocol import Host, Images, Processes, Unit
 
 WEB = Instance(app="shop", workload="web", name="web-1", revision="r", node="here")
 
@@ -61,6 +62,63 @@ def test_what_is_missing_is_named_and_nothing_is_run_instead(
     failures = asyncio.run(clear_away(tmp_path / "boxes", tmp_path / "run", None))
     assert failures == ["boxes of isolation gvisor stay: runsc is not installed"]
     assert box.exists(), "it is not forgotten"
+
+
+class Held:
+    """Images that are found, and who holds them."""
+
+    def __init__(self) -> None:
+        self.holders: set[str] = set()
+
+    async def find(self, image: str, holder: str, tell: object, *, lazy: bool) -> str:
+        self.holders.add(holder)
+        return image
+
+    async def let_go(self, holder: str) -> None:
+        self.holders.discard(holder)
+
+    async def let_go_all(self, beginning: str) -> None:
+        self.holders -= {holder for holder in self.holders if holder.startswith(beginning)}
+
+
+class NoProcesses:
+    """A supervisor that runs nothing."""
+
+    async def forget(self, name: str) -> None:
+        """There is none."""
+
+    async def delete_netns(self, name: str) -> None:
+        """There is none."""
+
+
+def test_an_image_fetched_for_a_box_that_is_never_made_is_let_go(tmp_path: Path) -> None:
+    """With the instance, and whatever is left with the run; what others hold stays."""
+    images = Held()
+    host = Host(
+        cast("Processes", NoProcesses()),
+        Ports(1, 2),
+        "127.0.0.1",
+        tmp_path / "run",
+        lambda *_: (),
+        boxes=tmp_path / "boxes",
+        images=cast("Images", images),
+    )
+    spec = WorkloadSpec.model_validate({"image": "x:1"})
+    revision = Revision(app="shop", workload="web", name="r", spec=spec, root=str(tmp_path))
+    there = Address(host="127.0.0.1", port=1)
+    unit = Unit(WEB, revision, Plumbing(app=there, inbound=there, outbound=there))
+
+    async def fetch() -> None:
+        await gvisor(host).fetch(unit, lambda _text: None)
+        (own,) = images.holders
+        beside = f"{prefix(tmp_path / 'run')}web-2"
+        images.holders |= {f"{own}-abcdef", beside, "others"}
+        await gvisor(host).release(WEB, None)
+        assert images.holders == {beside, "others"}
+        assert await clear_away(tmp_path / "boxes", tmp_path / "run", host.images) == []
+        assert images.holders == {"others"}
+
+    asyncio.run(fetch())
 
 
 def test_without_networks_of_their_own_there_are_no_boxes(tmp_path: Path) -> None:
