@@ -27,6 +27,7 @@ from bedstone.node.lifecycle import (
     State,
     Stop,
     Timing,
+    Told,
     backoff,
     step,
 )
@@ -337,3 +338,12 @@ def test_invariants_hold_whatever_happens(
             assert state.ready_at is not None
         assert len(decision.actions) == len(set(decision.actions))
         assert decision.wake is None or decision.wake >= now
+
+
+def test_what_a_start_waits_for_is_shown_and_nothing_else_is_changed() -> None:
+    starting = State(stage=Stage.SPAWN, phase=Phase.STARTING)
+    told = step(starting, Told("pulling x:1"), Facts(), 0.0)
+    assert told.state == replace(starting, reason="pulling x:1")
+    assert told.actions == ()
+    running = State(stage=Stage.UP, phase=Phase.READY, pid=1, probe_at=9.0)
+    assert step(running, Told("late"), Facts(), 0.0).state == running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,3 +145,18 @@ def test_capabilities_bring_the_calls_that_they_are_for() -> None:
     sockets = [call for call in plain["syscalls"] if call["names"] == ["socket"]]
     assert {call["args"][0]["value"] for call in sockets} == {1, 2, 10, 16}
     assert plain["architectures"] == ["SCMP_ARCH_X86_64"], "no 32-bit calls, which are others"
+
+
+def test_a_kernel_in_user_space_answers_to_clone3() -> None:
+    """Its runtime refuses with EPERM whatever is asked for, and then no thread can be started."""
+
+    def rule(*, sentry: bool) -> dict[str, Any]:
+        calls = profile((), "x86_64", sentry=sentry)["syscalls"]
+        return next(call for call in calls if call["names"] == ["clone3"])
+
+    assert rule(sentry=True)["action"] == "SCMP_ACT_ALLOW"
+    assert rule(sentry=False) | {"names": []} == {
+        "names": [],
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": 38,
+    }
