@@ -202,35 +202,50 @@ class Chunks:
 
     async def _run_of_spans(self, run: list[int], places: list[Place], spans: Spans) -> None:
         """Chunks of neighbouring spans, which come by one request."""
-        blob, digest = places[0].blob, self.table.blobs[places[0].blob].digest
         first = spans.find(places[0].offset)
         last = max(spans.find(place.offset + place.size - 1) for place in places)
-        async with contextlib.AsyncExitStack() as held:
-            for span in range(first, last + 1):
-                await held.enter_async_context(self._lock(blob, span))
-            # A reader has got some of them meanwhile.
-            missing = [it for it in range(first, last + 1) if (blob, it) not in self._inflated]
-            if missing:
-                await self._spans(digest, blob, spans, missing[0], missing[-1])
+        await self._content(self.source, places[0].blob, spans, first, last)
         for number in run:
             if not self._has(number):  # it lies in two spans
                 await self._from(self.source, number)
 
-    async def _spans(self, digest: str, blob: int, spans: Spans, first: int, last: int) -> None:
-        """Get and inflate spans by one request; each span's end is the next one's window."""
+    async def _content(
+        self, source: Source, blob: int, spans: Spans, first: int, last: int
+    ) -> bytes:
+        """What spans inflate to; those that are not in memory come by one request."""
+        async with contextlib.AsyncExitStack() as held:
+            for span in range(first, last + 1):
+                lock = self._inflating.setdefault((blob, span), asyncio.Lock())
+                await held.enter_async_context(lock)
+            parts = {it: self._inflated.get((blob, it)) for it in range(first, last + 1)}
+            missing = [span for span, content in parts.items() if content is None]
+            if missing:
+                parts |= await self._spans(source, blob, spans, missing[0], missing[-1])
+            return b"".join(part or b"" for part in parts.values())
+
+    async def _spans(
+        self, source: Source, blob: int, spans: Spans, first: int, last: int
+    ) -> dict[int, bytes]:
+        """Get and inflate spans; the end of each is the window of the next one."""
         begin, end = spans.bounds(first)[0], spans.bounds(last)[1]
         window, data = await asyncio.gather(
-            self._window(spans, first), self._fetch(self.source, digest, begin, end - begin)
+            self._window(spans, first),
+            self._fetch(source, self.table.blobs[blob].digest, begin, end - begin),
         )
+        found = {}
         for span in range(first, last + 1):
             low, high = spans.bounds(span)
             part = data[low - begin : high - begin]
             content = await asyncio.to_thread(self._inflate, blob, span, spans, part, window)
-            self._keep_span(blob, span, content)
+            found[span] = self._inflated[blob, span] = content
+            if len(self._inflated) > _SPANS:
+                self._inflated.popitem(last=False)
             window = (window + content)[-WINDOW:]
+        return found
 
-    def _lock(self, blob: int, span: int) -> asyncio.Lock:
-        return self._inflating.setdefault((blob, span), asyncio.Lock())
+    async def _window(self, spans: Spans, span: int) -> bytes:
+        chunk = spans.points[span].window
+        return await self.get(chunk) if chunk >= 0 else b""
 
     async def _patiently(self, number: int) -> bytes:
         if number in self._running:
@@ -273,11 +288,9 @@ class Chunks:
             raise InvalidError(f"the image's index has no points of layer {blob.digest}")
         first, last = spans.find(place.offset), spans.find(place.offset + place.size - 1)
         try:
-            parts = [
-                await self._span(source, place.blob, span, spans) for span in range(first, last + 1)
-            ]
+            content = await self._content(source, place.blob, spans, first, last)
             begin = place.offset - spans.start(first)
-            return self._accept(number, place, b"".join(parts)[begin : begin + place.size])
+            return self._accept(number, place, content[begin : begin + place.size])
         except VerificationError:
             self._forget(place.blob, first, last)
             raise
@@ -288,29 +301,6 @@ class Chunks:
         """Keep no spans of which a chunk was wrong: the next reader asks again."""
         for span in range(first, last + 1):
             self._inflated.pop((blob, span), None)
-
-    async def _span(self, source: Source, blob: int, span: int, spans: Spans) -> bytes:
-        key = blob, span
-        async with self._lock(blob, span):
-            content = self._inflated.get(key)
-            if content is None:
-                begin, end = spans.bounds(span)
-                window, data = await asyncio.gather(
-                    self._window(spans, span),
-                    self._fetch(source, self.table.blobs[blob].digest, begin, end - begin),
-                )
-                content = await asyncio.to_thread(self._inflate, blob, span, spans, data, window)
-                self._keep_span(blob, span, content)
-        return content
-
-    async def _window(self, spans: Spans, span: int) -> bytes:
-        chunk = spans.points[span].window
-        return await self.get(chunk) if chunk >= 0 else b""
-
-    def _keep_span(self, blob: int, span: int, content: bytes) -> None:
-        self._inflated[blob, span] = content
-        if len(self._inflated) > _SPANS:
-            self._inflated.popitem(last=False)
 
     def _inflate(self, blob: int, span: int, spans: Spans, data: bytes, window: bytes) -> bytes:
         """The span's bytes; every chunk that lies in it whole is cached, for it costs nothing."""
