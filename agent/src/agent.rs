@@ -19,6 +19,7 @@ use crate::fields::Refusal;
 use crate::files::{Get, Put};
 use crate::json::{object, Value};
 use crate::policy::Policy;
+use crate::ports::Ports;
 use crate::process::{self, Process, Surroundings};
 use crate::session::{Input, Session};
 use crate::stats;
@@ -37,6 +38,7 @@ const SESSION: u64 = 3 << 56;
 const OUTPUT: u64 = 4 << 56;
 const STDIN: u64 = 5 << 56;
 const PRESSURE: u64 = 6 << 56;
+const PORTS: u64 = 7 << 56;
 
 enum Transfer {
     Put(Put),
@@ -67,6 +69,7 @@ pub struct Agent {
     /// copy's host to adopt it, when the one that it had is not there.
     frozen: bool,
     pressure: Option<OwnedFd>,
+    ports: Option<Ports>,
 }
 
 impl Agent {
@@ -90,6 +93,7 @@ impl Agent {
             main_started: false,
             frozen: false,
             pressure: None,
+            ports: None,
         })
     }
 
@@ -127,10 +131,18 @@ impl Agent {
         Ok(())
     }
 
+    /// Take ports that the host makes while this guest runs.
+    pub fn watch_ports(&mut self, ports: Ports) -> Result<()> {
+        self.epoll.add(ports.raw(), EPOLLIN, PORTS)?;
+        self.ports = Some(ports);
+        Ok(())
+    }
+
     /// Until the host ends it, or SIGTERM.
     pub fn run(&mut self) {
         loop {
-            let timeout = self.ending.as_ref().map_or(-1, |ending| {
+            let opening = self.ports.as_ref().map_or(-1, Ports::timeout);
+            let timeout = self.ending.as_ref().map_or(opening, |ending| {
                 let left = ending.deadline.saturating_duration_since(Instant::now());
                 left.as_millis().min(60_000) as i32 + 1
             });
@@ -145,6 +157,7 @@ impl Agent {
                     OUTPUT => self.pump_output((low >> 8) as i32, low as u8),
                     STDIN => self.pump_stdin(low as i32),
                     PRESSURE => self.tell_pressure(),
+                    PORTS => self.ports.iter_mut().for_each(Ports::look),
                     _ => {}
                 }
             }
@@ -152,9 +165,18 @@ impl Agent {
                 self.kill_all();
                 return;
             }
+            self.take_ports();
             self.advance();
             if self.ended_for_good() {
                 return;
+            }
+        }
+    }
+
+    fn take_ports(&mut self) {
+        for port in self.ports.iter_mut().flat_map(Ports::open).collect::<Vec<_>>() {
+            if let Err(error) = self.add_session(port, true) {
+                eprintln!("bedstone-agent: port: {error}");
             }
         }
     }
@@ -209,8 +231,9 @@ impl Agent {
                 return;
             };
             session.flush();
-            if session.full() {
-                return; // the host takes nothing: EPOLLOUT comes back here
+            session.unread = session.full();
+            if session.unread {
+                return; // until the host has taken some
             }
             match session.receive() {
                 Input::Frame(frame) => {
@@ -231,37 +254,51 @@ impl Agent {
     /// Pending work of every session, after each round of events.
     fn advance(&mut self) {
         for index in 0..self.sessions.len() {
-            let ids: Vec<u32> = self
-                .transfers
-                .range((index, 0)..=(index, u32::MAX))
-                .map(|((_, id), _)| *id)
-                .collect();
-            for id in ids {
-                self.pump_get((index, id));
-            }
-            let mut room = false;
-            if let Some(Some(session)) = self.sessions.get_mut(index) {
-                session.flush();
-                room = session.connected() && !session.full();
-            }
-            if room {
-                let parked: Vec<(i32, u8)> = self
-                    .programs
-                    .values()
-                    .filter(|program| program.owner.is_some_and(|(owner, _)| owner == index))
-                    .flat_map(|program| {
-                        program
-                            .outputs
-                            .iter()
-                            .filter(|(_, output)| !output.polled)
-                            .map(|(channel, _)| (program.pid, *channel))
-                    })
-                    .collect();
-                for (pid, channel) in parked {
-                    self.pump_output(pid, channel);
-                }
-            }
+            while self.advance_session(index) {}
         }
+    }
+
+    /// Send what waits, then do one thing that waited for room; whether there may be another.
+    ///
+    /// Nothing is left for later but what an event comes back for: what was written to a session after
+    /// its last flush would stay, and so would frames that were not read because it was full.
+    fn advance_session(&mut self, index: usize) -> bool {
+        let Some(Some(session)) = self.sessions.get_mut(index) else {
+            return false;
+        };
+        session.flush();
+        if !session.connected() || session.full() {
+            return false;
+        }
+        if session.unread {
+            self.receive(index);
+            return true;
+        }
+        let gets: Vec<u32> = self
+            .transfers
+            .range((index, 0)..=(index, u32::MAX))
+            .filter(|(_, transfer)| matches!(transfer, Transfer::Get(_, credit) if *credit > 0))
+            .map(|((_, id), _)| *id)
+            .collect();
+        let parked: Vec<(i32, u8)> = self
+            .programs
+            .values()
+            .filter(|program| program.owner.is_some_and(|(owner, _)| owner == index))
+            .flat_map(|program| {
+                program
+                    .outputs
+                    .iter()
+                    .filter(|(_, output)| !output.polled && output.credit > 0)
+                    .map(|(channel, _)| (program.pid, *channel))
+            })
+            .collect();
+        for id in &gets {
+            self.pump_get((index, *id));
+        }
+        for (pid, channel) in &parked {
+            self.pump_output(*pid, *channel);
+        }
+        !gets.is_empty() || !parked.is_empty()
     }
 
     fn lose(&mut self, index: usize) {

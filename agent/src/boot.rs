@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::agent::Agent;
 use crate::config::{Config, Mount, What};
 use crate::network;
+use crate::ports::Ports;
 use crate::process::{Group, Surroundings};
 use crate::sys::{self, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT};
 
@@ -52,6 +53,7 @@ pub fn run() -> Result<()> {
         guest: true,
     };
     mount_root(&config)?;
+    let coming = Ports::watch("/dev")?;
     let ports = open_ports(&fs::read_to_string("/ports")?)?;
     sys::set_hostname(&config.hostname)?;
     network::loopback_up()?;
@@ -68,6 +70,7 @@ pub fn run() -> Result<()> {
     for port in ports {
         agent.add_session(port, true)?;
     }
+    agent.watch_ports(coming)?;
     if let Ok(pressure) = pressure {
         let _ = agent.watch_pressure(OwnedFd::from(pressure)); // a kernel without it has no events
     }

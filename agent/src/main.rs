@@ -13,6 +13,7 @@ mod filter;
 mod json;
 mod network;
 mod policy;
+mod ports;
 mod process;
 mod session;
 mod stats;

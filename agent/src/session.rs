@@ -14,6 +14,8 @@ pub struct Session {
     pub fd: OwnedFd,
     /// A port outlives the host's connection; a socket is the connection.
     pub port: bool,
+    /// Whether frames may have come that were not looked at, for want of room for their answers.
+    pub unread: bool,
     /// Whether a host has greeted, and is still there.
     connected: bool,
     decoder: Decoder,
@@ -34,6 +36,7 @@ impl Session {
         Session {
             fd,
             port,
+            unread: false,
             connected: false,
             decoder: Decoder::default(),
             out: Vec::new(),
@@ -59,6 +62,7 @@ impl Session {
 
     pub fn disconnect(&mut self) {
         self.connected = false;
+        self.unread = false;
         self.decoder = Decoder::default(); // a frame that was cut has no end
         self.out = Vec::new();
         self.sent = 0;

@@ -15,6 +15,8 @@ extern "C" {
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn fchown(fd: c_int, user: u32, group: u32) -> c_int;
     fn futimens(fd: c_int, times: *const [Time; 2]) -> c_int;
+    fn inotify_add_watch(fd: c_int, path: *const c_char, mask: u32) -> c_int;
+    fn inotify_init1(flags: c_int) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
     fn mkdirat(fd: c_int, path: *const c_char, mode: u32) -> c_int;
     fn mount(
@@ -63,6 +65,7 @@ pub const EPOLLET: u32 = 1 << 31;
 
 pub const O_RDONLY: u64 = 0;
 pub const O_WRONLY: u64 = 1;
+pub const O_RDWR: u64 = 2;
 pub const O_CREAT: u64 = 0o100;
 pub const O_EXCL: u64 = 0o200;
 pub const O_NOCTTY: u64 = 0o400;
@@ -284,6 +287,17 @@ pub fn signals(numbers: &[i32]) -> Result<OwnedFd> {
     unsafe {
         check(sigprocmask(0, &set, std::ptr::null_mut()))?;
         owned(signalfd(-1, &set, (O_CLOEXEC | O_NONBLOCK) as c_int))
+    }
+}
+
+/// Be told of what is made in a folder.
+pub fn watch_folder(path: &str) -> Result<OwnedFd> {
+    let path = text(path);
+    // SAFETY: the path lives through the call; IN_CREATE is a number.
+    unsafe {
+        let watch = owned(inotify_init1((O_CLOEXEC | O_NONBLOCK) as c_int))?;
+        check(inotify_add_watch(watch.as_raw_fd(), path.as_ptr(), 0x100))?;
+        Ok(watch)
     }
 }
 

@@ -16,6 +16,7 @@ import pytest
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.microvm.driver import MicrovmBoxes
+from bedstone.sandbox.microvm.qemu import MOST_PORTS
 from bedstone.testing.box_checks import CHECKS
 from bedstone.testing.box_copies import CHECKS as COPIES
 from bedstone.testing.box_escapes import CHECKS as ESCAPES
@@ -88,6 +89,21 @@ def test_a_guest_is_a_machine_of_its_own(place: Path) -> None:
                 status, _, errors = await world.exec(box, (command,))
                 assert (status, command in errors) == (expected, expected > 1)
             assert_confined(world, box.spec)
+
+    asyncio.run(use())
+
+
+def test_many_programs_run_at_once(place: Path) -> None:
+    """More than a guest has ports for at first, and no more than it can have; then others wait."""
+
+    async def use() -> None:
+        async with _world(MicrovmBoxes, place / "home", place / "root", place) as world:
+            box = await world.idle()
+            count = MOST_PORTS + 3
+            found = await asyncio.gather(
+                *(world.exec(box, f"sleep 1; echo {number}") for number in range(count))
+            )
+            assert [output for _, output, _ in found] == [f"{number}\n" for number in range(count)]
 
     asyncio.run(use())
 

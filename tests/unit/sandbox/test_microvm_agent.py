@@ -123,6 +123,35 @@ def test_much_in_both_directions_is_neither_lost_nor_kept(start: Run) -> None:
     each.run(use)
 
 
+def test_the_last_of_an_output_needs_no_other_event(
+    start: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a grant lets a program that has ended say is sent at once, and its end."""
+
+    async def use(agent: Agent) -> None:
+        link = agent._link
+        grant = link.send_window
+        monkeypatch.setattr(link, "send_window", lambda *_: None)
+        size = wire.WINDOW + 50_000
+        program = await agent.exec(["head", "-c", str(size), "/dev/zero"], env=ENV)
+        seen = 0
+        while seen < wire.WINDOW:
+            item = await program.read()
+            assert item is not None
+            seen += len(item[1])
+        async with asyncio.timeout(5):
+            while (await agent.request("programs"))["programs"]:  # noqa: ASYNC110 - it is remote
+                await asyncio.sleep(0.01)
+        grant(program._stream.number, STDOUT, 100_000)
+        assert sum([len(data) async for data in rest(program)]) == 50_000
+
+    async def rest(program: Program) -> AsyncIterator[bytes]:
+        while (item := await asyncio.wait_for(program.read(), 5)) is not None:
+            yield item[1]
+
+    start(OPEN).run(use)
+
+
 def test_a_terminal_with_its_size_and_the_end_of_its_input(start: Run) -> None:
     async def use(agent: Agent) -> None:
         argv = ["sh", "-c", "stty -echo; tty; stty size; read x; stty size; echo $x; cat"]

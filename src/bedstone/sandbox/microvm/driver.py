@@ -36,7 +36,7 @@ from bedstone.sandbox.microvm.archive import to_records, to_tar
 from bedstone.sandbox.microvm.build import Tools
 from bedstone.sandbox.microvm.folders import ISOLATION, Folders
 from bedstone.sandbox.microvm.locks import LOCK, holder, kill_holder, lock_folder
-from bedstone.sandbox.microvm.qemu import PORTS, Accelerator, port_socket
+from bedstone.sandbox.microvm.qemu import MOST_PORTS, Accelerator, port_socket
 from bedstone.sandbox.microvm.qmp import connected
 from bedstone.sandbox.microvm.stdio import Pump
 from bedstone.sandbox.policy import ANY_USER, Policy, check_copy, check_exec, check_start
@@ -435,7 +435,7 @@ class MicrovmBoxes:
         while time.monotonic() < deadline:
             if holder(folder / LOCK) is None:
                 raise ConflictError(f"box {box} does not run")
-            for number in range(2, PORTS + 1):
+            for number in range(2, MOST_PORTS + 1):
                 path = folder / f"port{number}.lock"
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
@@ -444,12 +444,25 @@ class MicrovmBoxes:
                     os.close(descriptor)
                     continue
                 try:
+                    await asyncio.to_thread(_add_port, folder, number)
                     return await Agent.connect(folder / port_socket(number), PATIENCE), descriptor
                 except BaseException:
                     os.close(descriptor)
                     raise
             await asyncio.sleep(0.02)
-        raise UnavailableError(f"box {box} is busy with {PORTS - 1} programs", retry_after=1)
+        raise UnavailableError(f"box {box} is busy with {MOST_PORTS - 1} programs", retry_after=1)
+
+
+def _add_port(folder: Path, number: int) -> None:
+    """Give the guest one more port, if it has none of that number. Who calls it holds its lock."""
+    if (folder / port_socket(number)).exists():
+        return
+    with connected(folder) as qmp:
+        address = {"type": "unix", "data": {"path": port_socket(number)}}
+        socket = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        qmp("chardev-add", id=f"port{number}", backend=socket)
+        device = {"driver": "virtserialport", "chardev": f"port{number}", "nr": number}
+        qmp("device_add", **device)
 
 
 def _tell(folder: Path, command: str) -> None:

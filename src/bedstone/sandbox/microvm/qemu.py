@@ -12,12 +12,17 @@ from typing import Final, Literal
 
 PACKAGE: Final = "qemu-system-x86"
 PROGRAM: Final = "qemu-system-x86_64"
-PORTS: Final = 8
-"""Connections at once: one for the box's command, the others for `exec`, copies and statistics."""
+PORTS: Final = 2
+"""Connections at once, at first: one for the box's command, the others for all else. The guest
+keeps 4 MiB for each port, so that more are added as they are needed."""
+MOST_PORTS: Final = 30
 RUN: Final = "run"
 """The folder in a box's that is QEMU's own: all else in there is not for it to change."""
 CONSOLE: Final = f"{RUN}/console.log"
 QMP: Final = f"{RUN}/qmp.sock"
+
+# Translated code: by default QEMU keeps a gigabyte of it.
+_TCG: Final = "tcg,thread=multi,tb-size=32"
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -41,6 +46,7 @@ class Machine:
         mac: of the network interface; None is no interface.
         io_read: bytes a second from disks.
         io_write: bytes a second to disks.
+        ports: that it starts with.
     """
 
     program: str
@@ -52,6 +58,7 @@ class Machine:
     mac: str | None = None
     io_read: int | None = None
     io_write: int | None = None
+    ports: int = PORTS
 
     def argv(self, root: int, tap: int | None, shares: int | None, copy: int | None) -> list[str]:
         """The command line.
@@ -76,7 +83,7 @@ class Machine:
         argv += ["-object", f"{memory},id=memory,size={self.memory >> 20}M"]
         argv += ["-M", "microvm,acpi=on,rtc=on,memory-backend=memory"]
         argv += ["-m", f"{self.memory >> 20}M", "-global", "virtio-mmio.force-legacy=false"]
-        argv += ["-accel", "kvm" if self.accelerator == "kvm" else "tcg,thread=multi"]
+        argv += ["-accel", "kvm" if self.accelerator == "kvm" else _TCG]
         argv += ["-cpu", "host" if self.accelerator == "kvm" else "max", "-smp", str(self.cpus)]
         argv += ["-kernel", "kernel", "-initrd", "initrd", "-append", " ".join(kernel)]
         argv += ["-serial", f"file:{CONSOLE}", "-qmp", f"unix:{QMP},server=on,wait=off"]
@@ -84,8 +91,13 @@ class Machine:
         argv += self._disk("root", "/dev/fdset/1", "readonly=on")
         if self.upper:
             argv += self._disk("upper", "upper", "cache=unsafe", "discard=unmap")
-        argv += ["-device", "virtio-rng-device", "-device", "virtio-serial-device,max_ports=31"]
-        for number in range(1, PORTS + 1):
+        argv += [
+            "-device",
+            "virtio-rng-device",
+            "-device",
+            f"virtio-serial-device,max_ports={MOST_PORTS + 1}",
+        ]
+        for number in range(1, self.ports + 1):
             path = port_socket(number)
             argv += ["-chardev", f"socket,id=port{number},path={path},server=on,wait=off"]
             argv += ["-device", f"virtserialport,chardev=port{number},nr={number}"]

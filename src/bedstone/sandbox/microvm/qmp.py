@@ -99,7 +99,9 @@ def connected(folder: Path, patience: float = 0.0) -> Iterator[Qmp]:
                     channel.connect(f"/proc/self/fd/{descriptor}/{QMP}")
                     break
                 except OSError as error:
-                    if time.monotonic() >= deadline:
+                    # EAGAIN: others wait for their turn.
+                    waits = PATIENCE if isinstance(error, BlockingIOError) else 0.0
+                    if time.monotonic() >= deadline + waits:
                         raise UnavailableError(f"QEMU does not answer: {error}") from error
                     time.sleep(0.005)
             yield Qmp(channel)

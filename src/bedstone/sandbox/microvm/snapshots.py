@@ -21,6 +21,7 @@ from typing import Any, Final
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec
 from bedstone.sandbox.folders import write
+from bedstone.sandbox.microvm.qemu import RUN
 from bedstone.sandbox.microvm.qmp import connected
 
 WHOLE: Final = "snapshot.json"
@@ -66,7 +67,9 @@ def take(box: Path, folder: Path, kept: dict[str, Any]) -> None:
                 give(box / name, folder / name, shared=name == ROOT)
         except OSError as error:
             raise UnavailableError(f"no snapshot can be written: {error}") from error
-    write(folder / WHOLE, json.dumps(kept))
+    # Ports were added, and a copy begins with as many.
+    ports = len(list((box / RUN).glob("port*.sock")))
+    write(folder / WHOLE, json.dumps(kept | {"machine": kept["machine"] | {"ports": ports}}))
 
 
 def read(folder: Path) -> dict[str, Any]:
