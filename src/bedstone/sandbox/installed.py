@@ -50,6 +50,7 @@ def installed(interpreter: Path, within: Sequence[Path]) -> Needed:
         interpreter: absolute path; a link is followed.
         within: where folders have to lie which a `.pth` file adds.
     """
+    interpreter = Path(os.path.normpath(interpreter))
     steps = list(_steps(interpreter))
     home = interpreter.parent.parent
     settings = _settings(home)
@@ -69,7 +70,9 @@ def installed(interpreter: Path, within: Sequence[Path]) -> Needed:
     bases = [prefix for prefix in dict.fromkeys(prefixes) if _has_library(prefix)]
     shown += [base / name for base in bases for name in _INSTALLED]
     shown = [path for path in dict.fromkeys(shown) if not systems(path)]
-    isolated = settings is not None and settings.get("include-system-site-packages") != "true"
+    isolated = (
+        settings is not None and settings.get("include-system-site-packages", "").lower() != "true"
+    )
     added, more = _added([home] if isolated else [home, *bases], shown, within)
     return Needed(
         (*shown, *added),

@@ -51,6 +51,8 @@ def test_an_interpreter_brings_what_it_was_made_from(scene: Scene) -> None:
     assert {scene.venv, scene.base / "bin", scene.base / "lib"} <= set(found.shown)
     assert not {scene.base, scene.base / "documents", Path("/")} & set(found.shown)
     assert found.notes == ()
+    (scene.packages / "own.pth").write_text(f"{scene.packages}\n")
+    assert installed(scene.app / "web/../.venv/bin/python", ()) == found, "`python: ../.venv/…`"
     assert installed(Path("/usr/bin/python3"), ()).shown == ()
 
 
