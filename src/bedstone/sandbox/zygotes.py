@@ -11,6 +11,7 @@ Rule: a zygote runs with no more rights than its children would have without it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import bedstone.processes
+from bedstone.errors import Error
 from bedstone.processes.python_command import parse
 from bedstone.processes.renewal import THREAD_VARIABLES
 from bedstone.processes.spec import COLD_START, Confinement, ProcessSpec
@@ -130,7 +132,8 @@ class Zygotes:
     async def _sweep_later(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._later = None
-        await self._sweep()
+        with contextlib.suppress(Error):  # the next release looks again
+            await self._sweep()
 
     def _levels(
         self, unit: Unit, spec: ProcessSpec
