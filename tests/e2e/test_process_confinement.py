@@ -106,7 +106,8 @@ async def warm(client: SupervisorClient, scene: Scene) -> str:
     if scene.kind == "own user":
         users = str(await client.create_userns("web", OWN - 7, 256))
         spec = replace(spec, userns=users, uid=0, gid=0)
-    await client.spawn(spec)
+    notes = (await client.spawn(spec)).applied
+    assert ("system calls filtered" in notes) == (scene.kind == "shared user"), notes
     return spec.name
 
 
