@@ -6,8 +6,10 @@ Two applications: one of FastAPI, and one that imports numpy and fills 64 MiB. E
 for each way in which an instance can start, with no instance; then it is scaled to one, again and
 again. The time runs from the moment in which `bedstone` asks for the instance until a client of the
 gateway has its first 200: placement, network, start, import, probe, and the proxies' routes are in
-it. `bare` is the same application started by Bedstone's server program alone, with no platform.
-Weighed is a whole instance, with whatever parents it or emulates it: proportional memory (PSS).
+it. The interpreter is the one that runs this, or where other users may not read that one, the
+machine's own of the same version. `bare` is the same application started by Bedstone's server
+program alone, with no platform. Weighed is a whole instance, with whatever parents it or emulates
+it: proportional memory (PSS).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from bedstone.client.transport import Endpoint
 from bedstone.model.api import Part
 from bedstone.model.monitoring import ScaleRequest
 from bedstone.processes.state import run_directory
+from bedstone.sandbox.interpreter import obstacle
 from bedstone.testing.domain import Domain, free_port
 
 APPS = {
@@ -69,6 +72,13 @@ HEAVY = ("microvm",)
 PAUSE = 0.002
 
 
+def interpreter() -> str:
+    """One that users without rights can read, as instances with a user of their own must."""
+    if obstacle(Path(sys.executable)) is None:
+        return sys.executable
+    return f"/usr/bin/python3.{sys.version_info.minor}"
+
+
 def manifest(ways: list[str]) -> str:
     """Each application once for each way."""
     routes, workloads = [], []
@@ -79,7 +89,7 @@ def manifest(ways: list[str]) -> str:
             workloads.append(
                 f"  {name}:\n    run: {app}:app\n    replicas: 0\n    "
                 + WAYS[way].format(module=module)
-                + "\n    ready: /\n    start_timeout: 120"
+                + f"\n    python: {interpreter()}\n    ready: /\n    start_timeout: 120"
             )
     return "\n".join(
         [
