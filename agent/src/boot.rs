@@ -130,6 +130,7 @@ fn make_group(pids: Option<i64>) -> Result<Group> {
         processes: open("cgroup.procs", true)?,
         freeze: open("cgroup.freeze", true)?,
         events: open("cgroup.events", false)?,
+        count: pids.map(|_| open("pids.current", false)).transpose()?,
     })
 }
 

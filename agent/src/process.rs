@@ -136,9 +136,18 @@ pub struct Group {
     pub processes: File,
     pub freeze: File,
     pub events: File,
+    /// `pids.current`, where the number of processes is limited.
+    pub count: Option<File>,
 }
 
 impl Group {
+    /// How many processes and threads are in it, if the kernel counts them.
+    pub fn tasks(&self) -> Option<i64> {
+        let mut text = [0; 24];
+        let count = self.count.as_ref()?.read_at(&mut text, 0).ok()?;
+        String::from_utf8_lossy(&text[..count]).trim().parse().ok()
+    }
+
     /// Let nothing in it run, or let it run again; returns once that is so.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let digit = if frozen { "1" } else { "0" };

@@ -108,7 +108,8 @@ impl Agent {
             }
             "stats" => {
                 fields.done()?;
-                return Ok(Some(stats::stats(self.programs.len())));
+                let tasks = self.around.group.as_ref().and_then(|group| group.tasks());
+                return Ok(Some(stats::stats(self.programs.len(), tasks)));
             }
             "pause" => {
                 fields.done()?;
