@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import tarfile
@@ -106,6 +107,19 @@ def test_statuses_are_those_of_container_engines(
     command.answer("box", "rm", "-f", "status-box")
 
 
+def test_capabilities_are_dropped_one_by_one(command: Command, place: Path) -> None:
+    look = (str(place / "root"), "grep", "CapEff", "/proc/self/status")
+    for words, kept in (
+        (("--cap-drop", "CHOWN"), 0x4FA),
+        (("--cap-drop", "cap_setuid", "--cap-drop", "KILL"), 0x45B),
+        (("--cap-drop", "ALL", "--cap-drop", "CHOWN"), 0),
+    ):
+        assert int(command.answer("run", "--rm", *words, *look).split()[1], 16) == kept
+    done = command("run", "--rm", "--cap-drop", "BANANA", *look)
+    assert done.returncode == 125
+    assert "no capability named 'BANANA'" in done.stderr
+
+
 def test_a_policy_of_ones_own(command: Command, place: Path) -> None:
     policy = place / "policy.json"
     allowed = {
@@ -169,7 +183,15 @@ def test_the_life_of_a_box(command: Command, place: Path) -> None:
 
 def test_a_terminal(command: Command, place: Path) -> None:
     master, slave = pty.openpty()
-    words = ("run", "--rm", "-it", str(place / "root"), "sh", "-c", "read x; echo got:$x; exit 5")
+    words = (
+        "run",
+        "--rm",
+        "-it",
+        str(place / "root"),
+        "sh",
+        "-c",
+        "read x; echo got:$x:$TERM; exit 5",
+    )
     process = subprocess.Popen(
         [*command.argv, *words], env=command.env, stdin=slave, stdout=slave, stderr=slave,
         start_new_session=True,
@@ -183,7 +205,7 @@ def test_a_terminal(command: Command, place: Path) -> None:
             seen += block
     assert process.wait(30) == 5
     os.close(master)
-    assert b"got:hello" in seen
+    assert re.search(rb"got:hello:\w", seen)
 
 
 def test_an_interrupt_reaches_the_program(command: Command, place: Path) -> None:

@@ -1,6 +1,6 @@
 """Which isolation each mode gives, over real databases: no less (random runs), and no more.
 
-`docs/reference/isolation.md` states the same.
+`docs/reference/transaction-isolation.md` states the same.
 """
 
 from __future__ import annotations

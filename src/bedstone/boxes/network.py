@@ -31,7 +31,7 @@ HOST: Final = "127.0.0.1"
 machine, and so open a port to the whole network that was meant for this machine."""
 _FOLDER: Final = Path("/run/bedstone/boxes")
 _BACKLOG: Final = 1024
-_NO_PROXY: Final = "localhost,127.0.0.1,::1"
+_NO_PROXY: Final = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +193,13 @@ def remove_namespace(home: Path, box: str) -> None:
         delete_netns(path)
 
 
-def proxy(link: Link, netns: str, port: int) -> tuple[socket.socket, dict[str, str]]:
-    """Listen for the proxy in a namespace; the socket, and the variables that lead to it."""
+def proxy(
+    link: Link, netns: str, port: int, rules: Sequence[egress.Rule]
+) -> tuple[socket.socket, dict[str, str]]:
+    """Listen for the proxy in a namespace; the socket, and the variables that lead to it.
+
+    What a rule names leads to the proxy, also where it is this machine's loopback.
+    """
 
     def listen() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -204,7 +209,8 @@ def proxy(link: Link, netns: str, port: int) -> tuple[socket.socket, dict[str, s
 
     made = inside(netns, listen)
     url = f"http://{link.namespace}:{made.getsockname()[1]}"
-    values = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": url, "NO_PROXY": _NO_PROXY}
+    own = ",".join(host for host in _NO_PROXY if host not in {rule.host for rule in rules})
+    values = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": url, "NO_PROXY": own}
     return made, {**values, **{name.lower(): value for name, value in values.items()}}
 
 
@@ -242,7 +248,7 @@ def make(
             "egress": [str(rule) for rule in rules],
         }
         if rules:
-            made, found.env = proxy(link, str(path), proxy_port)
+            made, found.env = proxy(link, str(path), proxy_port, rules)
             found.proxy_port = made.getsockname()[1]
             found.sockets.append(made)
             found.relay["proxy"] = made.fileno()

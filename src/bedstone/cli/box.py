@@ -136,6 +136,7 @@ def exec_(
     from bedstone.boxes.roots import find_user
     from bedstone.cli.box_terminal import demand_terminal, execute
     from bedstone.sandbox.box import Exec
+    from bedstone.sandbox.policy import ANY
 
     if tty:
         demand_terminal()
@@ -147,6 +148,9 @@ def exec_(
             raise ConflictError(f"box {name} does not run")
         uid, gid = (None, None) if user is None else find_user(Path(spec.root), user)
         variables = dict(spec.env)
+        allowed = () if spec.policy is None else spec.policy.env
+        if tty and {ANY, "TERM"} & {*allowed}:
+            variables.setdefault("TERM", os.environ.get("TERM") or "xterm")
         for text in env:
             key, equals, value = text.partition("=")
             variables[key] = value if equals else os.environ.get(key, "")

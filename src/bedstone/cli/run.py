@@ -68,7 +68,7 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 @click.option(
     "--no-lazy", is_flag=True, help="Fetch and unpack all of an image before the program starts."
 )
-@click.option("--cap-drop", is_flag=False, flag_value="ALL", help="ALL: no capability at all.")
+@click.option("--cap-drop", multiple=True, metavar="NAME", help="A capability less; ALL: none.")
 @click.option(
     "--policy",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -93,7 +93,7 @@ def run(
     publish: tuple[str, ...],
     egress: tuple[str, ...],
     net: str,
-    cap_drop: str | None,
+    cap_drop: tuple[str, ...],
     policy: Path | None,
     *,
     detach: bool,
@@ -105,7 +105,7 @@ def run(
     no_lazy: bool,
 ) -> None:
     """See `bedstone run --help`."""
-    from bedstone.boxes.api import CAPABILITIES, new_id, specify
+    from bedstone.boxes.api import new_id, specify
     from bedstone.boxes.home import boxes_directory
     from bedstone.boxes.network import parse_egress, parse_port
     from bedstone.boxes.roots import find_root
@@ -114,6 +114,7 @@ def run(
     from bedstone.sandbox.box import BoxLimits
 
     demand_no_network(net)
+    capabilities = _capabilities(cap_drop)
     ports = [parse_port(text) for text in publish]
     rules = [parse_egress(text) for text in egress]
     if tty and not detach:
@@ -135,7 +136,7 @@ def run(
             box,
             found,
             whole,
-            env=dict(_variable(text) for text in env),
+            env=_variables(env, tty=tty and policy is None),
             cwd=workdir,
             user=user,
             hostname=hostname,
@@ -143,7 +144,7 @@ def run(
             limits=BoxLimits(parse_size(memory), cpus, pids_limit, parse_size(disk)),
             readonly=read_only,
             tty=tty,
-            capabilities=() if cap_drop == "ALL" else CAPABILITIES,
+            capabilities=capabilities,
             policy=read_policy(policy) if policy is not None else None,
             network="given" if ports or rules else "none",
             init=init,
@@ -172,6 +173,26 @@ def run(
     status = asyncio.run(work())
     if status:
         raise Failed(status)
+
+
+def _capabilities(dropped: tuple[str, ...]) -> tuple[str, ...]:
+    """What is left of those that a box has by default. Raises UsageError."""
+    from bedstone.boxes.api import CAPABILITIES
+    from bedstone.sandbox.capabilities import capability
+
+    if "ALL" in (text.upper() for text in dropped):
+        return ()
+    try:
+        gone = {capability(text) for text in dropped}
+    except ValueError as error:
+        raise click.UsageError(f"--cap-drop: {error}, expected such as CHOWN, or ALL") from error
+    return tuple(name for name in CAPABILITIES if name not in gone)
+
+
+def _variables(given: tuple[str, ...], *, tty: bool) -> dict[str, str]:
+    """The variables of the arguments, and with a terminal what it is."""
+    terminal = {"TERM": os.environ.get("TERM") or "xterm"} if tty else {}
+    return terminal | dict(_variable(text) for text in given)
 
 
 def _say_notes(terminal: Terminal, notes: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def _where(address: Address) -> str:
     """What to say of a port that nobody has opened beside this machine's network."""
     if address.host.startswith("127."):
         return ""
-    return f"; in its box, a program listens on 0.0.0.0:{address.port}, not on 127.0.0.1"
+    return f"; it starts yet, or listens on 127.0.0.1 instead of 0.0.0.0:{address.port}"
 
 
 async def probe(  # noqa: PLR0911 - each is another thing that a user can act on

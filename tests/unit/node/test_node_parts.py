@@ -493,6 +493,6 @@ def test_a_port_of_a_box_that_is_closed_says_where_to_listen() -> None:
     place = Address(host="10.107.0.2", port=8080)
     outcome = asyncio.run(probe(refusing, place, TcpProbe()))
     assert outcome.message == (
-        "port 8080: connection refused; in its box, a program listens on 0.0.0.0:8080, not on "
-        "127.0.0.1"
+        "port 8080: connection refused; it starts yet, or listens on 127.0.0.1 instead of "
+        "0.0.0.0:8080"
     )
