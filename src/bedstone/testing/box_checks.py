@@ -83,6 +83,23 @@ async def executes_beside(world: World) -> None:
     assert [(status, output) for status, output, _ in found] == [(n, f"{n}\n") for n in range(5)]
 
 
+async def shares_files_with_its_caller(world: World) -> None:
+    """A program of `exec` reads and writes files of its caller where that one is in them."""
+    box = await world.idle()
+    given, log = world.folder / "given", world.folder / "log"
+    given.write_text("read before\ngiven\n")
+    log.write_text("first\n")
+    program = Exec(("/bin/sh", "-c", "cat; echo out"), {"PATH": "/bin"})
+    with given.open("rb", buffering=0) as source, log.open("r+b", buffering=0) as target:
+        source.readline()
+        target.seek(0, os.SEEK_END)
+        stdio = Stdio(source.fileno(), target.fileno(), target.fileno())
+        running = await world.boxes.exec(box.spec.id, program, stdio)
+        assert (await running.wait()).code == 0
+        target.write(b"last\n")
+    assert log.read_text() == "first\ngiven\nout\nlast\n"
+
+
 async def executed_programs_are_signalled(world: World) -> None:
     """A program of `exec` ends by the signal that it is sent, and the box lives on."""
     box = await world.idle()
@@ -350,6 +367,7 @@ CHECKS: Final[dict[str, Check]] = {
         tells_how_it_ended,
         runs_as_a_user,
         executes_beside,
+        shares_files_with_its_caller,
         executed_programs_are_signalled,
         has_a_terminal,
         pauses_and_resumes,

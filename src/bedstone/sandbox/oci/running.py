@@ -17,6 +17,7 @@ from typing import Any
 from bedstone.processes.linux import CLONE_NEWNET, setns
 from bedstone.sandbox.box import Exit, Stdio
 from bedstone.sandbox.failing import ended
+from bedstone.sandbox.oci.pumping import Pumps
 from bedstone.sandbox.oci.runtime import Files, Runtime, environment
 
 
@@ -30,6 +31,7 @@ class OciRunning:
         child: asyncio.subprocess.Process,
         files: tuple[Path, Path, Path],
         terminal: int | None,
+        pumps: Pumps | None,
         *,
         sentry: bool,
     ) -> None:
@@ -38,6 +40,7 @@ class OciRunning:
         self._child = child
         self._files = files
         self._terminal = terminal
+        self._pumps = pumps
         self._sentry = sentry
         self._ended: Exit | None = None
 
@@ -68,12 +71,15 @@ class OciRunning:
             if netns is not None:
                 setns(netns, CLONE_NEWNET)
 
+        streams = (stdio.stdin, stdio.stdout, stdio.stderr)
+        pumps = Pumps(streams) if sentry and not tty else None
+        stdin, stdout, stderr = streams if pumps is None else pumps.descriptors
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv,
-                stdin=stdio.stdin,
-                stdout=stdio.stdout,
-                stderr=stdio.stderr,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 env=environment(),
                 start_new_session=True,
                 preexec_fn=begin if tty or netns is not None else None,
@@ -81,18 +87,24 @@ class OciRunning:
         except BaseException:
             file.unlink(missing_ok=True)
             raise
+        finally:
+            if pumps is not None:
+                pumps.given()
         return cls(
             runtime,
             box,
             child,
             (file, pid, log),
             os.dup(stdio.stdin) if tty else None,
+            pumps,
             sentry=sentry,
         )
 
     async def wait(self) -> Exit:
         """Its end; see the protocol."""
         status = await self._child.wait()
+        if self._pumps is not None:
+            await asyncio.to_thread(self._pumps.drain)
         if self._ended is None:
             _, pid, log = self._files
             self._ended = Exit(ended(128 - status if status < 0 else status, str(pid), str(log)))
