@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,9 @@ fn mount_root(config: &Config) -> Result<()> {
     if config.upper.is_none() {
         mount_tmpfs("/sysroot/tmp", false, 64 << 20)?;
     }
+    for (path, text) in names(&config.hostname) {
+        let _ = write_empty(path, &text); // a root may have a folder there, or a link to nowhere
+    }
     mount_all(&config.mounts)?;
     if config.upper.is_none() {
         sys::mount_at("overlay", "/sysroot", "", MS_REMOUNT | MS_RDONLY | MS_NODEV, "")?;
@@ -170,6 +173,30 @@ fn mount_root(config: &Config) -> Result<()> {
     sys::mount_at("sysfs", "/sysroot/sys", "sysfs", PLAIN | MS_RDONLY, "")?;
     mount_proc()?;
     mount_dev()
+}
+
+/// What the box knows of names without asking anybody.
+fn names(hostname: &str) -> Vec<(&'static str, String)> {
+    let local = "127.0.0.1 localhost\n::1 localhost\n";
+    if hostname.is_empty() {
+        return vec![("/etc/hosts", local.into())];
+    }
+    vec![
+        ("/etc/hosts", format!("{local}127.0.1.1 {hostname}\n")),
+        ("/etc/hostname", format!("{hostname}\n")),
+    ]
+}
+
+/// Write a file of the root that is not there, or is empty, as images have them.
+fn write_empty(path: &str, text: &str) -> Result<()> {
+    let open = point(path, false)?;
+    let place = descriptor(&open);
+    let found = fs::metadata(&place)?;
+    if found.is_file() && found.len() == 0 {
+        fs::write(&place, text)?;
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
 }
 
 fn mount_all(mounts: &[Mount]) -> Result<()> {

@@ -85,6 +85,8 @@ def test_a_guest_is_a_machine_of_its_own(place: Path) -> None:
             ]
             assert "init" not in lines, errors
             assert status != 0
+            _, output, _ = await world.exec(box, "cat /etc/hosts /etc/hostname")
+            assert output == "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 box\nbox\n"
             for command, expected in (("nope", 127), ("/etc/passwd", 126), ("false", 1)):
                 status, _, errors = await world.exec(box, (command,))
                 assert (status, command in errors) == (expected, expected > 1)

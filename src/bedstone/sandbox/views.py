@@ -6,7 +6,8 @@ are made in the root, so that it makes no difference whether they are open to ot
 
 Rules:
 - What is hidden, such as the state of the run, is not shown either where a mount would contain it.
-- Of /etc, only what libraries cannot do without; its users are the box's own.
+- Of /etc, only what libraries cannot do without; its users are the box's own, its
+  hosts those that every box has.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ _PEOPLE: Final = {
     "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     "group": "root:x:0:\n{user}:x:{gid}:\nnogroup:x:65534:\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
 }
 USER: Final = "app"
 

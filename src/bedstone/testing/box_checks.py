@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import struct
 import termios
@@ -271,6 +272,26 @@ async def keeps_the_root_as_it_was(world: World) -> None:
     assert {"a", "b", "c"} <= set(output.splitlines()), output
 
 
+async def knows_its_own_names(world: World) -> None:
+    """Where its root has no /etc/hosts, or an empty one, it has one, whatever may be written."""
+    command = "cat /etc/hosts /etc/hostname; echo ::2 more >> /etc/hosts && tail -n 1 /etc/hosts"
+    expected = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 inside\ninside\n"
+    assert await world.run(command, hostname="inside") == (0, f"{expected}::2 more\n")
+    root = world.folder / "direct"
+    shutil.copytree(world.root, root, symlinks=True)
+    (root / "etc/hosts").touch(mode=0o600)
+    (root / "etc/hostname").write_text("of the root\n")
+    expected = expected.replace("inside\ninside", "inside\nof the root")
+    policy = replace(PERMISSIVE, writable_root=False)
+    change = {"root": str(root), "hostname": "inside"}
+    _, output = await world.run(command, write="readonly", policy=policy, **change)
+    assert output.startswith(expected)
+    assert "more" not in output
+    if world.boxes.isolation != "microvm":
+        assert await world.run(command, write="direct", **change) == (0, f"{expected}::2 more\n")
+    assert (root / "etc/hosts").read_text() == ""
+
+
 async def refuses_what_the_policy_does(world: World) -> None:
     """A denial names the field, and nothing of the box is made."""
     spec = world.spec(policy=None)
@@ -375,6 +396,7 @@ CHECKS: Final[dict[str, Check]] = {
         copies_both_ways,
         mounts_what_is_declared,
         keeps_the_root_as_it_was,
+        knows_its_own_names,
         refuses_what_the_policy_does,
         an_id_is_one_box,
         gives_everything_back,

@@ -14,7 +14,7 @@ from typing import Final
 
 from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox.box import BoxSpec, Exec, Mount
-from bedstone.sandbox.oci import first
+from bedstone.sandbox.oci import first, names
 from bedstone.sandbox.oci.config import Place, unapplied
 from bedstone.sandbox.oci.machine import open_files
 from bedstone.sandbox.sources import look
@@ -63,7 +63,11 @@ def build(spec: BoxSpec, folder: Path, extra: tuple[Mount, ...]) -> tuple[Place,
     overlay: tuple[str, ...] = ()
     place = folder / "mnt"
     place.mkdir(mode=0o755)
-    if spec.write != "direct":
+    binds: list[tuple[str, str, bool]] = []
+    unnamed = names.missing(source, spec.hostname)
+    if spec.write == "direct":
+        binds += names.over(spec, source, unnamed, place, None)
+    else:
         places = [place / name for name in ("root", "upper", "work")]
         for each in places:
             each.mkdir(mode=0o755)
@@ -78,9 +82,10 @@ def build(spec: BoxSpec, folder: Path, extra: tuple[Mount, ...]) -> tuple[Place,
             f"workdir={places[2]}",
             "userxattr",
         )
+        names.write(places[1], unnamed, None, source)
     if spec.limits.disk is not None:
         notes.append("disk limit not applied: no file system can be made without root")
-    binds, memory = [], []
+    memory = []
     for mount in (*extra, *spec.mounts):
         if mount.kind == "tmpfs":
             memory.append((mount.target, mount.size))

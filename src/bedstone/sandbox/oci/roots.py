@@ -22,6 +22,7 @@ from bedstone.errors import InvalidError, UnavailableError
 from bedstone.sandbox import mounts
 from bedstone.sandbox.box import BoxSpec, Mount
 from bedstone.sandbox.folders import IDS
+from bedstone.sandbox.oci import names
 from bedstone.sandbox.sources import look
 
 _PLAIN: Final = mounts.MS_NOSUID | mounts.MS_NODEV
@@ -81,12 +82,15 @@ def build(spec: BoxSpec, folder: Path, first_id: int | None, extra: tuple[Mount,
                 "gvisor or microvm",
             ) from error
         root = place / "root"
+        binds = []
+        unnamed = names.missing(lower, spec.hostname)
         if direct:
+            binds += names.over(spec, root, unnamed, place, first_id)
             if spec.limits.disk is not None:
                 notes.append("disk limit not applied: it writes to its root directory itself")
         else:
             _overlay(spec, lower, root, notes)
-        binds = []
+            names.write(root, unnamed, first_id, lower)
         for number, mount in enumerate((*extra, *spec.mounts)):
             shown = place / str(number)
             _mount(spec, mount, shown, first_id, notes)
