@@ -26,7 +26,7 @@ from bedstone.sandbox.installed import Needed, installed
 from bedstone.sandbox.interpreter import closed, find_interpreter
 from bedstone.sandbox.policy import AllowedMount, Policy
 from bedstone.sandbox.protocol import Host, ImageRoot, Unit
-from bedstone.sandbox.views import USER, compose, find_program, program_inside
+from bedstone.sandbox.views import USER, check_inside, compose, find_program, program_inside
 
 UID: Final = 64000
 """The user of a box whose source everybody may read; no distribution gives this number out."""
@@ -237,10 +237,11 @@ def _of_image(
     if host.images is None:
         raise AssertionError("an image was found by something")
     argv = (program_inside(image.path, argv[0], env["PATH"]), *argv[1:])
+    cwd = posixpath.normpath(image.cwd or "/")
+    check_inside(image.path, argv[0], cwd)
     user = host.images.user(image)
     mounts = _identity(unit, folder, env)
     probes = [tuple(probe) for probe in _probes(unit, command)]
-    cwd = posixpath.normpath(image.cwd or "/")
     return _Made(str(image.path), argv, env, cwd, user, mounts, probes)
 
 

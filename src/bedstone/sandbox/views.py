@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ _ETC_FILES: Final = (
     "ld.so.cache", "localtime", "timezone", "os-release", "mime.types", "protocols", "services",
     "ssl/openssl.cnf",
 )  # fmt: skip
+_NOT_OF_IMAGES: Final = ("/dev/", "/proc/", "/run/bedstone/", "/sys/")
 _HIDDEN: Final = 4096
 _PEOPLE: Final = {
     "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\n"
@@ -206,6 +208,34 @@ def program_inside(root: Path, name: str, path: str) -> str:
         if stat.S_ISREG(mode) and mode & 0o111:
             return place
     return name
+
+
+def check_inside(root: Path, program: str, cwd: str) -> None:
+    """See that an image has a program, as `program_inside` found it: images do not change.
+
+    Raises:
+        InvalidError: it is not there, or is no program.
+    """
+    place = posixpath.normpath(posixpath.join(cwd, program))
+    if "/" in program and place.startswith(_NOT_OF_IMAGES):
+        return
+    try:
+        found = mounts.open_inside(root, place) if "/" in program else None
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError:
+        return  # nobody knows; the start will tell
+    if found is None:
+        raise InvalidError(
+            f"program not found in the image: {program}",
+            hint="correct `command:`, or the image's entry point",
+        )
+    try:
+        mode = os.fstat(found).st_mode
+    finally:
+        os.close(found)
+    if not stat.S_ISREG(mode) or not mode & 0o111:
+        raise InvalidError(f"{program} in the image is no program that can be executed")
 
 
 def find_program(name: str, path: str, cwd: Path, mounted: Sequence[Mount]) -> str:

@@ -148,7 +148,31 @@ def test_boxes_and_sockets_are_hidden_also_in_its_own_folder(tmp_path: Path) -> 
         plan(replace(host, boxes=tmp_path), unit, "b", tmp_path, None, None, {})
 
 
+def test_an_image_without_its_program_is_not_started(tmp_path: Path) -> None:
+    """The first process would end with 127, and nobody would know of what."""
+    (tmp_path / "opt/run").mkdir(parents=True)
+    (tmp_path / "opt/data").touch(mode=0o644)
+    (tmp_path / "opt/out").symlink_to("/bin/sh")
+    for program in ("/bin/nope", "nope", "./nope", "out", "/opt/out", "/opt/data/x"):
+        with pytest.raises(InvalidError, match=f"program not found in the image: {program}"):
+            started(tmp_path, program)
+    for program in ("/opt/data", "./data", "/opt/run"):
+        with pytest.raises(InvalidError, match="no program that can be executed"):
+            started(tmp_path, program)
+    (tmp_path / "opt/data").chmod(0o755)
+    for program in ("/opt/data", "./data", "/proc/self/exe"):
+        assert started(tmp_path, program) == (program,)
+
+
+def started(folder: Path, program: str) -> tuple[str, ...]:
+    """The command of an image that has no entry point."""
+    host, unit = parts(folder, image="x:1", command=(program,))
+    image = Root(folder, entrypoint=())
+    return plan(host, unit, "b", folder, image, None, {}).spec.command
+
+
 def test_an_image_is_run_as_its_author_and_the_manifest_say(tmp_path: Path) -> None:
+    (tmp_path / "start").touch(mode=0o755)
     spec = made(tmp_path, image="x:1", env={"B": "own"}).spec
     assert spec.command == ("/start", "serve")
     assert (spec.user, spec.cwd, spec.write, spec.limits.disk) == (7, "/opt", "overlay", DISK)
@@ -160,6 +184,7 @@ def test_an_image_is_run_as_its_author_and_the_manifest_say(tmp_path: Path) -> N
 
 
 def test_a_command_of_the_manifest_comes_after_the_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "start").touch(mode=0o755)
     host, unit = parts(tmp_path, image="x:1", command=("migrate", "now"))
     spec = plan(host, unit, "b", tmp_path, Root(tmp_path), None, {}).spec
     assert spec.command == ("/start", "migrate", "now")
