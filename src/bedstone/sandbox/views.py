@@ -214,28 +214,48 @@ def check_inside(root: Path, program: str, cwd: str) -> None:
     """See that an image has a program, as `program_inside` found it: images do not change.
 
     Raises:
-        InvalidError: it is not there, or is no program.
+        InvalidError: it is not there, or is no program, or what it names to run it is not there.
     """
+    if "/" not in program:
+        raise _not_inside(f"program not found in the image: {program}")
     place = posixpath.normpath(posixpath.join(cwd, program))
-    if "/" in program and place.startswith(_NOT_OF_IMAGES):
+    if place.startswith(_NOT_OF_IMAGES):
         return
     try:
-        found = mounts.open_inside(root, place) if "/" in program else None
-    except (FileNotFoundError, NotADirectoryError):
-        found = None
+        found = mounts.open_inside(root, place)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _not_inside(f"program not found in the image: {program}") from error
     except OSError:
         return  # nobody knows; the start will tell
-    if found is None:
-        raise InvalidError(
-            f"program not found in the image: {program}",
-            hint="correct `command:`, or the image's entry point",
-        )
     try:
         mode = os.fstat(found).st_mode
+        if not stat.S_ISREG(mode) or not mode & 0o111:
+            raise InvalidError(f"{program} in the image is no program that can be executed")
+        interpreter = _interpreter(found)
+        if interpreter and not interpreter.startswith(_NOT_OF_IMAGES):
+            os.close(mounts.open_inside(root, posixpath.join(cwd, interpreter)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _not_inside(
+            f"{program} in the image is to be run by {interpreter!r}, which is not in it"
+        ) from error
+    except OSError:
+        return
     finally:
         os.close(found)
-    if not stat.S_ISREG(mode) or not mode & 0o111:
-        raise InvalidError(f"{program} in the image is no program that can be executed")
+
+
+def _interpreter(program: int) -> str:
+    """What the first line of a script names (execve(2)); empty for others."""
+    with open(f"/proc/self/fd/{program}", "rb") as file:  # noqa: PTH123 - of a descriptor
+        head = file.read(256)
+    if not head.startswith(b"#!"):
+        return ""
+    words = head[2:].split(b"\n")[0].strip(b" \t").replace(b"\t", b" ").split(b" ")
+    return os.fsdecode(words[0].split(b"\0")[0])
+
+
+def _not_inside(text: str) -> InvalidError:
+    return InvalidError(text, hint="correct `command:`, or the image's entry point")
 
 
 def find_program(name: str, path: str, cwd: Path, mounted: Sequence[Mount]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,6 +163,13 @@ def test_an_image_without_its_program_is_not_started(tmp_path: Path) -> None:
     (tmp_path / "opt/data").chmod(0o755)
     for program in ("/opt/data", "./data", "/proc/self/exe"):
         assert started(tmp_path, program) == (program,)
+    for line, named in (("#!/bin/sh\r\n", r"'/bin/sh\r'"), ("#! /no\t-x\n", "'/no'")):
+        (tmp_path / "opt/data").write_text(line)
+        with pytest.raises(InvalidError, match=f"run by {re.escape(named)}, which is not in it"):
+            started(tmp_path, "./data")
+    (tmp_path / "opt/data").write_text("#!/opt/tool -x\n")
+    (tmp_path / "opt/tool").touch(mode=0o755)
+    assert started(tmp_path, "./data") == ("./data",)
 
 
 def started(folder: Path, program: str) -> tuple[str, ...]:
