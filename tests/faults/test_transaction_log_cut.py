@@ -216,7 +216,7 @@ def test_a_deadlock_is_begun_anew(postgres_url: str) -> None:
     )
 
     async def run() -> None:
-        async with PostgresLog(f"{url}&options=-cdeadlock_timeout%3D50ms") as log:
+        async with PostgresLog(f"{url}&options=-cdeadlock_timeout%3D2s") as log:
             await asyncio.gather(begin(log, "a"), begin(log, "b"))
             async with await psycopg.AsyncConnection.connect(
                 f"{postgres_url}?options=-cdeadlock_timeout%3D60s"

@@ -240,8 +240,14 @@ def entries(data: Any, key: str) -> list[dict[str, Any]]:
 
 
 def says_one_of_two_ways(data: Any) -> bool:
-    """The structural rules that the parser checks with those that span parts."""
-    return all(("run" in w) != ("command" in w) for w in entries(data, "workloads")) and all(
+    """The structural rules that the parser checks with those that span parts.
+
+    An image has a command of its own, which another may take the place of.
+    """
+    return all(
+        "run" not in w if "image" in w else ("run" in w) != ("command" in w)
+        for w in entries(data, "workloads")
+    ) and all(
         ("of" in a) != ("errors" in a) and ("errors" in a) == ("total" in a)
         for a in entries(data, "alerts")
         if alert_kind(a) == KIND_TAG + "burn-rate"
