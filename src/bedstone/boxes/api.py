@@ -193,7 +193,7 @@ class Sandbox:
             policy: what it may be and do; by default what these arguments say.
             ports: what is published of it, as `8080:80` or `127.0.0.1:8080:80`; `Sandbox.ports`
                 has the real numbers.
-            egress: what it may reach through a proxy, as `pypi.org`, `db.example:5432` or `*`.
+            egress: what it may reach through a proxy, as `api.example`, `db.example:5432` or `*`.
             lazy: whether an image may be mounted before all of it is here, where that works.
             home: where boxes are kept.
 

@@ -80,7 +80,9 @@ def parse_egress(text: str) -> egress.Rule:
     try:
         return egress.parse(text)
     except ValueError as error:
-        raise InvalidError(f"egress: {error}", hint="as pypi.org, or db.example:5432") from error
+        raise InvalidError(
+            f"egress: {error}", hint="as api.example.org, or db.example:5432"
+        ) from error
 
 
 @dataclass

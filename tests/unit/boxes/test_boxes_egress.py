@@ -14,8 +14,8 @@ from bedstone.errors import InvalidError
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("PyPI.org", Rule("pypi.org")),
-        ("pypi.org.:8443", Rule("pypi.org", 8443)),
+        ("API.example.org", Rule("api.example.org")),
+        ("api.example.org.:8443", Rule("api.example.org", 8443)),
         ("*", Rule("*")),
         ("*:22", Rule("*", 22)),
         ("10.0.0.1:5432", Rule("10.0.0.1", 5432)),
@@ -52,15 +52,25 @@ def test_what_is_no_rule(text: str) -> None:
 
 
 def test_only_what_is_named_may_be_asked_for() -> None:
-    rules = [parse("pypi.org"), parse("db.example:5432"), parse("*:8443")]
-    for host, port in (("pypi.org", 443), ("pypi.org", 80), ("db.example", 5432), ("x", 8443)):
+    rules = [parse("api.example.org"), parse("db.example:5432"), parse("*:8443")]
+    for host, port in (
+        ("api.example.org", 443),
+        ("api.example.org", 80),
+        ("db.example", 5432),
+        ("x", 8443),
+    ):
         check(rules, host, port)
-    for host, port in (("pypi.org", 22), ("db.example", 443), ("a.pypi.org", 443), ("x", 443)):
+    for host, port in (
+        ("api.example.org", 22),
+        ("db.example", 443),
+        ("a.api.example.org", 443),
+        ("x", 443),
+    ):
         with pytest.raises(Refused) as caught:
             check(rules, host, port)
         assert caught.value.more.startswith(f"--egress {host}")
     with pytest.raises(Refused):
-        check([], "pypi.org", 443)
+        check([], "api.example.org", 443)
 
 
 @pytest.mark.parametrize(
