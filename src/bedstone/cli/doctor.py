@@ -52,9 +52,14 @@ def doctor(*, as_json: bool) -> None:
 
 def _enforceable(check: Check) -> Check:
     """With privileges alone identities are not enforced: other users must reach the interpreter."""
+    from bedstone.engines.doctor import NO_USERS
     from bedstone.sandbox.interpreter import obstacle
 
-    if check.name != "privileges" or not check.ok:
+    lost = {
+        "privileges": "identities are not enforced",
+        "warm starts": "instances that declare warm start cold",
+    }
+    if check.name not in lost or not check.ok or check.detail == NO_USERS:
         return check
     blocked = obstacle(Path(sys.executable))
     if blocked is None:
@@ -62,7 +67,7 @@ def _enforceable(check: Check) -> Check:
     return replace(
         check,
         ok=False,
-        detail=f"root, but {blocked} is not open to others: identities are not enforced",
+        detail=f"root, but {blocked} is not open to others: {lost[check.name]}",
         fix=f"use a Python interpreter that is not below {blocked}",
     )
 

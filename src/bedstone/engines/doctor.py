@@ -23,6 +23,8 @@ from bedstone.errors import Error
 from bedstone.processes import landlock, seccomp
 from bedstone.processes.state import run_directory
 
+NO_USERS = "without users of their own"
+"""What is said of warm starts where no instance has one."""
 _FILES = 4096
 _SPACE = 1 << 30
 
@@ -184,7 +186,7 @@ def _users() -> Check:
     """Whether workloads that declare `warm` can have users of their own; nothing else needs it."""
     name = "warm starts"
     if not can_mount():
-        return Check(name, ok=True, detail="without users of their own", required=False)
+        return Check(name, ok=True, detail=NO_USERS, required=False)
     try:
         allowed = int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 0
     except (OSError, ValueError):

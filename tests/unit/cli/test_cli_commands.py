@@ -203,6 +203,7 @@ def test_doctor_claims_enforced_identities_only_where_up_would_enforce_them(
     ended = command("doctor")
     assert "root, but /root is not open to others: identities are not enforced" in ended.out
     assert "warn: privileges: use a Python interpreter that is not below /root" in ended.out
+    assert "not open to others: instances that declare warm start cold" in ended.out
 
 
 def test_a_command_that_does_not_exist_names_the_nearest(command: Command) -> None:
