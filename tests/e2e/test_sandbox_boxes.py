@@ -49,9 +49,9 @@ def test_run_is_as_the_program_is(command: Command, place: Path) -> None:
         "run", "--rm", "--name", "first-box", root, "sh", "-c", "echo o; echo e >&2; exit 3"
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "o\n", "e\n")
-    done = command("run", "--rm", "-i", "-e", "A=1", "-u", "5:6", "-w", "/work", root, "sh", "-c",
+    done = command("run", "--rm", "-i", "-e", "A=1", "-u", "5:6", "-w", "/job", root, "sh", "-c",
                    "cat; pwd; id -u; echo $A", given="in\n")  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "in\n/work\n5\n1\n")
+    assert (done.returncode, done.stdout) == (0, "in\n/job\n5\n1\n")
     command.answer("run", "-d", "--init", "--name", "first-box", root, "sleep", "60")
     command.answer("box", "stop", "first-box")  # which would be deaf to it as the first process
     assert json.loads(command.answer("box", "ps", "-o", "json"))[0]["exit_code"] == 143
@@ -151,16 +151,16 @@ def test_the_life_of_a_box(command: Command, place: Path) -> None:
     assert command("box", "exec", "db-box", "sh", "-c", "exit 9").returncode == 9
     use = json.loads(command.answer("box", "stats", "-o", "json"))["db-box"]
     assert use["memory"] > 0
-    command.answer("box", "cp", str(data), "db-box:/work")
-    assert command.answer("box", "exec", "db-box", "cat", "/work/data/file") == "shared\n"
+    command.answer("box", "cp", str(data), "db-box:/job")
+    assert command.answer("box", "exec", "db-box", "cat", "/job/data/file") == "shared\n"
     back = place / "back"
     back.mkdir()
-    command.answer("box", "cp", "db-box:/work/data", str(back))
+    command.answer("box", "cp", "db-box:/job/data", str(back))
     assert (back / "data/file").read_text() == "shared\n"
-    command.answer("box", "cp", str(data / "file"), "db-box:/work/renamed")
-    assert command.answer("box", "exec", "db-box", "cat", "/work/renamed") == "shared\n"
+    command.answer("box", "cp", str(data / "file"), "db-box:/job/renamed")
+    assert command.answer("box", "exec", "db-box", "cat", "/job/renamed") == "shared\n"
     packed = subprocess.run(
-        [*command.argv, "box", "cp", "db-box:/work/data", "-"],
+        [*command.argv, "box", "cp", "db-box:/job/data", "-"],
         env=command.env, capture_output=True, check=True,
     )  # fmt: skip
     subprocess.run(

@@ -45,10 +45,10 @@ def test_sandbox_in_python(isolation: str, place: Path) -> None:
                 *(box.exec("sh", "-c", script, stdin=b"y" * 100_000) for _ in range(8))
             )
             assert {(len(each.stdout), len(each.stderr)) for each in many} == {(300_000, 100_000)}
-            await box.write("/work/a file", b"\0data", mode=0o600)
-            assert await box.read("/work/a file") == b"\0data"
-            assert (await box.exec("stat", "-c", "%a %u", "/work/a file")).stdout == b"600 0\n"
-            for path, kind in (("/work", InvalidError), ("/none", NotFoundError)):
+            await box.write("/job/a file", b"\0data", mode=0o600)
+            assert await box.read("/job/a file") == b"\0data"
+            assert (await box.exec("stat", "-c", "%a %u", "/job/a file")).stdout == b"600 0\n"
+            for path, kind in (("/job", InvalidError), ("/none", NotFoundError)):
                 with pytest.raises(kind):
                     await box.read(path)
             with pytest.raises(NotFoundError):
@@ -105,10 +105,10 @@ def test_copies_of_a_sandbox_go_on_where_it_is(place: Path) -> None:
             egress=["a.example"],
             home=place / "boxes",
         ) as box:
-            await box.write("/work/index.html", b"page\n")
-            await box.exec("httpd", "-p", "80", "-h", "/work")
+            await box.write("/job/index.html", b"page\n")
+            await box.exec("httpd", "-p", "80", "-h", "/job")
             async with box.fork_many(2) as (one, two):
-                await one.write("/work/index.html", b"other\n")
+                await one.write("/job/index.html", b"other\n")
                 pages = [
                     await asyncio.to_thread(fetched, each.ports[0].port) for each in (box, one, two)
                 ]

@@ -51,10 +51,10 @@ async def main():
         assert (await box.exec("sh", "-c", "touch /outside/x")).code == 1
         assert (await box.exec("cat", "/secret")).code == 1
         assert (await box.exec("nope")).code == 127
-        await box.write("/work/file", b"data")
-        assert await box.read("/work/file") == b"data"
+        await box.write("/job/file", b"data")
+        assert await box.read("/job/file") == b"data"
         # What would keep its folder from being removed.
-        script = "mkdir -m 0 /work/shut; mkdir -m 0555 /work/fast; ln -s / /work/l"
+        script = "mkdir -m 0 /job/shut; mkdir -m 0555 /job/fast; ln -s / /job/l"
         assert (await box.exec("sh", "-c", script)).code == 0
         try:
             await box.exec("id", user=5)

@@ -31,14 +31,14 @@ async def runs_a_command(world: World) -> None:
     try:
         status, output = await world.run(
             'env; pwd; hostname; id -u; echo "$1"; exit 7', env={"PATH": "/bin", "A": "1 2"},
-            cwd="/work", hostname="inside",
+            cwd="/job", hostname="inside",
         )  # fmt: skip
     finally:
         del os.environ["UNRELATED_VARIABLE"]
     assert status == 7, output
     lines = output.splitlines()
     assert "A=1 2" in lines
-    assert "/work" in lines
+    assert "/job" in lines
     assert "inside" in lines
     assert "0" in lines
     assert "UNRELATED_VARIABLE" not in output
@@ -76,10 +76,10 @@ async def executes_beside(world: World) -> None:
     status, output, errors = await world.exec(box, "cat; echo bad >&2; exit 5", data)
     assert (status, output, errors) == (5, data.decode(), "bad\n")
     status, output, _ = await world.exec(
-        box, "env; pwd; id -u", env={"PATH": "/bin", "B": "2"}, cwd="/work", user=12, group=12
+        box, "env; pwd; id -u", env={"PATH": "/bin", "B": "2"}, cwd="/job", user=12, group=12
     )
     assert status == 0
-    assert {"B=2", "/work", "12"} <= set(output.splitlines())
+    assert {"B=2", "/job", "12"} <= set(output.splitlines())
     found = await asyncio.gather(*(world.exec(box, f"echo {n}; exit {n}") for n in range(5)))
     assert [(status, output) for status, output, _ in found] == [(n, f"{n}\n") for n in range(5)]
 
@@ -199,22 +199,22 @@ async def copies_both_ways(world: World) -> None:
     """Files, folders, links and modes arrive; owners are numbers of the box."""
     box = await world.idle()
     data = archive(("a", None), ("a/file", b"x" * 100_000), ("a/link", "file"), uid=5, gid=6)
-    await world.boxes.copy_in(box.spec.id, "/work", blocks(data))
+    await world.boxes.copy_in(box.spec.id, "/job", blocks(data))
     status, output, _ = await world.exec(
-        box, "stat -c '%u %g %s %a' /work/a/file; readlink /work/a/link; wc -c < /work/a/link"
+        box, "stat -c '%u %g %s %a' /job/a/file; readlink /job/a/link; wc -c < /job/a/link"
     )
     assert status == 0
     assert output.split("\n")[:3] == ["5 6 100000 644", "file", "100000"]
-    await world.exec(box, "mkdir -p /work/b/c; echo deep > /work/b/c/d; chmod 600 /work/b/c/d")
-    members = await copied(world, box, "/work/b")
+    await world.exec(box, "mkdir -p /job/b/c; echo deep > /job/b/c/d; chmod 600 /job/b/c/d")
+    members = await copied(world, box, "/job/b")
     assert set(members) == {"b", "b/c", "b/c/d"}
     assert members["b/c/d"].size == 5
     assert members["b/c/d"].mode == 0o600
     assert (members["b"].uid, members["b"].gid) == (0, 0)
-    assert set(await copied(world, box, "/work/a/file")) == {"file"}
+    assert set(await copied(world, box, "/job/a/file")) == {"file"}
     await _raises(NotFoundError, copied(world, box, "/nothing"))
     await _raises(NotFoundError, world.boxes.copy_in(box.spec.id, "/nothing", blocks(data)))
-    await _raises(InvalidError, world.boxes.copy_in(box.spec.id, "/work", blocks(b"no" * 900)))
+    await _raises(InvalidError, world.boxes.copy_in(box.spec.id, "/job", blocks(b"no" * 900)))
 
 
 async def mounts_what_is_declared(world: World) -> None:
@@ -225,7 +225,7 @@ async def mounts_what_is_declared(world: World) -> None:
     file.write_text("one file\n")
     mounts = (
         Mount(str(shared), "/data", readonly=False),
-        Mount(str(shared), "/work/seen"),
+        Mount(str(shared), "/job/seen"),
         Mount(str(file), "/etc/file"),
         Mount("", "/scratch", readonly=False, kind="tmpfs", size=1 << 20),
     )
@@ -235,7 +235,7 @@ async def mounts_what_is_declared(world: World) -> None:
     )
     status, output = await world.run(
         "exec 2>/dev/null; cat /data/here /etc/file; echo in > /data/written && echo w1; "
-        "echo in > /work/seen/x || echo r1; echo in > /etc/file || echo r2; "
+        "echo in > /job/seen/x || echo r1; echo in > /etc/file || echo r2; "
         "dd if=/dev/zero of=/scratch/big bs=64k count=64; wc -c < /scratch/big",
         mounts=mounts,
         policy=replace(PERMISSIVE, mounts=allowed),
@@ -310,7 +310,7 @@ async def refuses_what_the_policy_does(world: World) -> None:
         assert not leftovers(world.home, denied.id)
     narrow = Policy(
         programs=("/bin/sh",), exec=True, env=("PATH",), users=(0,), writable_root=True,
-        copy_in=("/work",),
+        copy_in=("/job",),
     )  # fmt: skip
     box = await world.idle(policy=narrow)
     assert (await world.exec(box, "true"))[0] == 0

@@ -126,14 +126,12 @@ async def its_disk_is_bounded(world: World) -> None:
     assert status == 0
     assert int(output) < 16 << 20
     try:
-        await world.boxes.copy_in(box.spec.id, "/work", blocks(archive(("big", bytes(40 << 20)))))
+        await world.boxes.copy_in(box.spec.id, "/job", blocks(archive(("big", bytes(40 << 20)))))
     except Error:
         pass
     else:
         raise AssertionError("more was copied in than its disk holds")
-    assert (await world.exec(box, "rm -f /work/big; echo fine > /work/f; cat /work/f"))[
-        1
-    ] == "fine\n"
+    assert (await world.exec(box, "rm -f /job/big; echo fine > /job/f; cat /job/f"))[1] == "fine\n"
 
 
 async def its_memory_is_bounded(world: World) -> None:
@@ -217,20 +215,20 @@ async def links_do_not_lead_copies_out(world: World) -> None:
     (outside / "secret").write_text("outside")
     box = await world.launch(
         world.spec(
-            "cd /work; ln -s /proc/1/root p; echo ready; while :; do "
+            "cd /job; ln -s /proc/1/root p; echo ready; while :; do "
             f"mkdir d; rmdir d; ln -s {outside} d; rm d; ln -s {'../' * 12}{outside} d; rm d; done"
         )
     )
     await box.said("ready")
     data = archive(("d", None), ("d/file", b"x"), ("l", str(outside)), ("l/file", b"x"))
     for _ in range(3):
-        for folder in ("/work", "/work/d"):
+        for folder in ("/job", "/job/d"):
             try:
                 await world.boxes.copy_in(box.spec.id, folder, blocks(data))
             except Error:
                 continue
     assert [path.name for path in outside.iterdir()] == ["secret"]
-    for path in ("/work", "/work/d", "/work/d/secret", "/work/p", f"/work/p{outside}/secret"):
+    for path in ("/job", "/job/d", "/job/d/secret", "/job/p", f"/job/p{outside}/secret"):
         try:
             members = await copied(world, box, path)
         except Error:
@@ -238,7 +236,7 @@ async def links_do_not_lead_copies_out(world: World) -> None:
         assert not [name for name in members if name.endswith("secret")]
     for name in ("../x", "a/../../x", "/../x"):
         try:
-            await world.boxes.copy_in(box.spec.id, "/work", blocks(archive((name, b"x"))))
+            await world.boxes.copy_in(box.spec.id, "/job", blocks(archive((name, b"x"))))
         except InvalidError:
             continue
         raise AssertionError(f"a member named {name} was taken")
@@ -248,8 +246,8 @@ async def users_are_not_this_machines(world: World) -> None:
     """Copies leave out the bits by which a file lends its owner's rights."""
     box = await world.idle()
     data = archive(("tool", b"#!/bin/sh\n"), mode=0o4755)
-    await world.boxes.copy_in(box.spec.id, "/work", blocks(data))
-    assert (await world.exec(box, "stat -c %a /work/tool"))[1] == "755\n"
+    await world.boxes.copy_in(box.spec.id, "/job", blocks(data))
+    assert (await world.exec(box, "stat -c %a /job/tool"))[1] == "755\n"
 
 
 CHECKS: Final[dict[str, Check]] = {

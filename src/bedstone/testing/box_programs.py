@@ -98,7 +98,7 @@ def make_root(folder: Path) -> Path:
     assert found is not None
     root = folder / "root"
     programs = root / "bin"
-    for place in (programs, root / "attempts", root / "etc", root / "tmp", root / "work"):
+    for place in (programs, root / "attempts", root / "etc", root / "tmp", root / "job"):
         place.mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copy(found, programs / "busybox")
